@@ -1,0 +1,28 @@
+# Two commands set up a fresh machine and use it: `make demo` makes a talking video, `make test` runs the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m pipeline --demo --output output/demo.mp4
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+
+$(VENV)/.demo: requirements.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements.txt
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo requirements-dev.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements.txt --requirement requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) output

@@ -1,0 +1,64 @@
+"""What the engine asks of whoever runs it: a device, a place to tell progress, a chance to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. `fraction` (0..1) covers the whole run."""
+
+    stage: str
+    fraction: float
+    window: int = 0  # from 1; 0 outside the windows
+    num_windows: int = 0
+    step: int = 0  # from 1; 0 outside the steps
+    num_steps: int = 0
+
+
+class Host(Protocol):
+    """Runs the engine: a command line, a test, or a node of ComfyUI."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks run."""
+
+    def report(self, progress: Progress, latents: Tensor | None = None) -> None:
+        """Tells where the run stands; `latents` (`c t h w`) is the present guess of the clean ones, for a preview."""
+
+    def check_cancelled(self) -> None:
+        """Raises the host's own exception when the user wants the run to end."""
+
+    def free_memory(self) -> int:
+        """Bytes that can still be taken on `device`."""
+
+
+class TorchHost:
+    """Runs the engine in a plain Python process and keeps quiet."""
+
+    def __init__(self, device: torch.device | str | None = None):
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks run."""
+        return self._device
+
+    def report(self, progress: Progress, latents: Tensor | None = None) -> None:
+        """Tells nobody."""
+
+    def check_cancelled(self) -> None:
+        """Nobody cancels."""
+
+    def free_memory(self) -> int:
+        """Bytes free on the device, or of the machine's memory on a CPU."""
+        if self._device.type == "cuda":
+            return torch.cuda.mem_get_info(self._device)[0]
+        import psutil  # the one use, and only on a CPU
+
+        return psutil.virtual_memory().available

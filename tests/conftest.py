@@ -1,0 +1,16 @@
+"""The tests see the pack as ComfyUI does: loaded by path, under a name of its own."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+
+PACK = Path(__file__).resolve().parents[1]
+# `python -m pytest` puts the root on sys.path, where our nodes/ would hide ComfyUI's own nodes.py.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != PACK]
+spec = importlib.util.spec_from_file_location("multitalk", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+sys.modules["multitalk"] = importlib.util.module_from_spec(spec)  # not executed: the engine's tests need no ComfyUI
+sys.path.append(str(PACK / "tests"))  # the tests' own helpers: `from support import golden`
+
+torch.set_num_threads(2)
