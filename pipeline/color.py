@@ -1,0 +1,69 @@
+"""A window's colours matched to the reference image, against the drift of long videos."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# sRGB with its white point D65 at 2 degrees, as in scikit-image
+XYZ_FROM_RGB = torch.tensor(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+)
+WHITE = torch.tensor([0.95047, 1.0, 1.08883])
+FLAT = 1e-3  # a standard deviation in Lab units, whose scale is 100, that is rounding noise
+CHUNK_FRAMES = 8
+
+
+def match_colors(frames: Tensor, reference: Tensor, strength: float) -> Tensor:
+    """`frames` with the colours of `reference`: mean and spread of each Lab channel of each frame are moved to its own.
+
+    Args:
+        frames: `c f h w`, RGB in -1..1.
+        reference: `c h w`, RGB in -1..1.
+        strength: 0 (as they are) .. 1 (moved the whole way); between, a blend in RGB.
+    """
+    if strength == 0:
+        return frames
+    target = _statistics(_to_lab(_to_unit(reference[:, None].to(frames))))
+    return torch.cat([_match(chunk, target, strength) for chunk in frames.split(CHUNK_FRAMES, dim=1)], dim=1)
+
+
+def _match(frames: Tensor, target: tuple[Tensor, Tensor], strength: float) -> Tensor:
+    rgb = _to_unit(frames)
+    lab = _to_lab(rgb)
+    (mean, spread), (target_mean, target_spread) = _statistics(lab), target
+    scale = torch.where(spread > FLAT, target_spread / spread.clamp(min=FLAT), 0)  # a flat frame takes the mean
+    matched = _to_rgb((lab - mean) * scale + target_mean)
+    return torch.lerp(rgb, matched, strength) * 2 - 1
+
+
+def _statistics(lab: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation of each channel of each frame, `c f 1 1`."""
+    return lab.mean(dim=(2, 3), keepdim=True), lab.std(dim=(2, 3), keepdim=True, correction=0)
+
+
+def _to_unit(frames: Tensor) -> Tensor:
+    return ((frames + 1) / 2).clamp(0, 1)
+
+
+def _to_lab(rgb: Tensor) -> Tensor:
+    """CIE Lab, `c f h w`, from RGB in 0..1."""
+    linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    xyz = _mix(XYZ_FROM_RGB / WHITE[:, None], linear)
+    x, y, z = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def _to_rgb(lab: Tensor) -> Tensor:
+    """RGB clipped to 0..1, from CIE Lab."""
+    y = (lab[0] + 16) / 116
+    x, z = y + lab[1] / 500, (y - lab[2] / 200).clamp(min=0)
+    roots = torch.stack([x, y, z])
+    xyz = torch.where(roots > 0.2068966, roots**3, (roots - 16 / 116) / 7.787)
+    linear = _mix((XYZ_FROM_RGB / WHITE[:, None]).inverse(), xyz)
+    curved = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear > 0.0031308, curved, 12.92 * linear).clamp(0, 1)
+
+
+def _mix(matrix: Tensor, channels: Tensor) -> Tensor:
+    return torch.einsum("dc,cfhw->dfhw", matrix.to(channels), channels)
