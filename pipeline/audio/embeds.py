@@ -1,0 +1,122 @@
+"""What the model hears: the speech features of every speaker, and their slices for a window."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import torch
+from torch import LongTensor, Tensor
+
+from ..errors import AudioError
+from ..shapes import FPS
+from .dialogue import Arrangement, Speech, arrange, plan_turns
+from .wav2vec2 import encode
+from .waveform import SAMPLE_RATE_HZ, fit_length
+
+if TYPE_CHECKING:
+    from transformers import Wav2Vec2Model
+
+logger = logging.getLogger(__name__)
+
+CONTEXT = (-2, -1, 0, 1, 2)  # the feature frames around a video frame that the model hears with it
+SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FPS
+TAIL_FRAMES = 10  # 0.4 s of silence after the end, so that a window reaching past it hears silence
+
+
+@dataclass(frozen=True)
+class AudioEmbeds:
+    """The features of all speakers at 25 a second, with a tail of silence."""
+
+    features: Tensor  # p n layers channels
+    num_frames: int  # video frames, 25 a second, that the audio covers; the rows after them are the tail
+
+    @property
+    def num_speakers(self) -> int:
+        """Speakers, the silent ones too."""
+        return self.features.shape[0]
+
+    def window(self, feature_frames: LongTensor) -> Tensor:
+        """
+        The features that some video frames hear.
+
+        Args:
+            feature_frames: `f 5`, for every video frame the rows around it (see `CONTEXT`); or `p f 5`, each
+                speaker's own.
+
+        Returns:
+            `p f 5 layers channels`.
+        """
+        speakers = torch.arange(self.num_speakers).view(-1, 1, 1)
+        return self.features[speakers, feature_frames]
+
+
+def num_frames_of(duration_s: float, fps: Fraction | float = FPS) -> int:
+    """Frames of a video of `duration_s`, rounded without floating point error, a half to the even number."""
+    return round(_exact(duration_s) * _exact(fps))
+
+
+def num_model_frames(num_frames: int, fps: Fraction | float = FPS) -> int:
+    """Frames at the model's 25 a second that cover `num_frames` at `fps`."""
+    return math.ceil(num_frames * FPS / _exact(fps))
+
+
+def encode_audio(
+    model: Wav2Vec2Model,
+    speeches: Sequence[Speech],
+    arrangement: Arrangement = Arrangement.PARALLEL,
+    num_frames: int = 0,
+    normalize_loudness: bool = True,
+    normalize_input: bool = False,
+    fps: Fraction | float = FPS,
+) -> AudioEmbeds:
+    """
+    The speech features of a video.
+
+    Every track is cut, or continued with silence, to the video's length plus 0.4 s before it is encoded: silence is
+    something the model has heard, missing features are not.
+
+    Args:
+        num_frames: of the finished video, counted at `fps`; 0 takes the audio's length, at least one frame.
+        normalize_input: the encoder wants zero mean and unit variance (see `wav2vec2.encode`).
+        fps: of the finished video; the model itself always runs at 25.
+    """
+    if not num_frames:
+        num_frames = _num_frames_from_audio(speeches, arrangement, fps)
+    num_frames = num_model_frames(num_frames, fps)
+    tracks = arrange(speeches, arrangement, normalize_loudness)
+    _tell_what_is_missing(tracks, num_frames)
+    num_features = num_frames + TAIL_FRAMES
+    features = []
+    for track in tracks:
+        heard = fit_length(track, num_frames * SAMPLES_PER_FRAME)
+        waveform = fit_length(heard, num_features * SAMPLES_PER_FRAME)
+        features.append(encode(model, waveform, num_features, normalize_input))
+    return AudioEmbeds(torch.stack(features), num_frames)
+
+
+def _num_frames_from_audio(speeches: Sequence[Speech], arrangement: Arrangement, fps: Fraction | float) -> int:
+    """The frames that the speeches last."""
+    if all(speech.sound is None for speech in speeches):
+        raise AudioError("No speaker has a sound, so the video has no length. Give audio, or a number of frames.")
+    end_s = max(turn.end_s for turn in plan_turns(speeches, arrangement))
+    return max(1, num_frames_of(end_s, fps))
+
+
+def _tell_what_is_missing(tracks: Sequence[Tensor], num_frames: int) -> None:
+    """Logs speakers who say nothing, and audio that ends before the video."""
+    missing_s = num_frames / FPS - tracks[0].shape[-1] / SAMPLE_RATE_HZ
+    if missing_s >= 1 / FPS:
+        logger.info("The audio ends %.2f s before the video; silence follows it.", missing_s)
+    for speaker, track in enumerate(tracks, start=1):
+        if not track.any():
+            logger.info("Speaker %d is silent throughout.", speaker)
+
+
+def _exact(number: Fraction | float) -> Fraction:
+    """The fraction meant by a float: 3.26 is 326/100, 29.97 is 2997/100."""
+    return Fraction(number).limit_denominator(1_000_000)
