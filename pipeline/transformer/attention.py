@@ -1,0 +1,88 @@
+"""Wan's two attentions: of the video to itself, and of the video to the prompt and the reference image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from .rope import rotate
+from .speakers import speaker_map
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""softmax(q k^T / sqrt(k)) v of query, key and value, all `b heads n k`; views with any strides, k innermost."""
+
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of one attention layer, each `b heads n k`."""
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """`n (heads k)` as a batch of one, `1 heads n k`."""
+    return rearrange(x, "n (heads k) -> 1 heads n k", heads=num_heads)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """`1 heads n k` as `n (heads k)`."""
+    return rearrange(x, "1 heads n k -> n (heads k)")
+
+
+class SelfAttention(nn.Module):
+    """Every token of the window looks at every other one."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float, attend: Attend = scaled_dot_product_attention):
+        super().__init__()
+        self.num_heads, self.attend = num_heads, attend
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
+        self.norm_q, self.norm_k = (nn.RMSNorm(dim, eps=eps) for _ in range(2))
+        self.to_out = nn.Sequential(nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor, rope: Tensor, token_masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """
+        Args:
+            x: `n c`.
+            rope: `n 1 k/2 2`, see `rope.grid_rotation`.
+            token_masks: `classes s`: where each person is in the first latent frame. None where nobody asks.
+
+        Returns:
+            `n c`, and `classes n`: how much each token looks at each person (see `speaker_map`), None without masks.
+        """
+        query = self._turned(self.norm_q(self.to_q(x)), rope).type_as(x)
+        key = self._turned(self.norm_k(self.to_k(x)), rope).type_as(x)
+        seen = self.attend(query, key, split_heads(self.to_v(x), self.num_heads))
+        looks_at = None if token_masks is None else speaker_map(query, key, token_masks)
+        return self.to_out(merge_heads(seen)), looks_at
+
+    def _turned(self, x: Tensor, rope: Tensor) -> Tensor:
+        turned = rotate(rearrange(x, "n (heads k) -> n heads k", heads=self.num_heads), rope)
+        return rearrange(turned, "n heads k -> 1 heads n k")
+
+
+class CrossAttention(nn.Module):
+    """The video looks at the prompt and at the reference image: one query, two attentions, their results added."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float, attend: Attend = scaled_dot_product_attention):
+        super().__init__()
+        self.num_heads, self.attend = num_heads, attend
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
+        self.norm_q, self.norm_k = (nn.RMSNorm(dim, eps=eps) for _ in range(2))
+        self.add_k_proj, self.add_v_proj = (nn.Linear(dim, dim) for _ in range(2))
+        self.norm_added_k = nn.RMSNorm(dim, eps=eps)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor, text: KeyValue, image: KeyValue) -> Tensor:
+        """`n c` from `n c`, with the keys and values that `of_text` and `of_image` gave."""
+        query = split_heads(self.norm_q(self.to_q(x)).type_as(x), self.num_heads)
+        seen = self.attend(query, *text) + self.attend(query, *image)
+        return self.to_out(merge_heads(seen))
+
+    def of_text(self, tokens: Tensor) -> KeyValue:
+        """Keys and values of the prompt's tokens, `n c`."""
+        key, value = self.norm_k(self.to_k(tokens)).type_as(tokens), self.to_v(tokens)
+        return split_heads(key, self.num_heads), split_heads(value, self.num_heads)
+
+    def of_image(self, tokens: Tensor) -> KeyValue:
+        """Keys and values of the reference image's tokens, `n c`."""
+        key, value = self.norm_added_k(self.add_k_proj(tokens)).type_as(tokens), self.add_v_proj(tokens)
+        return split_heads(key, self.num_heads), split_heads(value, self.num_heads)

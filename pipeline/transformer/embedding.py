@@ -1,0 +1,86 @@
+"""What enters the blocks: latents as tokens, the timestep as modulation, prompt and reference image as context."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from diffusers.models.embeddings import PixArtAlphaTextProjection
+from diffusers.models.transformers.transformer_wan import WanImageEmbedding
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import linear, silu
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32, whatever its weights are stored in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`... out_features` in float32."""
+        return linear(x.float(), self.weight.float(), self.bias.float())
+
+
+class PatchEmbedding(nn.Conv3d):
+    """Patches of the input channels as tokens; linear, so that some channels can come first and others be added."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: tuple[int, int, int]):
+        super().__init__(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, frames: Tensor, first_channel: int, onto: Tensor | None = None) -> Tensor:
+        """Tokens `(t rows columns) dim`.
+
+        Args:
+            frames: `c t h w`, the input channels from `first_channel` on.
+            onto: the share of the other channels, to which this one is added; None adds the bias.
+        """
+        a, b, c = self.kernel_size
+        patches = rearrange(frames, "c (t a) (h b) (w d) -> (t h w) (c a b d)", a=a, b=b, d=c)
+        weight = self.weight[:, first_channel : first_channel + len(frames)].flatten(1)
+        return torch.addmm(self.bias if onto is None else onto, patches.type_as(weight), weight.T)
+
+
+class Time(NamedTuple):
+    """What the network knows of the timestep, in float32."""
+
+    embedding: Tensor  # 1 c
+    projection: Tensor  # 1 6 c: shift, scale, gate of the self-attention, then of the feed-forward
+
+
+def sinusoid(timestep: float | Tensor, width: int) -> Tensor:
+    """`[cos(t f_k), sin(t f_k)]` with `f_k = 10000^(-k/half)`, `1 width` in float32; t (0..1000) may have fractions."""
+    timestep = torch.as_tensor(timestep).reshape(1, 1)
+    wide = torch.float32 if timestep.device.type == "mps" else torch.float64  # MPS has no float64
+    half = width // 2
+    exponents = torch.arange(half, dtype=wide, device=timestep.device) / half
+    angles = timestep.to(wide) * 10_000.0**-exponents
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
+
+
+class TimeEmbedder(nn.Module):
+    """Two layers on the timestep's waves, in float32."""
+
+    def __init__(self, freq_dim: int, dim: int):
+        super().__init__()
+        self.linear_1 = Float32Linear(freq_dim, dim)
+        self.linear_2 = Float32Linear(dim, dim)
+
+    def forward(self, timestep: float | Tensor) -> Tensor:
+        """`1 c` of a timestep in 0..1000."""
+        waves = sinusoid(timestep, self.linear_1.in_features)
+        return self.linear_2(silu(self.linear_1(waves.to(self.linear_1.weight.device))))
+
+
+class ConditionEmbedder(nn.Module):
+    """Timestep, prompt and reference image, each made as wide as the blocks."""
+
+    def __init__(self, dim: int, freq_dim: int, text_dim: int, image_dim: int):
+        super().__init__()
+        self.time_embedder = TimeEmbedder(freq_dim, dim)
+        self.time_proj = Float32Linear(dim, 6 * dim)
+        self.text_embedder = PixArtAlphaTextProjection(text_dim, dim, act_fn="gelu_tanh")
+        self.image_embedder = WanImageEmbedding(image_dim, dim)
+
+    def time(self, timestep: float | Tensor) -> Time:
+        """The embedding that the head uses and the projection that every block uses."""
+        embedding = self.time_embedder(timestep)
+        return Time(embedding, self.time_proj(silu(embedding)).unflatten(-1, (6, -1)))
