@@ -1,0 +1,188 @@
+"""Opens whatever holds weights: safetensors, GGUF, `.pth`, shards, folders. The first bytes decide, not the ending."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+from .gguf import read_gguf
+from .source import Entry, Loaded, MappedFile, Source, Together, readable_size
+
+WEIGHTS_ENDINGS = (".safetensors", ".sft", ".gguf", ".bin", ".pth", ".pt", ".ckpt")  # in the order of preference
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)$")
+BLOCK_FILE = re.compile(r"block_\d+\.safetensors$")
+WRAPPED_STATES = ("state_dict", "model_state", "model", "module", "generator")
+SAFE_PICKLE_TORCH = (2, 6)  # before it, a prepared file could run code in spite of weights_only
+
+
+def open_source(path: Path | str, subfolder: str = "") -> Source:
+    """What is at `path`: a file, any one of several shards, their index, or a folder.
+
+    Only headers are read, but for `.pth` files, whose tensors torch maps.
+
+    Args:
+        path: file or folder.
+        subfolder: where the part lies inside a diffusers folder, such as "transformer".
+
+    Raises:
+        WeightsError: there is nothing, or it is damaged, or no weights file, or it would have to run code.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise WeightsError(f"{path} does not exist; choose a weights file or a folder of them.")
+    if path.is_dir():
+        return _open_folder(path / subfolder if (path / subfolder).is_dir() else path, chosen=path)
+    if path.name.endswith(".index.json"):
+        return _open_index(path)
+    if SHARD.match(path.name):
+        return _open_shards(path)
+    if BLOCK_FILE.match(path.name):
+        return _open_folder(path.parent, chosen=path)
+    return _with_config(open_file(path), path.parent)
+
+
+def open_file(path: Path) -> Source:
+    """One weights file, known by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        raise WeightsError(f"{path.name} is empty; download it again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(
+            f"{path.name} is a Git-LFS pointer ({readable_size(path.stat().st_size)}), not the weights; "
+            f"download the file itself."
+        )
+    if start.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
+        raise WeightsError(f"{path.name} is a web page, not the weights; download the file itself.")
+    if start.startswith(b"GGUF"):
+        return read_gguf(path)
+    if start.startswith(b"PK") or start[:1] == b"\x80":
+        return _read_pickle(path)
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
+    raise WeightsError(f"{path.name} is no weights file: it is neither safetensors, GGUF nor a PyTorch file.")
+
+
+def _read_safetensors(path: Path) -> Source:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > size - 8:
+            raise WeightsError(f"{path.name} is incomplete: it ends inside its header; download it again.")
+        header = file.read(length)
+    try:
+        fields = json.loads(header)
+        metadata = fields.pop("__metadata__", None) or {}
+        entries = {key: _safetensors_entry(field, 8 + length) for key, field in fields.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path.name} is damaged: its header cannot be read; download it again.") from error
+    return MappedFile(path, entries, metadata)
+
+
+def _safetensors_entry(field: Mapping[str, Any], data_start: int) -> Entry:
+    begin, end = field["data_offsets"]
+    return Entry(tuple(field["shape"]), field["dtype"], end - begin, data_start + begin)
+
+
+def _read_pickle(path: Path) -> Source:
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < SAFE_PICKLE_TORCH:
+        raise WeightsError(f"{path.name} can only be opened safely by PyTorch 2.6 or newer; convert it to safetensors.")
+    try:
+        state = _load_pickle(path)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"{path.name} needs to run code to open; convert it to safetensors first.") from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsError(f"{path.name} is incomplete or no PyTorch weights file; download it again.") from error
+    return Loaded(path, _tensors(state, path.name))
+
+
+def _load_pickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"  # the older format cannot be mapped
+    return torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
+
+
+def _tensors(state: Any, name: str) -> dict[str, Tensor]:
+    for wrapper in WRAPPED_STATES:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)} if _is_state(state) else {}
+    if not tensors:
+        raise WeightsError(f"{name} holds no named tensors; choose a file of weights.")
+    return tensors
+
+
+def _is_state(state: Any) -> bool:
+    return isinstance(state, Mapping)
+
+
+def _open_index(path: Path) -> Source:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path.name} is no index of shards; choose the weights themselves.") from error
+    names = sorted(set(index.values()))
+    _check_present(path.parent, names)
+    return _with_config(Together(path, [open_file(path.parent / name) for name in names]), path.parent)
+
+
+def _open_shards(path: Path) -> Source:
+    match = SHARD.match(path.name)
+    count = int(match["count"])
+    names = [f"{match['stem']}-{number:05d}-of-{count:05d}{match['ending']}" for number in range(1, count + 1)]
+    _check_present(path.parent, names)
+    return _with_config(Together(path, [open_file(path.parent / name) for name in names]), path.parent)
+
+
+def _check_present(folder: Path, names: list[str]) -> None:
+    missing = [number for number, name in enumerate(names, start=1) if not (folder / name).exists()]
+    if missing:
+        numbers = " and ".join(filter(None, (", ".join(map(str, missing[:-1])), str(missing[-1]))))
+        shards, are = ("Shards", "are") if len(missing) > 1 else ("Shard", "is")
+        raise WeightsError(
+            f"{shards} {numbers} of {len(names)} {are} missing in {folder} (the first: {names[missing[0] - 1]})."
+        )
+
+
+def _open_folder(folder: Path, chosen: Path) -> Source:
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS_ENDINGS))
+    indices = sorted(folder.glob("*.index.json"), key=lambda path: "safetensors" not in path.name)
+    shard = next((path for path in files if SHARD.match(path.name)), None)
+    if indices:
+        return _open_index(indices[0])
+    if shard is not None:
+        return _open_shards(shard)
+    if any(BLOCK_FILE.match(path.name) for path in files):
+        return _with_config(Together(chosen, [open_file(path) for path in files]), folder)
+    return _with_config(open_file(_only_one(files, chosen)), folder)
+
+
+def _only_one(files: list[Path], folder: Path) -> Path:
+    for ending in WEIGHTS_ENDINGS:
+        found = [path for path in files if path.name.endswith(ending)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(path.name for path in found[:3])
+            raise WeightsError(f"{folder} holds {len(found)} weights files ({names}, ...); choose one of them.")
+    raise WeightsError(f"{folder} holds no weights file; choose another folder or a file.")
+
+
+def _with_config(source: Source, folder: Path) -> Source:
+    """Adds the `config.json` of a folder that was made for this one model."""
+    config = folder / "config.json"
+    if config.exists():
+        try:
+            source.config = json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise WeightsError(f"{config} is damaged: it is no JSON; download it again.") from error
+    return source

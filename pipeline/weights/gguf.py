@@ -1,0 +1,209 @@
+"""GGUF files (llama.cpp): their header, and the values of their blocks, computed where the blocks lie.
+
+Layouts of the blocks follow ggml's `ggml-common.h`. All arithmetic is in float32.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from torch import Tensor
+
+from ..errors import WeightsError
+from .source import DTYPES, Entry, MappedFile, Source
+
+VERSIONS = (2, 3)  # 3 differs by allowing big-endian files, which nobody makes
+ALIGNMENT = 32  # where the header names no other
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+def read_gguf(path: Path) -> Source:
+    """The header of a GGUF file.
+
+    Raises:
+        WeightsError: the file is cut off, of an unknown version, or has blocks of a type that is not supported.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read(path, file)
+    except (struct.error, UnicodeDecodeError, MemoryError, OverflowError, KeyError) as error:
+        raise WeightsError(
+            f"{path.name} is incomplete or damaged: its header breaks off; download it again."
+        ) from error
+
+
+def _read(path: Path, file: BinaryIO) -> Source:
+    _, version, num_tensors, num_fields = struct.unpack("<4sIQQ", file.read(24))
+    if version not in VERSIONS:
+        raise WeightsError(f"{path.name} is GGUF version {version}; versions 2 and 3 are supported.")
+    metadata = {_string(file): _value(file, *_unpack(file, "I")) for _ in range(num_fields)}
+    infos = [_tensor_info(file) for _ in range(num_tensors)]
+    alignment = metadata.get("general.alignment", ALIGNMENT)
+    start = -(-file.tell() // alignment) * alignment
+    entries = {name: _entry(name, start, *info, path, metadata) for name, *info in infos}
+    return MappedFile(path, entries, metadata)
+
+
+def _unpack(file: BinaryIO, code: str) -> tuple:
+    return struct.unpack(f"<{code}", file.read(struct.calcsize(f"<{code}")))
+
+
+def _string(file: BinaryIO) -> str:
+    (length,) = _unpack(file, "Q")
+    return file.read(length).decode("utf-8", errors="replace")
+
+
+def _value(file: BinaryIO, kind: int) -> Any:
+    if kind == STRING:
+        return _string(file)
+    if kind != ARRAY:
+        return _unpack(file, SCALARS[kind])[0]
+    item, length = _unpack(file, "IQ")
+    if item in (STRING, ARRAY):
+        return [_value(file, item) for _ in range(length)]
+    return list(_unpack(file, f"{length}{SCALARS[item]}"))
+
+
+def _tensor_info(file: BinaryIO) -> tuple[str, tuple[int, ...], int, int]:
+    name = _string(file)
+    (num_axes,) = _unpack(file, "I")
+    shape = tuple(reversed(_unpack(file, f"{num_axes}Q")))
+    return name, shape, *_unpack(file, "IQ")
+
+
+def _entry(name: str, start: int, shape: tuple[int, ...], kind: int, offset: int, path: Path, metadata: dict) -> Entry:
+    try:
+        dtype = GGMLQuantizationType(kind).name
+    except ValueError as error:
+        raise WeightsError(f"{path.name} has blocks of unknown type {kind}; {SUPPORTED}.") from error
+    if dtype not in BLOCKS and dtype not in DTYPES:
+        raise WeightsError(f"{path.name} has {dtype} blocks ({name}); {SUPPORTED}.")
+    values, num_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    length = prod(shape) // values * num_bytes
+    shape = tuple(metadata.get(f"comfy.gguf.orig_shape.{name}", shape))
+    return Entry(shape, dtype, length, start + offset)
+
+
+def dequantize(blocks: Tensor, dtype: str) -> Tensor:
+    """The values of packed rows: `... values` in float32 from `... bytes` of type `dtype`, such as "Q4_K"."""
+    size, num_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
+    values = BLOCKS[dtype](blocks.reshape(-1, num_bytes))
+    return values.reshape(*blocks.shape[:-1], blocks.shape[-1] // num_bytes * size)
+
+
+def _half(blocks: Tensor, start: int) -> Tensor:
+    """The float16 at byte `start` of each block, `blocks 1`."""
+    return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
+
+
+def _nibbles(packed: Tensor) -> Tensor:
+    """The low halves of all bytes, then the high ones, on the last axis."""
+    return torch.cat((packed & 0x0F, packed >> 4), dim=-1)
+
+
+def _bits(packed: Tensor, width: int) -> Tensor:
+    """Numbers of `width` bits: `... n` bytes -> `... 8/width n`, those in the lowest bits first."""
+    shifts = torch.arange(0, 8, width, device=packed.device, dtype=torch.uint8)
+    return packed.unsqueeze(-2) >> shifts.unsqueeze(-1) & (1 << width) - 1
+
+
+def _fifth_bits(blocks: Tensor, start: int) -> Tensor:
+    """The 32 highest bits of 5-bit numbers, `blocks 32`, from 4 bytes at `start`."""
+    return _bits(blocks[:, start : start + 4], 1).transpose(1, 2).flatten(1) << 4
+
+
+def _q4_0(blocks: Tensor) -> Tensor:
+    return _half(blocks, 0) * (_nibbles(blocks[:, 2:]).float() - 8)
+
+
+def _q4_1(blocks: Tensor) -> Tensor:
+    return _half(blocks, 0) * _nibbles(blocks[:, 4:]).float() + _half(blocks, 2)
+
+
+def _q5_0(blocks: Tensor) -> Tensor:
+    return _half(blocks, 0) * ((_nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).float() - 16)
+
+
+def _q5_1(blocks: Tensor) -> Tensor:
+    return _half(blocks, 0) * (_nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4)).float() + _half(blocks, 2)
+
+
+def _q8_0(blocks: Tensor) -> Tensor:
+    return _half(blocks, 0) * blocks[:, 2:].view(torch.int8).float()
+
+
+def _q2_k(blocks: Tensor) -> Tensor:
+    scales, packed = blocks[:, :16], blocks[:, 16:80].reshape(-1, 2, 32)
+    scale = _half(blocks, 80) * (scales & 0x0F).float()
+    least = _half(blocks, 82) * (scales >> 4).float()
+    values = _bits(packed, 2).reshape(-1, 16, 16).float()
+    return (scale.unsqueeze(-1) * values - least.unsqueeze(-1)).flatten(1)
+
+
+def _q3_k(blocks: Tensor) -> Tensor:
+    high, packed, scales = blocks[:, :32], blocks[:, 32:96].reshape(-1, 2, 32), blocks[:, 96:108]
+    low_bits = _nibbles(scales[:, :8])
+    high_bits = _bits(scales[:, 8:], 2).flatten(1)
+    scale = _half(blocks, 108) * ((low_bits | high_bits << 4).float() - 32)
+    missing = 4 * (1 - _bits(high, 1).float())  # a high bit that is not set takes four away
+    values = _bits(packed, 2).reshape(-1, 8, 32).float() - missing
+    return (scale.unsqueeze(-1) * values.reshape(-1, 16, 16)).flatten(1)
+
+
+def _scales_and_minima(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """The eight 6-bit scales and minima of a Q4_K or Q5_K block, multiplied out, each `blocks 8 1`."""
+    first, second, both = blocks[:, 4:16].reshape(-1, 3, 4).unbind(1)
+    scale = torch.cat((first & 0x3F, both & 0x0F | first >> 2 & 0x30), dim=-1)
+    least = torch.cat((second & 0x3F, both >> 4 | second >> 2 & 0x30), dim=-1)
+    return (_half(blocks, 0) * scale.float()).unsqueeze(-1), (_half(blocks, 2) * least.float()).unsqueeze(-1)
+
+
+def _q4_k(blocks: Tensor) -> Tensor:
+    scale, least = _scales_and_minima(blocks)
+    values = _bits(blocks[:, 16:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
+    return (scale * values.float() - least).flatten(1)
+
+
+def _q5_k(blocks: Tensor) -> Tensor:
+    scale, least = _scales_and_minima(blocks)
+    low = _bits(blocks[:, 48:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
+    return (scale * (low | _bits(blocks[:, 16:48], 1) << 4).float() - least).flatten(1)
+
+
+def _q6_k(blocks: Tensor) -> Tensor:
+    low = _bits(blocks[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 8, 32)
+    high = _bits(blocks[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 8, 32)
+    values = ((low | high << 4).float() - 32).reshape(-1, 16, 16)
+    scale = _half(blocks, 208) * blocks[:, 192:208].contiguous().view(torch.int8).float()
+    return (scale.unsqueeze(-1) * values).flatten(1)
+
+
+def _iq4(packed: Tensor) -> Tensor:
+    table = torch.tensor(IQ4_VALUES, dtype=torch.float32, device=packed.device)
+    return table[_nibbles(packed).int()]
+
+
+def _iq4_nl(blocks: Tensor) -> Tensor:
+    return _half(blocks, 0) * _iq4(blocks[:, 2:])
+
+
+def _iq4_xs(blocks: Tensor) -> Tensor:
+    high = _bits(blocks[:, 2:4], 2).transpose(1, 2).flatten(1)
+    low = _bits(blocks[:, 4:8], 4).transpose(1, 2).flatten(1)
+    scale = _half(blocks, 0) * ((low | high << 4).float() - 32)
+    return (scale.unsqueeze(-1) * _iq4(blocks[:, 8:].reshape(-1, 8, 16))).flatten(1)
+
+
+BLOCKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q2_K": _q2_k, "Q3_K": _q3_k,
+    "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs,
+}  # fmt: skip
+SUPPORTED = "use Q8_0, Q6_K, Q5_K_M, Q4_K_M or another of " + ", ".join(BLOCKS)

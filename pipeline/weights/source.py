@@ -1,0 +1,136 @@
+"""A weights file, or several that belong together, read no further than their headers until a tensor is asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.uint8,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "F8_E8M0"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a header says of a tensor.
+
+    Attributes:
+        shape: as the network sees it, also where values are packed into blocks.
+        dtype: "F16", "F8_E4M3", ... of `DTYPES`, or a GGUF block type such as "Q4_K".
+        num_bytes: in the file.
+        offset: of the first byte in the file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int
+    offset: int = 0
+
+
+class Source(ABC):
+    """Named tensors of a file or of several files.
+
+    Attributes:
+        path: what the user chose.
+        entries: the header, by tensor name.
+        metadata: text that the file carries beside its tensors; of a GGUF also numbers and lists.
+        config: the `config.json` beside it, empty without one.
+    """
+
+    path: Path
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    @abstractmethod
+    def get(self, key: str) -> Tensor:
+        """The tensor `key`, backed by the file where it can be; bytes (`rows row_bytes`) where it is in GGUF blocks."""
+
+    @property
+    def name(self) -> str:
+        """The file's name, for people."""
+        return self.path.name
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.num_bytes for entry in self.entries.values())
+
+
+class MappedFile(Source):
+    """A file whose tensors lie in it as plain bytes; they are mapped, and read when they are first used."""
+
+    def __init__(self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, Any]):
+        self.path, self.entries, self.metadata, self.config = path, entries, metadata, {}
+        self._check_length()
+
+    def get(self, key: str) -> Tensor:
+        entry = self.entries[key]
+        dtype = DTYPES.get(entry.dtype)
+        data = self._bytes[entry.offset : entry.offset + entry.num_bytes]
+        if dtype is None:
+            return data.view(*entry.shape[:-1], -1)
+        if entry.offset % dtype.itemsize:  # an unaligned header: such bytes cannot be seen as wider numbers in place
+            data = data.clone()
+        return data.view(dtype).view(entry.shape)
+
+    @cached_property
+    def _bytes(self) -> Tensor:
+        size = self.path.stat().st_size
+        return torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8)
+
+    def _check_length(self) -> None:
+        wanted = max((entry.offset + entry.num_bytes for entry in self.entries.values()), default=0)
+        size = self.path.stat().st_size
+        if size < wanted:
+            raise WeightsError(
+                f"{self.name} is incomplete: its header says {readable_size(wanted)}, the file has "
+                f"{readable_size(size)}; download it again."
+            )
+
+
+class Loaded(Source):
+    """Tensors that are in memory, or mapped by torch, already."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None):
+        self.path, self.tensors, self.metadata, self.config = path, tensors, metadata or {}, {}
+        self.entries = {
+            key: Entry(tuple(tensor.shape), DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tensor.nbytes)
+            for key, tensor in tensors.items()
+        }
+
+    def get(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+
+class Together(Source):
+    """Several files as one: shards, or a base and what an index adds to it."""
+
+    def __init__(self, path: Path, parts: list[Source]):
+        self.path, self.parts, self.config = path, parts, {}
+        self.entries = {key: entry for part in parts for key, entry in part.entries.items()}
+        self.metadata = {key: value for part in parts for key, value in part.metadata.items()}
+        self._owner = {key: part for part in parts for key in part.entries}
+
+    def get(self, key: str) -> Tensor:
+        return self._owner[key].get(key)
+
+
+def readable_size(num_bytes: int) -> str:
+    """`16.4 GB`, `3.1 MB` or `135 bytes`; powers of ten."""
+    for power, unit in ((9, "GB"), (6, "MB")):
+        if num_bytes >= 10**power:
+            return f"{num_bytes / 10**power:.1f} {unit}"
+    return f"{num_bytes} bytes"
