@@ -36,7 +36,7 @@ class Golden:
         return {key[len(start) :]: value for key, value in self.tensors.items() if key.startswith(start)}
 
     def assert_close(self, got: Tensor, name: str) -> None:
-        """Compares with the stored tensor `name` within its stated tolerance (exact where none is stated but 1e-4 for `mid`)."""
+        """Compares with the stored tensor `name` within its tolerance: exact if none is stated, 1e-4 for `mid`."""
         want = self.tensors[name]
         assert got.shape == want.shape, f"{name}: shape {tuple(got.shape)}, wanted {tuple(want.shape)}"
         if not want.is_floating_point():

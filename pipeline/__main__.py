@@ -1,0 +1,145 @@
+"""`python -m pipeline`: a portrait, a voice and a prompt become an mp4."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .config import (
+    CARD_NUM_FRAMES,
+    Acceleration,
+    GenerationConfig,
+    GuidanceConfig,
+    Recipe,
+    Resolution,
+    SamplingConfig,
+    WindowConfig,
+)
+from .errors import MultiTalkError
+from .host import Progress, TorchHost
+from .memory import Memory, MemoryConfig
+from .request import Files, Request, run
+
+PACK = Path(__file__).parents[1]
+MODELS = PACK / "models"
+ASSETS = PACK / "demo" / "assets"
+DEMO_FILES = Files(
+    base=MODELS / "diffusion_models" / "multitalk_small_base.safetensors",
+    adapter=MODELS / "model_patches" / "multitalk_small_adapter.safetensors",
+    vae=MODELS / "vae" / "multitalk_small_vae.safetensors",
+    text_encoder=MODELS / "text_encoders" / "multitalk_small_umt5.safetensors",
+    image_encoder=MODELS / "clip_vision" / "multitalk_small_clip.safetensors",
+    audio_encoder=MODELS / "audio_encoders" / "multitalk_small_wav2vec2.safetensors",
+)
+
+
+class TerminalHost(TorchHost):
+    """Shows one line of progress: stage, window, step and remaining time."""
+
+    def __init__(self, device: str | None):
+        super().__init__(device)
+        self._started = time.monotonic()
+
+    def report(self, progress: Progress, latents: Tensor | None = None) -> None:
+        """Rewrites the line."""
+        elapsed = time.monotonic() - self._started
+        left = "" if progress.fraction < 0.02 else f", {elapsed / progress.fraction - elapsed:.0f} s left"
+        window = f" window {progress.window}/{progress.num_windows}" if progress.num_windows else ""
+        step = f" step {progress.step}/{progress.num_steps}" if progress.step else ""
+        filled = round(progress.fraction * 30)
+        bar = "#" * filled + "-" * (30 - filled)
+        print(f"\r\033[K[{bar}] {progress.stage}{window}{step}{left}", end="", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; 0 when the video is written, 2 when the request cannot be served."""
+    args = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
+    try:
+        path = run(_request(args), TerminalHost(args.device))
+    except MultiTalkError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 2
+    print(f"\n{path}", file=sys.stderr)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    add = parser.add_argument
+    add("--demo", action="store_true", help="a drawn face says a sentence, with the small bundled model")
+    add("--demo-two", action="store_true", help="two drawn faces in turn, with the small bundled model")
+    add("--image", type=Path, help="the portrait")
+    add("--audio", type=Path, action="append", help="a voice; once for each speaker, in the order of their places")
+    add("--prompt", default="A person is talking to the camera.", help="| parts prompts for the windows")
+    add("--negative-prompt", default="", help="empty takes the published one")
+    add("--box", action="append", metavar="L,T,R,B", help="a speaker's place in percent of the image; once for each")
+    add("--num-frames", type=int, help=f"{CARD_NUM_FRAMES[0]}..{CARD_NUM_FRAMES[-1]}, 0 takes the audio's length")
+    add("--long", action="store_true", help="allow any number of frames")
+    add("--resolution", type=Resolution, choices=list(Resolution), default=Resolution.P480)
+    add("--size", metavar="WxH", help="width and height in pixels instead of --resolution, multiples of 16")
+    add("--seed", type=int, default=SamplingConfig.seed)
+    add("--acceleration", type=Acceleration, choices=list(Acceleration), default=GenerationConfig.acceleration)
+    add("--steps", type=int, help=f"denoising steps ({SamplingConfig.steps})")
+    add("--shift", type=float, help="schedule shift; 7 at 480p, 11 at 720p")
+    add("--text-scale", type=float, default=GuidanceConfig.text_scale)
+    add("--audio-scale", type=float, default=GuidanceConfig.audio_scale)
+    add("--in-turn", action="store_true", help="several voices one after the other instead of together")
+    add("--recipe", type=Recipe, choices=list(Recipe), help="how the adapter was trained; the default goes by its name")
+    add("--memory", type=Memory, choices=list(Memory), default=Memory.AUTO)
+    add("--device", help="cpu, cuda, cuda:1 ...")
+    add("--fps", type=float, default=25.0, help="frames a second of the video")
+    for part in ("base", "adapter", "vae", "text-encoder", "image-encoder", "audio-encoder"):
+        add(f"--{part}", type=Path, help="weights file; the small bundled model where none is given")
+    add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="once for each")
+    add("--resume-folder", type=Path, help="keep finished windows here and go on from them")
+    add("--output", type=Path, default=Path("output/multitalk.mp4"))
+    add("--verbose", action="store_true")
+    return parser
+
+
+def _request(args: argparse.Namespace) -> Request:
+    """The request that the arguments describe; the demos fill in what is not given."""
+    demo = args.demo or args.demo_two
+    if args.demo_two:
+        image, audio = ASSETS / "drawn_two.png", [ASSETS / "drawn_speech.wav", ASSETS / "drawn_answer.wav"]
+    else:
+        image, audio = ASSETS / "drawn_portrait.png", [ASSETS / "drawn_speech.wav"]
+    windows = WindowConfig() if args.recipe is None else WindowConfig(recipe=args.recipe)
+    num_frames = args.num_frames if args.num_frames is not None else (0 if demo else GenerationConfig.num_frames)
+    size = args.size or (("256x128" if args.demo_two else "128x128") if demo else None)
+    return Request(
+        image=args.image or (image if demo else None),
+        audio=tuple(args.audio or (audio if demo else ())),
+        prompt=args.prompt,
+        negative_prompt=args.negative_prompt,
+        boxes=tuple(tuple(float(edge) for edge in box.split(",")) for box in args.box or ()),
+        size=None if size is None else tuple(int(side) for side in reversed(size.split("x"))),
+        in_turn=args.in_turn or args.demo_two,
+        fps=args.fps,
+        files=Files(**{name: getattr(args, name) or getattr(DEMO_FILES, name) for name in Files.names()}, loras=tuple(args.lora)),
+        recipe=args.recipe,
+        memory=MemoryConfig(args.memory),
+        config=GenerationConfig(
+            num_frames=num_frames,
+            resolution=args.resolution,
+            acceleration=args.acceleration,
+            allow_long=args.long or num_frames == 0,
+            sampling=SamplingConfig(args.steps or (20 if demo else SamplingConfig.steps), args.shift, args.seed),
+            guidance=GuidanceConfig(args.text_scale, args.audio_scale),
+            windows=windows,
+        ),
+        resume_folder=args.resume_folder,
+        output=args.output,
+    )
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    sys.exit(main())

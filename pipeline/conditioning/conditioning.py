@@ -1,0 +1,78 @@
+"""What a run is told to show: the portrait, the prompt, and who sits where, all of it fitted and encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..host import Host
+from ..memory import resident
+from .image_encoder import ImageEncoder
+from .vae import VideoCoder, VideoVae
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """A fitted portrait, its encoded prompts, and the coders that later windows need again.
+
+    Attributes:
+        source: `c f h w`, -1..1, fitted. One frame is a still image; more are a video to dub (InfiniteTalk).
+        prompt_embeds: one `n d` for each window, unpadded; the last serves all windows that follow.
+        negative_embeds: `n d`, unpadded.
+        vae: turns frames into latents and back.
+        image_encoder: tells a window's image; None where `image_embeds` is given.
+        image_embeds: `i d`, the same for all windows, from a node that encoded the image already.
+        speaker_masks: `classes h w` at pixel size, the speakers and then the background; None for one speaker.
+    """
+
+    source: Tensor
+    prompt_embeds: tuple[Tensor, ...]
+    negative_embeds: Tensor
+    vae: VideoCoder
+    image_encoder: ImageEncoder | None = None
+    image_embeds: Tensor | None = None
+    speaker_masks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt_embeds:
+            raise ConfigError("There is no prompt. Encode one; it may be empty.")
+        if self.image_encoder is None and self.image_embeds is None:
+            raise ConfigError("The image is not encoded. Give an image encoder, or the output of CLIP Vision Encode.")
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return self.source.shape[-2]
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return self.source.shape[-1]
+
+    def prompt_for(self, window: int) -> Tensor:
+        """The prompt `n d` of window number `window`, counted from 0."""
+        return self.prompt_embeds[min(window, len(self.prompt_embeds) - 1)]
+
+    def source_frame(self, frame: int) -> Tensor:
+        """`c 1 h w`: what the source shows at video frame `frame`; past its end the last frame stays."""
+        index = min(frame, self.source.shape[1] - 1)
+        return self.source[:, index : index + 1]
+
+    def describe(self, frame: Tensor) -> Tensor:
+        """`i d`: the image tokens of `frame` (`c h w`, -1..1), or those that were given for all windows."""
+        if self.image_embeds is not None:
+            return self.image_embeds
+        return self.image_encoder.encode(frame)
+
+    @contextmanager
+    def coders_on(self, host: Host) -> Iterator[None]:
+        """Keeps our own coders on the host's device for a while; others look after themselves."""
+        with ExitStack() as stack:
+            for coder in (self.vae, self.image_encoder):
+                if isinstance(coder, VideoVae | ImageEncoder):
+                    stack.enter_context(resident(coder.model, host))
+            yield

@@ -1,0 +1,58 @@
+"""How a window starts: MultiTalk goes on from its own last frames, InfiniteTalk always looks back at the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .conditioning.conditioning import Conditioning
+from .conditioning.context_frames import condition, motion_latents
+from .config import Recipe
+from .sampling.denoise import Anchor, CleanMotion, NoAnchor, NoisedMotion
+from .sampling.noise import Noise
+from .sampling.windows import Window
+from .shapes import MASK_CHANNELS, num_latent_frames
+
+
+@dataclass(frozen=True)
+class WindowStart:
+    """What a window is given before its first step.
+
+    Attributes:
+        condition: `20 t h w`, the mask and the latents of the known frames.
+        image_embeds: `i d`, the image tokens.
+        anchor: how the known frames enter the noisy latents.
+    """
+
+    condition: Tensor
+    image_embeds: Tensor
+    anchor: Anchor
+
+
+def start_window(
+    recipe: Recipe, conditioning: Conditioning, window: Window, motion: Tensor | None, noise: Noise
+) -> WindowStart:
+    """The start of `window`; `motion` is `c m h w`, the last frames of the window before, None in the first."""
+    if recipe is Recipe.INFINITETALK:
+        return _look_back(conditioning, window, motion)
+    return _go_on(conditioning, window, motion, noise)
+
+
+def _go_on(conditioning: Conditioning, window: Window, motion: Tensor | None, noise: Noise) -> WindowStart:
+    """MultiTalk: the known frames are the image, later the motion frames, which the noise level follows."""
+    known = conditioning.source_frame(0) if motion is None else motion
+    conditions = condition(conditioning.vae, known, window.num_frames)
+    anchor: Anchor = NoAnchor()
+    if motion is not None:
+        latents = conditions[MASK_CHANNELS:, : num_latent_frames(motion.shape[1])]
+        anchor = NoisedMotion(latents, noise.motion(window.index, latents.shape))
+    return WindowStart(conditions, conditioning.describe(known[:, -1]), anchor)
+
+
+def _look_back(conditioning: Conditioning, window: Window, motion: Tensor | None) -> WindowStart:
+    """InfiniteTalk: the reference at the window's start is the condition, the motion latents stay clean."""
+    reference = conditioning.source_frame(window.start)
+    conditions = condition(conditioning.vae, reference, window.num_frames)
+    known = conditions[MASK_CHANNELS:, :1] if motion is None else motion_latents(conditioning.vae, motion)
+    return WindowStart(conditions, conditioning.describe(reference[:, 0]), CleanMotion(known))

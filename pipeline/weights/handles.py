@@ -1,0 +1,144 @@
+"""Files that were looked at but not yet read: what a graph passes around until the weights are needed.
+
+The loaders behind them import diffusers and transformers, which takes seconds, so they are imported when they are used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+
+from ..config import Recipe
+from ..memory import MemoryConfig
+
+if TYPE_CHECKING:
+    from transformers import Wav2Vec2Model
+
+    from ..conditioning.image_encoder import ImageEncoder
+    from ..conditioning.prompt import TextEncoder
+    from ..conditioning.vae import VideoVae
+    from ..transformer.model import MultiTalkTransformer
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Precision(str, Enum):
+    """What the transformer computes in."""
+
+    AUTO = "auto"
+    BF16 = "bfloat16"
+    FP16 = "float16"
+    FP32 = "float32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type; auto is bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU."""
+        if self is not Precision.AUTO:
+            return getattr(torch, self.value)
+        if not torch.cuda.is_available():
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+@dataclass(frozen=True)
+class Lazy(Generic[T]):
+    """A network whose file has been checked; its weights are read on first use and kept.
+
+    Attributes:
+        report: what the file is, for people.
+        load: reads the weights.
+    """
+
+    report: str
+    load: Callable[[], T]
+
+    @cached_property
+    def model(self) -> T:
+        """The network."""
+        logger.info("Reading %s.", self.report)
+        return self.load()
+
+
+@dataclass(frozen=True)
+class TransformerFiles:
+    """The transformer's files and how to use them; the weights are read on first use and kept.
+
+    Attributes:
+        base: Wan2.1-I2V, or a file that holds the audio weights too.
+        adapter: the audio weights, None where the base holds them.
+        loras: files and strengths, applied in order.
+        recipe: what the audio weights were trained for.
+    """
+
+    base: Path
+    adapter: Path | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
+    recipe: Recipe = Recipe.MULTITALK
+    precision: Precision = Precision.AUTO
+    memory: MemoryConfig = MemoryConfig()
+
+    def with_lora(self, path: Path, strength: float) -> TransformerFiles:
+        """The same with one more LoRA."""
+        return replace(self, loras=(*self.loras, (path, strength)))
+
+    def check(self) -> str:
+        """Reads the headers alone and tells what the files are.
+
+        Raises:
+            WeightsError: a file is damaged, of another kind, or does not fit the others.
+        """
+        from .catalog import check_transformer
+
+        return check_transformer(self.base, self.adapter, [path for path, _ in self.loras])
+
+    @cached_property
+    def transformer(self) -> MultiTalkTransformer:
+        """The network."""
+        from .build import load_transformer
+
+        logger.info("Reading %s.", self.check())
+        return load_transformer(self.base, self.adapter, loras=self.loras, dtype=self.precision.dtype)
+
+
+def recipe_of(choice: str, name: str) -> Recipe:
+    """The recipe that a person chose; `auto` goes by the file's name, for nothing inside the file tells."""
+    if choice != "auto":
+        return Recipe(choice)
+    return Recipe.INFINITETALK if "infinite" in name.lower() else Recipe.MULTITALK
+
+
+def text_encoder(path: Path) -> Lazy[TextEncoder]:
+    """umT5 with its tokenizer."""
+    from . import build, catalog
+
+    return Lazy(catalog.check_text_encoder(path), partial(build.load_text_encoder, path))
+
+
+def image_encoder(path: Path) -> Lazy[ImageEncoder]:
+    """CLIP's vision tower."""
+    from . import build, catalog
+
+    return Lazy(catalog.check_image_encoder(path), partial(build.load_image_encoder, path))
+
+
+def vae(path: Path) -> Lazy[VideoVae]:
+    """Wan's video VAE."""
+    from . import build, catalog
+
+    return Lazy(catalog.check_vae(path), partial(build.load_vae, path))
+
+
+def audio_encoder(path: Path, allow_other: bool = False) -> Lazy[Wav2Vec2Model]:
+    """wav2vec2; `allow_other` takes a fine-tuned one of the same shape."""
+    from . import build, catalog
+
+    return Lazy(catalog.check_audio_encoder(path, allow_other), partial(build.load_audio_encoder, path))

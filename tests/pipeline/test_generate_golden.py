@@ -1,0 +1,171 @@
+"""Whole generations of the published programs: same inputs, same injected noise, same frames."""
+
+from itertools import count
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from multitalk.pipeline.audio.embeds import AudioEmbeds
+from multitalk.pipeline.conditioning.conditioning import Conditioning
+from multitalk.pipeline.conditioning.image_encoder import ImageEncoder
+from multitalk.pipeline.conditioning.prompt import encode_ids
+from multitalk.pipeline.conditioning.reference import fit
+from multitalk.pipeline.conditioning.speakers import published_masks
+from multitalk.pipeline.conditioning.vae import VideoVae
+from multitalk.pipeline.config import (
+    GenerationConfig,
+    GuidanceConfig,
+    Recipe,
+    SamplingConfig,
+    WindowConfig,
+    WindowPlan,
+)
+from multitalk.pipeline.generate import generate
+from multitalk.pipeline.host import TorchHost
+from multitalk.pipeline.shapes import VAE_STRIDE_SPACE
+from multitalk.pipeline.transformer.model import MultiTalkTransformer
+from multitalk.pipeline.weights.key_maps import rename_clip, rename_text, rename_transformer, rename_vae
+from support.golden import Golden
+from support.transformer import sizes
+from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+
+RUNS = {
+    "end_to_end": Recipe.MULTITALK,
+    "infinitetalk_end_to_end": Recipe.INFINITETALK,
+    "infinitetalk_end_to_end_two": Recipe.INFINITETALK,
+    "infinitetalk_end_to_end_video": Recipe.INFINITETALK,
+}
+CASES = [(name, case) for name in RUNS for case in Golden(name).cases]
+
+
+class RecordedNoise:
+    """Gives out the noise that the published program drew."""
+
+    def __init__(self, golden: Golden, case: str):
+        self.golden, self.case = golden, case
+
+    def for_window(self, window, shape):
+        return self.golden[f"in.{self.case}.clip{window}.noise"].reshape(tuple(shape))
+
+    def motion(self, window, shape):
+        yield from self.golden[f"in.{self.case}.clip{window}.motion_noise"]
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+@torch.inference_mode()
+def test_the_same_inputs_and_noise_give_the_published_frames(name, case):
+    golden = Golden(name)
+    facts = golden.cases[case]
+    transformer = load_transformer(golden)
+    conditioning = make_conditioning(golden, case)
+    frames = torch.cat(
+        list(
+            generate(
+                transformer,
+                make_audio(golden, case),
+                conditioning,
+                make_config(facts, RUNS[name]),
+                TorchHost("cpu"),
+                noise=RecordedNoise(golden, case),
+            )
+        ),
+        1,
+    )
+    golden.assert_close(conditioning.prompt_embeds[0], "mid.context")
+    golden.assert_close(conditioning.negative_embeds, "mid.context_null")
+    golden.assert_close(frames, f"out.{case}.video")
+
+
+def make_config(facts: dict, recipe: Recipe) -> GenerationConfig:
+    return GenerationConfig(
+        num_frames=0,
+        allow_long=True,
+        sampling=SamplingConfig(steps=facts["steps"], shift=facts["shift"]),
+        guidance=GuidanceConfig(facts["text_scale"], facts["audio_scale"], facts["apg"]),
+        windows=WindowConfig(
+            recipe, WindowPlan.PUBLISHED, facts["frame_num"], facts["motion_frame"], facts["max_frames_num"]
+        ),
+        color_strength=facts["color_strength"],
+    )
+
+
+def make_audio(golden: Golden, case: str) -> AudioEmbeds:
+    names = (f"in.{case}.audio_person{number}" for number in count(1))
+    people = [golden[name] for name, _ in zip(names, range(golden.cases[case]["people"]), strict=False)]
+    return AudioEmbeds(torch.stack(people), len(people[0]))
+
+
+def make_conditioning(golden: Golden, case: str) -> Conditioning:
+    facts, target = golden.cases[case], tuple(golden.cases[case]["target_hw"])
+    video = f"in.{case}.source_video_uint8"
+    pictures = golden[video] if video in golden else golden["in.image_uint8"][None]
+    text = load_text_encoder(golden)
+    return Conditioning(
+        source=torch.stack([fit(picture, target) for picture in pictures], 1),
+        prompt_embeds=(encode_ids(text, golden["in.prompt.ids"], golden["in.prompt.mask"]),),
+        negative_embeds=encode_ids(text, golden["in.negative_prompt.ids"], golden["in.negative_prompt.mask"]),
+        vae=VideoVae(load_vae(golden)),
+        image_encoder=ImageEncoder(load_image_encoder(golden)),
+        speaker_masks=make_masks(facts, pictures.shape[1:3], target) if facts["people"] > 1 else None,
+    )
+
+
+def make_masks(facts: dict, image_hw: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
+    """The published masks, which are of latent size, at the size of the pixels."""
+    boxes = facts.get("bbox")
+    latent = published_masks(
+        tuple(image_hw), target, facts["people"], boxes and list(boxes.values()), facts["face_scale"]
+    )
+    return latent.repeat_interleave(VAE_STRIDE_SPACE, 1).repeat_interleave(VAE_STRIDE_SPACE, 2)
+
+
+def weights(golden: Golden, part: str) -> dict:
+    return {key[len(part) + 1 :]: value for key, value in golden.tensors.items() if key.startswith(f"{part}.")}
+
+
+def load_transformer(golden: Golden) -> MultiTalkTransformer:
+    transformer = MultiTalkTransformer(**sizes(golden.config["dit"])).eval()
+    transformer.load_state_dict({rename_transformer(key): value for key, value in weights(golden, "dit").items()})
+    return transformer
+
+
+def load_vae(golden: Golden) -> AutoencoderKLWan:
+    config = golden.config["vae"]
+    vae = AutoencoderKLWan(
+        base_dim=config["dim"], z_dim=config["z_dim"], dim_mult=config["dim_mult"],
+        num_res_blocks=config["num_res_blocks"], temperal_downsample=config["temporal_downsample"],
+    ).eval()  # fmt: skip
+    vae.load_state_dict({rename_vae(key): value for key, value in weights(golden, "vae").items()})
+    return vae
+
+
+def load_image_encoder(golden: Golden) -> CLIPVisionModel:
+    config = golden.config["clip"]
+    model = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=config["dim"], intermediate_size=config["dim"] * config["mlp_ratio"],
+            num_hidden_layers=config["num_layers"], num_attention_heads=config["num_heads"],
+            image_size=config["image_size"], patch_size=config["patch_size"], hidden_act="gelu",
+            layer_norm_eps=config["norm_eps"],
+        )
+    ).eval()  # fmt: skip
+    state = rename_clip(weights(golden, "clip"))
+    model.load_state_dict({key: state[key] for key in model.state_dict()})
+    return model
+
+
+def load_text_encoder(golden: Golden) -> UMT5EncoderModel:
+    config = golden.config["t5"]
+    model = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=config["vocab_size"], d_model=config["dim"], d_kv=config["dim_attn"] // config["num_heads"],
+            d_ff=config["dim_ffn"], num_layers=config["num_layers"], num_heads=config["num_heads"],
+            relative_attention_num_buckets=config["num_buckets"],
+            relative_attention_max_distance=config["max_distance"],
+            feed_forward_proj="gated-gelu", dropout_rate=0.0, is_encoder_decoder=False,
+        )
+    ).eval()  # fmt: skip
+    state = {rename_text(key): value for key, value in weights(golden, "t5").items()}
+    state["encoder.embed_tokens.weight"] = state["shared.weight"]
+    model.load_state_dict({key: state[key] for key in model.state_dict()})
+    return model
