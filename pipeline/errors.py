@@ -25,3 +25,7 @@ class WeightsError(MultiTalkError):
 
 class NumericalError(MultiTalkError):
     """A run whose numbers went bad (NaN, infinity, black frames)."""
+
+
+class RemoteError(MultiTalkError):
+    """A request that the remote service refused, lost or did not finish, or a file from it that cannot be used."""

@@ -1,0 +1,75 @@
+"""Where remote runs are done: who pays, what it may cost, where things are kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import ConfigError, RemoteError
+from .client import Backoff, load_library
+from .credentials import Key, find_key
+from .payload import Estimate, dollars
+
+RUN_CAP_VARIABLE, DAY_CAP_VARIABLE = "MULTITALK_FAL_MAX_USD", "MULTITALK_FAL_MAX_USD_PER_DAY"
+
+
+@dataclass(frozen=True)
+class Caps:
+    """The most that may be spent, in dollars; None is no limit."""
+
+    run_usd: float | None = None
+    day_usd: float | None = None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Caps:
+        """MULTITALK_FAL_MAX_USD for a run, MULTITALK_FAL_MAX_USD_PER_DAY for 24 hours."""
+        return cls(_dollars_of(environ, RUN_CAP_VARIABLE), _dollars_of(environ, DAY_CAP_VARIABLE))
+
+    def check_run(self, estimate: Estimate) -> None:
+        """Raises RemoteError when a run may cost more than a run may."""
+        if self.run_usd is not None and estimate.usd_at_most > self.run_usd:
+            raise RemoteError(
+                f"This video would cost {estimate}; {RUN_CAP_VARIABLE} allows {dollars(self.run_usd)} a run. "
+                f"Ask for fewer frames, or raise it."
+            )
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Who pays, what it may cost, and where things are kept.
+
+    Attributes:
+        private: for the ledger; nobody else reads it.
+        output: ComfyUI's output folder, or any other.
+    """
+
+    key: Key
+    private: Path
+    output: Path
+    caps: Caps = field(default_factory=Caps.from_environment)
+    backoff: Backoff = field(default_factory=Backoff)
+
+    @classmethod
+    def open(cls, private: Path, output: Path) -> Desk:
+        """With the key and the caps of this machine.
+
+        Raises:
+            RemoteError: there is no key, or fal-client is not installed.
+        """
+        load_library()
+        return cls(find_key(private), private, output)
+
+
+def _dollars_of(environ: Mapping[str, str], name: str) -> float | None:
+    text = environ.get(name, "").strip().lstrip("$")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ConfigError(f"{name} must be a number of dollars like 2.50, got {text[:20]!r}.")
+    return value
