@@ -1,0 +1,40 @@
+"""The frames that a window starts with, as the video transformer is told of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..shapes import MASK_CHANNELS, num_latent_frames
+from .vae import VideoCoder
+
+
+def condition(vae: VideoCoder, known_frames: Tensor, num_frames: int) -> Tensor:
+    """The condition of a window: `c t h w` of 4 mask channels and 16 latent channels, float32.
+
+    Args:
+        vae: the coder of frames.
+        known_frames: `c k h w`, -1..1: the reference image, or the last frames of the window before.
+        num_frames: frames of the window, 4n+1; those that are not known are mid-grey.
+    """
+    if not 1 <= known_frames.shape[1] <= num_frames:
+        raise ConfigError(f"A window of {num_frames} frames cannot start with {known_frames.shape[1]} known ones.")
+    latents = vae.encode_padded(known_frames, num_frames)
+    mask = known_mask(known_frames.shape[1], num_frames).to(latents)
+    return torch.cat((mask[..., None, None].expand(-1, -1, *latents.shape[2:]), latents))
+
+
+def motion_latents(vae: VideoCoder, frames: Tensor) -> Tensor:
+    """The latents `c t h w` of the frames (`c m h w`, -1..1, m = 4n+1) that one window hands to the next."""
+    return vae.encode(frames)
+
+
+def known_mask(num_known: int, num_frames: int) -> Tensor:
+    """Which video frames are known: `4 t`, 1 or 0, the four video frames of a latent frame along the channels.
+
+    The first latent frame holds one video frame; its four channels all tell of that one.
+    """
+    first = torch.ones(MASK_CHANNELS)
+    others = (torch.arange(1, num_frames) < num_known).float()
+    return torch.cat((first, others)).reshape(num_latent_frames(num_frames), MASK_CHANNELS).T.contiguous()

@@ -1,0 +1,226 @@
+"""Who is where in the picture: a mask or a box for each speaker, and the background that is left."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..errors import ImageError
+from ..shapes import PATCH_SPACE, TOKEN_PIXELS, LatentSize
+from .reference import fit_mask
+
+logger = logging.getLogger(__name__)
+
+MARGIN = 0.05  # of a speaker's share of the picture, left free on every side; the published `face_scale`
+OVERLAP_WORTH_TELLING = 0.01  # of the smaller speaker
+
+COLORS = ((230, 60, 60), (60, 120, 230), (60, 180, 80), (240, 170, 40), (160, 80, 200), (60, 190, 200))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a speaker is in the source picture: a mask, or a box, or, with neither, a share of its width.
+
+    Attributes:
+        mask: `h w` (or `1 h w`), 0..1 or bool, of the picture's proportions; what is above 0.5 is the speaker.
+        box: left, top, right, bottom.
+        percent: whether the box is in percent of the picture's sides rather than in pixels.
+    """
+
+    mask: Tensor | None = None
+    box: tuple[float, float, float, float] | None = None
+    percent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and self.box is not None:
+            raise ImageError("A speaker has a mask and a box. Give one of them.")
+        if self.box is None:
+            return
+        left, top, right, bottom = self.box
+        if not all(map(math.isfinite, self.box)) or left >= right or top >= bottom:
+            raise ImageError(
+                f"A box is left, top, right, bottom with left < right and top < bottom, got {tuple(self.box)}."
+            )
+
+
+def speaker_masks(places: Sequence[Place], image_hw: tuple[int, int], target_hw: tuple[int, int]) -> Tensor:
+    """The speakers' masks and the background's, fitted as the picture is: `p+1 h w` in float32, 0 or 1.
+
+    Args:
+        places: one for each speaker, in the order of the voices.
+        image_hw: height and width of the source picture.
+        target_hw: height and width that it is fitted to.
+
+    Raises:
+        ImageError: a speaker's place is empty, or nothing of it is left after the crop or at the size of tokens; the
+            message names the speaker.
+    """
+    num_speakers = len(places)
+    in_source = torch.stack([_paint(place, index, num_speakers, image_hw) for index, place in enumerate(places)])
+    fitted = fit_mask(_with_background(in_source), target_hw)
+    size = LatentSize.of_video(1, *target_hw)
+    in_tokens = to_token_masks(to_latent_masks(fitted, size), size)
+    for index in range(num_speakers):
+        _check_left(index, in_source[index], fitted[index], in_tokens[index])
+    _tell_overlaps(fitted[:-1])
+    if not in_tokens[-1].any():
+        logger.info("The speakers cover the whole picture: no background is left.")
+    return fitted
+
+
+def to_latent_masks(masks: Tensor, size: LatentSize) -> Tensor:
+    """Masks `classes h w` of any size at that of latents, nearest, 0 or 1 in float32."""
+    return _nearest(masks, (size.h, size.w))
+
+
+def to_token_masks(masks: Tensor, size: LatentSize) -> Tensor:
+    """Masks `classes h w` of the size of latents at that of tokens, nearest, 0 or 1 in float32."""
+    return _nearest(masks, (size.h // PATCH_SPACE, size.w // PATCH_SPACE))
+
+
+def published_masks(
+    image_hw: tuple[int, int],
+    target_hw: tuple[int, int],
+    num_speakers: int,
+    boxes: Sequence[tuple[float, float, float, float]] | None = None,
+    margin: float = MARGIN,
+) -> Tensor:
+    """The published program's masks for one or two persons, `3 h w` at the size of latents.
+
+    Its boxes are named x_min, y_min, x_max, y_max and used as first row, first column, last row, last column. For one
+    person all three masks are ones.
+    """
+    height, width = image_hw
+    if num_speakers == 1:
+        in_source = torch.ones(3, height, width)
+    elif boxes is None:
+        in_source = _with_background(torch.stack([_share(index, 2, image_hw, margin) for index in range(2)]))
+    else:
+        in_source = torch.zeros(len(boxes), height, width)
+        for mask, (top, left, bottom, right) in zip(in_source, boxes, strict=True):
+            mask[int(top) : int(bottom), int(left) : int(right)] = 1
+        in_source = _with_background(in_source)
+    return to_latent_masks(fit_mask(in_source, target_hw), LatentSize.of_video(1, *target_hw))
+
+
+def draw_places(image: Tensor, masks: Tensor) -> Tensor:
+    """The picture with each speaker tinted and numbered.
+
+    Args:
+        image: uint8 `h w c`, RGB.
+        masks: `p+1 h w` of the same size, as from `speaker_masks`; the last, the background, is left alone.
+
+    Returns:
+        uint8 `h w c`.
+    """
+    tinted = image.float()
+    for index, mask in enumerate(masks[:-1]):
+        color = torch.tensor(COLORS[index % len(COLORS)]).float()
+        tinted = torch.where(mask[..., None] > 0, 0.6 * tinted + 0.4 * color, tinted)
+    picture = Image.fromarray(tinted.round().to(torch.uint8).numpy())
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(12, image.shape[0] // 12))
+    for index, mask in enumerate(masks[:-1]):
+        row, column = mask.nonzero().float().mean(dim=0).tolist()
+        draw.text((column, row), str(index + 1), (255, 255, 255), font, "mm", stroke_width=2, stroke_fill=(0, 0, 0))
+    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(image.shape)
+
+
+def _paint(place: Place, index: int, num_speakers: int, image_hw: tuple[int, int]) -> Tensor:
+    """One speaker's mask `h w` in the source picture."""
+    if place.mask is not None:
+        return _from_mask(place.mask, index, image_hw)
+    if place.box is not None:
+        return _from_box(place, index, image_hw)
+    return _share(index, num_speakers, image_hw, MARGIN)
+
+
+def _from_mask(mask: Tensor, index: int, image_hw: tuple[int, int]) -> Tensor:
+    mask = mask[0] if mask.ndim == 3 and len(mask) else mask
+    if mask.ndim != 2 or 0 in mask.shape:
+        raise ImageError(f"The mask of speaker {index + 1} must be h w, got the shape {tuple(mask.shape)}.")
+    inside = (mask.float().cpu() > 0.5).float()
+    if not inside.any():
+        raise ImageError(
+            f"The mask of speaker {index + 1} is empty. Paint the whole person in white. "
+            f"(The mask of an image without alpha channel is empty.)"
+        )
+    if tuple(mask.shape) == tuple(image_hw):
+        return inside
+    off = abs(mask.shape[0] / mask.shape[1] / (image_hw[0] / image_hw[1]) - 1)
+    if off > 0.05:
+        raise ImageError(
+            f"The mask of speaker {index + 1} is {mask.shape[1]}x{mask.shape[0]}, "
+            f"the image {image_hw[1]}x{image_hw[0]}. Make the mask for this image."
+        )
+    return interpolate(inside[None, None], image_hw, mode="nearest")[0, 0]
+
+
+def _from_box(place: Place, index: int, image_hw: tuple[int, int]) -> Tensor:
+    height, width = image_hw
+    x_unit, y_unit = (width / 100, height / 100) if place.percent else (1, 1)
+    left, right = (round(min(max(x * x_unit, 0), width)) for x in place.box[::2])
+    top, bottom = (round(min(max(y * y_unit, 0), height)) for y in place.box[1::2])
+    if left == right or top == bottom:
+        unit = "percent" if place.percent else "pixels"
+        raise ImageError(
+            f"The box of speaker {index + 1}, {tuple(place.box)} in {unit}, holds no pixel of the image "
+            f"({width}x{height}). It is left, top, right, bottom."
+        )
+    mask = torch.zeros(image_hw)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def _share(index: int, num_speakers: int, image_hw: tuple[int, int], margin: float) -> Tensor:
+    """The speakers stand side by side, the first on the left, each in the middle of an equal share of the width."""
+    height, width = image_hw
+    share = width // num_speakers
+    left, right = int(share * margin + share * index), int(share * (1 - margin) + share * index)
+    mask = torch.zeros(image_hw)
+    mask[int(height * margin) : int(height * (1 - margin)), left:right] = 1
+    return mask
+
+
+def _with_background(persons: Tensor) -> Tensor:
+    """`p h w` and the background, which is where no person is: `p+1 h w`."""
+    return torch.cat((persons, (persons.sum(dim=0, keepdim=True) == 0).float()))
+
+
+def _nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """On the CPU: CUDA's nearest fails on large sources."""
+    return (interpolate(masks[None].float().cpu(), size, mode="nearest")[0] > 0).float()
+
+
+def _check_left(index: int, in_source: Tensor, fitted: Tensor, in_tokens: Tensor) -> None:
+    height, width = fitted.shape
+    if not fitted.any():
+        rows, columns = (in_source.nonzero().float().mean(dim=0) / torch.tensor(in_source.shape) * 100).tolist()
+        raise ImageError(
+            f"Speaker {index + 1} is cut off: the place at {columns:.0f}% from the left and {rows:.0f}% from the top "
+            f"is outside the centre that fits {width}x{height}. Crop the image yourself, or choose another size."
+        )
+    if not in_tokens.any():
+        raise ImageError(
+            f"The place of speaker {index + 1} is too small: {int(fitted.sum())} of {width}x{height} pixels. "
+            f"Mark the whole person, at least {2 * TOKEN_PIXELS}x{2 * TOKEN_PIXELS} pixels."
+        )
+
+
+def _tell_overlaps(persons: Tensor) -> None:
+    for (first, a), (second, b) in combinations(enumerate(persons, start=1), 2):
+        share = (a * b).sum() / min(a.sum(), b.sum())
+        if share > OVERLAP_WORTH_TELLING:
+            logger.warning(
+                "Speakers %d and %d overlap on %d%% of the smaller one; there the picture decides who speaks.",
+                first,
+                second,
+                round(100 * share.item()),
+            )

@@ -1,0 +1,91 @@
+import pytest
+import torch
+from einops import rearrange, reduce
+from multitalk.pipeline.conditioning.context_frames import condition, known_mask, motion_latents
+from multitalk.pipeline.conditioning.reference import fit
+from multitalk.pipeline.errors import ConfigError
+from support.golden import Golden
+
+MSK_Y, PLAN = Golden("msk_y"), Golden("infinitetalk_plan")
+CONDITIONS = [case for case, facts in PLAN.cases.items() if facts.get("kind") or case.startswith("cond")]
+
+
+class LinearVae:
+    """The goldens' stand-in: pixels pooled 8x8 and over a latent frame's frames, then mixed by a matrix."""
+
+    def __init__(self, golden):
+        self.mix, self.unmix = golden["vae.A"], golden["vae.B"]
+
+    def encode(self, frames):
+        first, others = frames[:, :1], frames[:, 1:]
+        pooled = [
+            reduce(first, "c f (h a) (w b) -> c f h w", "mean", a=8, b=8),
+            reduce(others, "c (t f) (h a) (w b) -> c t h w", "mean", f=4, a=8, b=8),
+        ]
+        return torch.einsum("dc,cthw->dthw", self.mix, torch.cat(pooled, dim=1))
+
+    def encode_padded(self, known, num_frames):
+        grey = known.new_zeros(3, num_frames - known.shape[1], *known.shape[2:])
+        return self.encode(torch.cat((known, grey), dim=1))
+
+    def decode(self, latents):
+        pixels = torch.einsum("dc,cthw->dthw", self.unmix, latents).tanh().clamp(-1, 1)
+        for index, frame in enumerate(rearrange(pixels, "c t h w -> t c 1 h w")):
+            grown = frame.repeat_interleave(8, 2).repeat_interleave(8, 3)
+            yield grown.expand(-1, 1 if index == 0 else 4, -1, -1)
+
+
+@pytest.mark.parametrize("case", MSK_Y.cases)
+def test_the_condition_is_the_published_one(case):
+    known = MSK_Y[f"in.{case}.known_frames"]
+    got = condition(LinearVae(MSK_Y), known, MSK_Y.config["frame_num"])
+    MSK_Y.assert_close(got, f"out.{case}.y")
+    MSK_Y.assert_close(got[4:], f"mid.{case}.vae_latents")
+    assert torch.equal(got[:4], MSK_Y[f"out.{case}.y"][:4])
+
+
+def test_known_frames_are_the_fitted_image_and_then_the_last_decoded_frames():
+    first, second = (MSK_Y[f"in.{case}.known_frames"] for case in MSK_Y.cases)
+    assert torch.allclose(fit(MSK_Y["in.image_uint8"], tuple(first.shape[2:]))[:, None], first, atol=1e-6)
+    frames = torch.cat(list(LinearVae(MSK_Y).decode(MSK_Y["mid.final_latents_first_clip"])), dim=1)
+    assert torch.allclose(frames[:, -MSK_Y.config["motion_frame"] :], second, atol=1e-6)
+
+
+@pytest.mark.parametrize(("case", "num_known"), [("first", 1), ("second", None)])
+def test_the_mask_of_a_published_window(case, num_known):
+    published = MSK_Y.config["published"]
+    mask = known_mask(num_known or published["motion_frame"], published["frame_num"])
+    assert torch.equal(mask, MSK_Y[f"out.published_{case}_clip.mask"])
+
+
+def test_a_mask_may_end_inside_a_latent_frame():
+    assert known_mask(4, 9).T.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
+
+
+def clips(case):
+    return range(sum(name.startswith(f"mid.{case}.clip") and "final" in name for name in PLAN.tensors))
+
+
+@pytest.mark.parametrize("case", CONDITIONS)
+def test_infinitetalk_looks_back_at_its_reference(case):
+    vae = LinearVae(PLAN)
+    for clip in clips(case):
+        if f"out.{case}.clip{clip}.y" not in PLAN:
+            continue
+        num_frames = 4 * PLAN[f"out.{case}.clip{clip}.y"].shape[1] - 3
+        got = condition(vae, PLAN[f"mid.{case}.clip{clip}.reference"], num_frames)
+        PLAN.assert_close(got, f"out.{case}.clip{clip}.y")
+
+
+@pytest.mark.parametrize("case", CONDITIONS)
+def test_infinitetalk_hands_on_clean_motion(case):
+    vae = LinearVae(PLAN)
+    for clip in clips(case):
+        source = "reference" if clip == 0 else "motion_frames"
+        got = motion_latents(vae, PLAN[f"mid.{case}.clip{clip}.{source}"])
+        PLAN.assert_close(got, f"out.{case}.clip{clip}.motion_latents")
+
+
+def test_more_known_frames_than_the_window_has_are_refused():
+    with pytest.raises(ConfigError, match="window of 5 frames cannot start with 9"):
+        condition(LinearVae(MSK_Y), torch.zeros(3, 9, 16, 16), 5)
