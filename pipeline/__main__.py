@@ -123,7 +123,9 @@ def _request(args: argparse.Namespace) -> Request:
         size=None if size is None else tuple(int(side) for side in reversed(size.split("x"))),
         in_turn=args.in_turn or args.demo_two,
         fps=args.fps,
-        files=Files(**{name: getattr(args, name) or getattr(DEMO_FILES, name) for name in Files.names()}, loras=tuple(args.lora)),
+        files=Files(
+            **{name: getattr(args, name) or getattr(DEMO_FILES, name) for name in Files.names()}, loras=tuple(args.lora)
+        ),
         recipe=args.recipe,
         memory=MemoryConfig(args.memory),
         config=GenerationConfig(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from .conditioning.speakers import to_latent_masks
 from .config import GenerationConfig, WindowPlan
 from .errors import ConfigError, NumericalError
 from .host import Host, Progress
-from .memory import MemoryConfig, PlacedTransformer, placed, resident
+from .memory import MemoryConfig, PlacedTransformer, placed
 from .recipes import WindowStart, start_window
 from .sampling.denoise import denoise
 from .sampling.guidance import Guidance, Pass
@@ -129,14 +128,15 @@ def check(run: Run) -> None:
         ConfigError: the audio, the picture, the speakers or the sizes do not fit the model or each other.
     """
     conditioning, embeds = run.conditioning, run.audio_embeds
+    run.options.check(run.config)
     if conditioning.height % TOKEN_PIXELS or conditioning.width % TOKEN_PIXELS:
         raise ConfigError(
-            f"The picture is {conditioning.width}x{conditioning.height}; both sides must be multiples of {TOKEN_PIXELS}."
+            f"The picture is {conditioning.width}x{conditioning.height}; its sides must be multiples of {TOKEN_PIXELS}."
         )
     wanted = tuple(run.transformer.config.audio_features)
     if tuple(embeds.features.shape[2:]) != wanted:
         raise ConfigError(
-            f"The audio embeds have {tuple(embeds.features.shape[2:])} layers and channels, the adapter hears {wanted}. "
+            f"The audio embeds have {tuple(embeds.features.shape[2:])} layers x channels, the adapter wants {wanted}. "
             f"Encode the audio with chinese-wav2vec2-base."
         )
     places = 1 if conditioning.speaker_masks is None else len(conditioning.speaker_masks) - 1
@@ -159,7 +159,9 @@ def open_store(
     """The store of finished windows that belongs to exactly these inputs."""
     pictures = (conditioning.source, *conditioning.prompt_embeds, conditioning.negative_embeds)
     optional = [part for part in (conditioning.speaker_masks, conditioning.image_embeds) if part is not None]
-    key = run_key(transformer, audio_embeds.features, audio_embeds.num_frames, pictures, tuple(optional), config, options)
+    key = run_key(
+        transformer, audio_embeds.features, audio_embeds.num_frames, pictures, tuple(optional), config, options
+    )
     return WindowStore(folder, key)
 
 
@@ -172,10 +174,8 @@ def _windows(run: Run, store: WindowStore | None) -> Iterator[Tensor]:
             finished = store.load(window.index) if store else None
             if finished is None:
                 if transformer is None:
-                    around.enter_context(accelerated(run.transformer, run.options))
-                    transformer = around.enter_context(
-                        placed(run.transformer, run.memory, run.size(window), run.host)
-                    )
+                    around.enter_context(accelerated(run.transformer, run.options, run.host.device))
+                    transformer = around.enter_context(placed(run.transformer, run.memory, run.size(window), run.host))
                 finished = _finish(run, transformer, window, motion, store)
             motion = finished.motion
             yield finished.frames[:, window.keep]
@@ -212,7 +212,7 @@ def generate_window(run: Run, transformer: PlacedTransformer, window: Window, mo
 
 def _denoise(run: Run, transformer: PlacedTransformer, window: Window, start: WindowStart) -> Tensor:
     """The clean latents of a window."""
-    guidance = Guidance(run.config.guidance)
+    guidance = Guidance(run.config.guidance, run.options.guidance_every)
     heard = _prepare_passes(run, window, start, guidance)
     cache = make_cache(run.options, run.transformer, run.timesteps, run.config.resolution)
     noise = run.noise.for_window(window.index, run.size(window).shape).to(run.host.device)
@@ -227,7 +227,10 @@ def _prepare_passes(run: Run, window: Window, start: WindowStart, guidance: Guid
     if masks is not None:
         masks = to_latent_masks(masks, size).to(device)
     shared = run.transformer.prepare_window(
-        size, start.condition.to(device), start.image_embeds.to(device), masks if run.audio_embeds.num_speakers > 1 else None
+        size,
+        start.condition.to(device),
+        start.image_embeds.to(device),
+        masks if run.audio_embeds.num_speakers > 1 else None,
     )
     prompts = {True: conditioning.prompt_for(window.index).to(device), False: conditioning.negative_embeds.to(device)}
     voices = {

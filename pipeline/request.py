@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import Wav2Vec2Model
 
 from .audio.dialogue import Arrangement, Speech, soundtrack
 from .audio.embeds import AudioEmbeds, encode_audio
@@ -21,6 +22,7 @@ from .errors import AudioError, ConfigError, ImageError
 from .generate import generate, open_store
 from .host import Host, Progress
 from .memory import MemoryConfig, resident
+from .shapes import FPS
 from .video import write_video
 from .weights import handles
 
@@ -93,9 +95,9 @@ def run(request: Request, host: Host) -> Path:
     if request.resume_folder:
         store = open_store(request.resume_folder, transformer, embeds, conditioning, config)
     windows = generate(transformer, embeds, conditioning, config, host, memory=request.memory, store=store)
-    num_frames = config.num_frames or embeds.num_frames
-    sound = soundtrack(speeches, _arrangement(request), num_frames, embeds.fps)
-    write_video(request.output, windows, embeds.fps, sound)
+    num_output = embeds.output_frames(config.num_frames)
+    sound = soundtrack(speeches, _arrangement(request), num_output, embeds.fps)
+    write_video(request.output, windows, config.num_frames or embeds.num_frames, embeds.fps, num_output, sound)
     if store:
         store.discard()
     return request.output
@@ -105,7 +107,7 @@ _ENCODERS = ("audio_encoder", "text_encoder", "image_encoder", "vae")
 
 
 def _look(request: Request) -> tuple[Tensor, list[Speech], tuple[int, int], Tensor | None]:
-    """The picture, the voices, the video's size and the speakers' masks; everything that can be wrong without weights."""
+    """The picture, the voices, the video's size and the speakers' masks: all that can be wrong without weights."""
     if request.image is None:
         raise ImageError("There is no image. Name a portrait with --image.")
     if not request.audio:
@@ -138,10 +140,17 @@ def _arrangement(request: Request) -> Arrangement:
     return Arrangement.IN_TURN if request.in_turn else Arrangement.PARALLEL
 
 
-def _hear(encoder: handles.AudioEncoder, request: Request, speeches: list[Speech], host: Host) -> AudioEmbeds:
+def _hear(encoder: Wav2Vec2Model, request: Request, speeches: list[Speech], host: Host) -> AudioEmbeds:
     host.report(Progress("audio", 0))
-    with resident(encoder.model, host):
-        return encode_audio(encoder.model, speeches, _arrangement(request), request.config.num_frames, fps=request.fps)
+    with resident(encoder, host):
+        return encode_audio(
+            encoder,
+            speeches,
+            _arrangement(request),
+            round(request.config.num_frames * request.fps / FPS),
+            normalize_input=handles.normalizes_input(encoder),
+            fps=request.fps,
+        )
 
 
 def _see(parts: dict, request: Request, source: Tensor, masks: Tensor | None, host: Host) -> Conditioning:

@@ -34,11 +34,19 @@ class AudioEmbeds:
 
     features: Tensor  # p n layers channels
     num_frames: int  # video frames, 25 a second, that the audio covers; the rows after them are the tail
+    fps: Fraction = Fraction(FPS)  # of the finished video
+    num_output_frames: int | None = None  # of the finished video, at `fps`; None at 25 a second
 
     @property
     def num_speakers(self) -> int:
         """Speakers, the silent ones too."""
         return self.features.shape[0]
+
+    def output_frames(self, num_frames: int) -> int:
+        """Frames of the finished video for `num_frames` of the model's; 0 stands for all of the audio's."""
+        if num_frames == 0:
+            return self.num_frames if self.num_output_frames is None else self.num_output_frames
+        return max(1, round(num_frames * self.fps / FPS))
 
     def window(self, feature_frames: LongTensor) -> Tensor:
         """
@@ -87,7 +95,7 @@ def encode_audio(
     """
     if not num_frames:
         num_frames = _num_frames_from_audio(speeches, arrangement, fps)
-    num_frames = num_model_frames(num_frames, fps)
+    num_output_frames, num_frames = num_frames, num_model_frames(num_frames, fps)
     tracks = arrange(speeches, arrangement, normalize_loudness)
     _tell_what_is_missing(tracks, num_frames)
     num_features = num_frames + TAIL_FRAMES
@@ -96,7 +104,7 @@ def encode_audio(
         heard = fit_length(track, num_frames * SAMPLES_PER_FRAME)
         waveform = fit_length(heard, num_features * SAMPLES_PER_FRAME)
         features.append(encode(model, waveform, num_features, normalize_input))
-    return AudioEmbeds(torch.stack(features), num_frames)
+    return AudioEmbeds(torch.stack(features), num_frames, _exact(fps), num_output_frames)
 
 
 def _num_frames_from_audio(speeches: Sequence[Speech], arrangement: Arrangement, fps: Fraction | float) -> int:

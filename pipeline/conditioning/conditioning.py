@@ -8,11 +8,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..config import Resolution
 from ..errors import ConfigError
 from ..host import Host
 from ..memory import resident
 from .image_encoder import ImageEncoder
 from .vae import VideoCoder, VideoVae
+
+LARGEST_480P = 640 * 960  # pixels, between the largest bucket of 480p and the smallest of 720p
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Conditioning:
     def width(self) -> int:
         """Pixels."""
         return self.source.shape[-1]
+
+    @property
+    def resolution(self) -> Resolution:
+        """The class of sizes that the picture belongs to, by its area."""
+        return Resolution.P720 if self.height * self.width > LARGEST_480P else Resolution.P480
 
     def prompt_for(self, window: int) -> Tensor:
         """The prompt `n d` of window number `window`, counted from 0."""

@@ -137,6 +137,11 @@ def vae(path: Path) -> Lazy[VideoVae]:
     return Lazy(catalog.check_vae(path), partial(build.load_vae, path))
 
 
+def normalizes_input(encoder: Wav2Vec2Model) -> bool:
+    """Whether the encoder wants zero mean and unit variance, as its `preprocessor_config.json` said."""
+    return bool(getattr(encoder.config, "do_normalize", False))
+
+
 def audio_encoder(path: Path, allow_other: bool = False) -> Lazy[Wav2Vec2Model]:
     """wav2vec2; `allow_other` takes a fine-tuned one of the same shape."""
     from . import build, catalog

@@ -1,0 +1,52 @@
+"""What ComfyUI sees: the one list of our nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import model_files
+from .audio import MultiTalkEmbedsFromKijai, MultiTalkEmbedsToKijai, MultiTalkEncodeAudio
+from .conditioning import MultiTalkCondition, MultiTalkSpeaker
+from .loaders import (
+    MultiTalkLoadAudioEncoder,
+    MultiTalkLoadImageEncoder,
+    MultiTalkLoadLora,
+    MultiTalkLoadModel,
+    MultiTalkLoadTextEncoder,
+    MultiTalkLoadVAE,
+)
+from .options import MultiTalkAccelerationOptions, MultiTalkLongVideoOptions
+from .remote import MultiTalkFal
+from .sampler import MultiTalkSampler
+
+NODES: list[type[io.ComfyNode]] = [
+    MultiTalkLoadModel,
+    MultiTalkLoadLora,
+    MultiTalkLoadTextEncoder,
+    MultiTalkLoadImageEncoder,
+    MultiTalkLoadVAE,
+    MultiTalkLoadAudioEncoder,
+    MultiTalkEncodeAudio,
+    MultiTalkSpeaker,
+    MultiTalkCondition,
+    MultiTalkSampler,
+    MultiTalkLongVideoOptions,
+    MultiTalkAccelerationOptions,
+    MultiTalkEmbedsToKijai,
+    MultiTalkEmbedsFromKijai,
+    MultiTalkFal,
+]
+
+
+class MultiTalkExtension(ComfyExtension):
+    """Hands the nodes to ComfyUI, and the folders they look in."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All nodes."""
+        model_files.register_folders()
+        return NODES
+
+
+async def comfy_entrypoint() -> MultiTalkExtension:
+    """What ComfyUI calls."""
+    return MultiTalkExtension()

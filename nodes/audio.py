@@ -1,0 +1,201 @@
+"""From AUDIO to audio embeds and the soundtrack, and to and from WanVideoWrapper's dictionary."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..pipeline.audio.dialogue import Arrangement, Speech, soundtrack
+from ..pipeline.audio.embeds import AudioEmbeds, encode_audio
+from ..pipeline.errors import AudioError
+from ..pipeline.host import Progress
+from ..pipeline.memory import resident
+from ..pipeline.weights.handles import Lazy
+from . import sockets
+from .comfy_host import ComfyHost
+from .conversions import from_audio, to_audio
+
+CATEGORY = "MultiTalk"
+MAX_SPEAKERS = 4
+
+
+class MultiTalkEncodeAudio(io.ComfyNode):
+    """What is said, by whom and when."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkEncodeAudio",
+            display_name="MultiTalk Encode Audio",
+            category=CATEGORY,
+            description="Hears one voice or several. The sound that comes out is the user's own, only cut or padded.",
+            inputs=[
+                sockets.AudioEncoder.Input("audio_encoder", tooltip="chinese-wav2vec2-base."),
+                io.Audio.Input("audio_1", tooltip="The first speaker's voice; it moves the lips and is heard."),
+                *(
+                    io.Audio.Input(f"audio_{k}", optional=True, tooltip=f"The voice of speaker {k}.")
+                    for k in range(2, MAX_SPEAKERS + 1)
+                ),
+                io.Audio.Input(
+                    "heard",
+                    optional=True,
+                    tooltip="What the video sounds like, if other than the voices: the full mix, where the voices "
+                    "above were separated from music.",
+                ),
+                io.Int.Input(
+                    "num_frames",
+                    default=0,
+                    min=0,
+                    max=100000,
+                    tooltip="Length of the video in frames; 0 takes it from the audio.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=25.0,
+                    min=1.0,
+                    max=60.0,
+                    step=0.01,
+                    tooltip="Frames a second that num_frames counts.",
+                ),
+                io.Combo.Input(
+                    "multi_audio_type",
+                    options=Arrangement,
+                    default=Arrangement.PARALLEL,
+                    tooltip="Several voices together (para) or one after the other (add).",
+                ),
+                io.Boolean.Input(
+                    "normalize_loudness",
+                    default=True,
+                    tooltip="Brings every voice to -23 LUFS for the lips, as in training; the sound stays as it is.",
+                ),
+                io.String.Input(
+                    "start_times",
+                    default="",
+                    advanced=True,
+                    tooltip="When each voice starts, in seconds, with commas: 0, 3.5. Empty follows multi_audio_type.",
+                ),
+            ],
+            outputs=[
+                sockets.AudioEmbeds.Output(display_name="audio_embeds"),
+                io.Audio.Output(display_name="soundtrack"),
+                io.Int.Output(display_name="frame_count"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        audio_encoder: Lazy,
+        audio_1: dict,
+        num_frames: int,
+        fps: float,
+        multi_audio_type: str,
+        normalize_loudness: bool,
+        start_times: str,
+        heard: dict | None = None,
+        **voices: dict,
+    ) -> io.NodeOutput:
+        host = ComfyHost()
+        given = {"audio_1": audio_1, **{name: voice for name, voice in sorted(voices.items()) if voice is not None}}
+        starts = _start_times(start_times, len(given))
+        speeches = [
+            Speech(from_audio(voice, name), start) for (name, voice), start in zip(given.items(), starts, strict=True)
+        ]
+        arrangement = Arrangement(multi_audio_type)
+        host.report(Progress("audio", 0))
+        encoder = audio_encoder.model
+        with resident(encoder.model, host):
+            embeds = encode_audio(encoder, speeches, arrangement, num_frames, normalize_loudness, fps=fps)
+        host.report(Progress("audio", 1))
+        heard_speeches = speeches if heard is None else [Speech(from_audio(heard, "heard"))]
+        track = soundtrack(heard_speeches, arrangement, embeds.num_frames, embeds.fps)
+        return io.NodeOutput(embeds, to_audio(track), embeds.num_frames)
+
+
+class MultiTalkEmbedsToKijai(io.ComfyNode):
+    """Our audio embeds for WanVideoWrapper's sampler."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkEmbedsToKijai",
+            display_name="MultiTalk Embeds to WanVideoWrapper",
+            category=f"{CATEGORY}/interop",
+            description="Turns audio embeds into the multitalk_embeds that WanVideoWrapper's sampler takes.",
+            inputs=[
+                sockets.AudioEmbeds.Input("audio_embeds", tooltip="From MultiTalk Encode Audio."),
+                io.Float.Input(
+                    "audio_scale", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Strength of the audio attention."
+                ),
+                io.Float.Input(
+                    "audio_cfg_scale", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Guidance towards the audio."
+                ),
+                io.Mask.Input("ref_target_masks", optional=True, tooltip="A mask for each speaker."),
+            ],
+            outputs=[sockets.KijaiEmbeds.Output(display_name="multitalk_embeds")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        audio_embeds: AudioEmbeds,
+        audio_scale: float,
+        audio_cfg_scale: float,
+        ref_target_masks: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            {
+                "audio_features": [person[: audio_embeds.num_frames] for person in audio_embeds.features],
+                "audio_scale": audio_scale,
+                "audio_cfg_scale": audio_cfg_scale,
+                "ref_target_masks": ref_target_masks,
+            }
+        )
+
+
+class MultiTalkEmbedsFromKijai(io.ComfyNode):
+    """WanVideoWrapper's audio embeds for our sampler."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkEmbedsFromKijai",
+            display_name="MultiTalk Embeds from WanVideoWrapper",
+            category=f"{CATEGORY}/interop",
+            description="Takes the multitalk_embeds of WanVideoWrapper. Its scales are set on our sampler instead.",
+            inputs=[sockets.KijaiEmbeds.Input("multitalk_embeds", tooltip="From WanVideoWrapper's MultiTalk nodes.")],
+            outputs=[
+                sockets.AudioEmbeds.Output(display_name="audio_embeds"),
+                io.Int.Output(display_name="frame_count"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, multitalk_embeds: dict) -> io.NodeOutput:
+        features = multitalk_embeds["audio_features"]
+        people = [features] if isinstance(features, torch.Tensor) else list(features)
+        lengths = {len(person) for person in people}
+        if len(lengths) != 1:
+            raise AudioError(
+                f"The speakers' embeds have different lengths ({sorted(lengths)} frames). Encode them together."
+            )
+        embeds = AudioEmbeds(torch.stack([person.float() for person in people]), lengths.pop())
+        return io.NodeOutput(embeds, embeds.num_frames)
+
+
+def _start_times(text: str, num_speakers: int) -> list[float | None]:
+    """One start for each speaker from `0, 3.5`; all None where the text is empty.
+
+    Raises:
+        AudioError: not numbers, or not as many as speakers.
+    """
+    if not text.strip():
+        return [None] * num_speakers
+    parts = text.split(",")
+    try:
+        starts = [float(part) for part in parts]
+    except ValueError:
+        raise AudioError(f"start_times must be seconds with commas between, like 0, 3.5; got {text!r}.") from None
+    if len(starts) != num_speakers or min(starts) < 0:
+        raise AudioError(f"start_times needs {num_speakers} times of 0 or more, one for each voice; got {text!r}.")
+    return starts

@@ -1,0 +1,224 @@
+"""From IMAGE and prompt to what the sampler is told to show, with our encoders or with core's."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..pipeline.conditioning.reference import bucket, check_size, fit, to_rgb
+from ..pipeline.conditioning.speakers import Place, draw_places, speaker_masks
+from ..pipeline.config import Resolution
+from ..pipeline.errors import ConfigError
+from ..pipeline.host import Progress
+from ..pipeline.memory import resident
+from ..pipeline.weights.handles import Lazy
+from . import sockets
+from .comfy_host import ComfyHost
+from .conversions import CoreVae, from_conditioning, from_image, from_masks, to_image
+
+CATEGORY = "MultiTalk"
+CUSTOM = "custom"
+
+
+class MultiTalkSpeaker(io.ComfyNode):
+    """Where one speaker is in the picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkSpeaker",
+            display_name="MultiTalk Speaker",
+            category=CATEGORY,
+            description="A speaker's place: a mask, or a box in percent of the image. Chain one for each voice.",
+            inputs=[
+                sockets.Speakers.Input("speakers", optional=True, tooltip="The speakers before this one."),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="The whole person in white; it is used instead of the box."
+                ),
+                *(
+                    io.Float.Input(
+                        side,
+                        default=default,
+                        min=0.0,
+                        max=100.0,
+                        step=0.5,
+                        tooltip=f"The box's {side} edge, in percent.",
+                    )
+                    for side, default in (("left", 0.0), ("top", 0.0), ("right", 50.0), ("bottom", 100.0))
+                ),
+            ],
+            outputs=[sockets.Speakers.Output(display_name="speakers")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        left: float,
+        top: float,
+        right: float,
+        bottom: float,
+        speakers: tuple[Place, ...] | None = None,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        if mask is None:
+            place = Place(box=(left, top, right, bottom), percent=True)
+        else:
+            place = Place(mask=from_masks(mask)[0])
+        return io.NodeOutput((*(speakers or ()), place))
+
+
+class MultiTalkCondition(io.ComfyNode):
+    """The portrait and the prompt, fitted and encoded."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkCondition",
+            display_name="MultiTalk Condition",
+            category=CATEGORY,
+            description="Resizes and centre-crops the image and encodes the prompt. Core's encoders may be connected "
+            "instead of ours.",
+            inputs=[
+                io.Image.Input("image", tooltip="The portrait; of a batch the first, or all for a video to dub."),
+                io.MultiType.Input(
+                    "vae",
+                    types=[sockets.Vae, io.Vae],
+                    tooltip="MultiTalk Load VAE, or core's Load VAE with wan_2.1_vae.",
+                ),
+                io.MultiType.Input(
+                    "image_encoder",
+                    types=[sockets.ImageEncoder, io.ClipVisionOutput],
+                    tooltip="MultiTalk Load Image Encoder, or core's CLIP Vision Encode (crop none).",
+                ),
+                sockets.TextEncoder.Input(
+                    "text_encoder",
+                    optional=True,
+                    tooltip="Reads the prompts below; not needed with positive and negative.",
+                ),
+                io.Conditioning.Input("positive", optional=True, tooltip="From CLIP Text Encode, instead of prompt."),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="From CLIP Text Encode, instead of negative_prompt."
+                ),
+                sockets.Speakers.Input("speakers", optional=True, tooltip="Who is where, for two voices or more."),
+                io.Mask.Input(
+                    "ref_target_masks",
+                    optional=True,
+                    tooltip="A batch with a mask for each speaker, instead of speakers.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="A person is talking to the camera.",
+                    multiline=True,
+                    tooltip="What the video shows. | parts prompts for the windows of a long video.",
+                ),
+                io.String.Input(
+                    "negative_prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="What it should not show; empty takes the published one.",
+                ),
+                io.Combo.Input(
+                    "resolution",
+                    options=[*(size.value for size in Resolution), CUSTOM],
+                    default=Resolution.P480.value,
+                    tooltip="The nearest shape of about 640x640 or 960x960 pixels; custom takes width and height.",
+                ),
+                io.Int.Input("width", default=832, min=64, max=4096, step=16, tooltip="For custom, in pixels."),
+                io.Int.Input("height", default=480, min=64, max=4096, step=16, tooltip="For custom, in pixels."),
+                io.Int.Input(
+                    "num_speakers", default=1, min=1, max=8, tooltip="How many speak, where speakers gives no places."
+                ),
+                io.Boolean.Input(
+                    "dub_video",
+                    default=False,
+                    advanced=True,
+                    tooltip="Takes the whole batch as a video whose lips are changed (InfiniteTalk).",
+                ),
+            ],
+            outputs=[
+                sockets.Conditioning.Output(display_name="conditioning"),
+                io.Image.Output(display_name="fitted_image"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: Tensor,
+        vae: object,
+        image_encoder: object,
+        prompt: str,
+        negative_prompt: str,
+        resolution: str,
+        width: int,
+        height: int,
+        num_speakers: int,
+        dub_video: bool,
+        text_encoder: Lazy | None = None,
+        positive: list | None = None,
+        negative: list | None = None,
+        speakers: tuple[Place, ...] | None = None,
+        ref_target_masks: Tensor | None = None,
+    ) -> io.NodeOutput:
+        from ..pipeline.conditioning.conditioning import Conditioning  # imports diffusers, which takes seconds
+
+        pictures = [to_rgb(picture) for picture in from_image(image)[: None if dub_video else 1]]
+        rows, columns = pictures[0].shape[:2]
+        target = check_size(height, width) if resolution == CUSTOM else bucket(rows, columns, Resolution(resolution))
+        places = _places(speakers, ref_target_masks, num_speakers)
+        masks = speaker_masks(places, (rows, columns), target) if len(places) > 1 else None
+        fitted = torch.stack([fit(picture, target) for picture in pictures], 1)
+        prompts, negative_embeds = _encode_prompts(text_encoder, prompt, negative_prompt, positive, negative)
+        conditioning = Conditioning(
+            source=fitted,
+            prompt_embeds=prompts,
+            negative_embeds=negative_embeds,
+            vae=vae.model if isinstance(vae, Lazy) else CoreVae(vae),
+            image_encoder=image_encoder.model if isinstance(image_encoder, Lazy) else None,
+            image_embeds=None if isinstance(image_encoder, Lazy) else _penultimate(image_encoder),
+            speaker_masks=masks,
+        )
+        shown = to_image(fitted[:, :1]) if masks is None else _drawn(fitted[:, 0], masks)
+        return io.NodeOutput(conditioning, to_image(fitted), ui=ui.PreviewImage(shown, cls=cls))
+
+
+def _places(speakers: tuple[Place, ...] | None, masks: Tensor | None, num_speakers: int) -> tuple[Place, ...]:
+    if speakers:
+        return speakers
+    if masks is not None:
+        return tuple(Place(mask=mask) for mask in from_masks(masks))
+    return (Place(),) * num_speakers
+
+
+def _encode_prompts(
+    text_encoder: Lazy | None, prompt: str, negative_prompt: str, positive: list | None, negative: list | None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Prompt embeddings for each window, and the negative ones."""
+    from ..pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT, split_prompts
+
+    if text_encoder is None and (positive is None or negative is None):
+        raise ConfigError("There is nothing to encode the prompt with. Connect text_encoder, or positive and negative.")
+    prompts = None if positive is None else (from_conditioning(positive, "positive"),)
+    negative_embeds = None if negative is None else from_conditioning(negative, "negative")
+    if prompts is not None and negative_embeds is not None:
+        return prompts, negative_embeds
+    host = ComfyHost()
+    host.report(Progress("prompt", 0))
+    encoder = text_encoder.model
+    with resident(encoder.model, host):
+        prompts = prompts or tuple(encoder.encode(part).cpu() for part in split_prompts(prompt))
+        if negative_embeds is None:
+            negative_embeds = encoder.encode(negative_prompt.strip() or DEFAULT_NEGATIVE_PROMPT).cpu()
+    return prompts, negative_embeds
+
+
+def _penultimate(output: object) -> Tensor:
+    """The image tokens `i d` of CLIP_VISION_OUTPUT: those before the last block."""
+    return output.penultimate_hidden_states[0].float().cpu()
+
+
+def _drawn(picture: Tensor, masks: Tensor) -> Tensor:
+    """IMAGE of the fitted picture (`c h w`, -1..1) with the speakers' places drawn over it."""
+    levels = ((picture.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8)
+    return draw_places(levels, masks)[None].float() / 255

@@ -1,0 +1,216 @@
+"""The loaders: each looks at its file at once and reads the weights when a later node needs them."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..pipeline.config import Recipe
+from ..pipeline.memory import Memory, MemoryConfig
+from ..pipeline.weights import handles
+from ..pipeline.weights.handles import Precision
+from . import model_files, sockets
+
+CATEGORY = "MultiTalk/loaders"
+
+
+class MultiTalkLoadModel(io.ComfyNode):
+    """The video transformer with its audio adapter."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkLoadModel",
+            display_name="MultiTalk Load Model",
+            category=CATEGORY,
+            description="Wan2.1 I2V 14B and the MultiTalk or InfiniteTalk audio weights, in any packaging.",
+            inputs=[
+                io.Combo.Input(
+                    "base",
+                    options=model_files.names(model_files.BASE),
+                    tooltip="Wan2.1 image-to-video 14B (480P or 720P), or a file that already holds the audio weights.",
+                ),
+                io.Combo.Input(
+                    "adapter",
+                    options=[model_files.NONE, *model_files.names(model_files.ADAPTER)],
+                    default=model_files.NONE,
+                    tooltip="The MultiTalk or InfiniteTalk audio weights; none when the base already holds them.",
+                ),
+                io.Combo.Input(
+                    "recipe",
+                    options=["auto", *(recipe.value for recipe in Recipe)],
+                    default="auto",
+                    tooltip="How long videos are continued. The files do not tell which of the two the audio weights "
+                    "were trained for; auto goes by the adapter's name.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=Precision,
+                    default=Precision.AUTO,
+                    tooltip="What the network computes in. Auto takes bfloat16 on a GPU that has it, float32 on a CPU.",
+                ),
+                io.Combo.Input(
+                    "memory",
+                    options=Memory,
+                    default=Memory.AUTO,
+                    tooltip="How much of the GPU the model may take; what does not fit is streamed block by block.",
+                ),
+                io.Int.Input(
+                    "resident_blocks",
+                    default=-1,
+                    min=-1,
+                    max=100,
+                    advanced=True,
+                    tooltip="Blocks that never leave the GPU; -1 lets the memory setting decide.",
+                ),
+            ],
+            outputs=[sockets.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(
+        cls, base: str, adapter: str, recipe: str, precision: str, memory: str, resident_blocks: int
+    ) -> io.NodeOutput:
+        files = handles.TransformerFiles(
+            base=model_files.path(model_files.BASE, base),
+            adapter=None if adapter == model_files.NONE else model_files.path(model_files.ADAPTER, adapter),
+            recipe=handles.recipe_of(recipe, adapter if adapter != model_files.NONE else base),
+            precision=Precision(precision),
+            memory=MemoryConfig(Memory(memory), None if resident_blocks < 0 else resident_blocks),
+        )
+        files.check()
+        return io.NodeOutput(files)
+
+
+class MultiTalkLoadLora(io.ComfyNode):
+    """One more LoRA on a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkLoadLora",
+            display_name="MultiTalk Load LoRA",
+            category=CATEGORY,
+            description="Adds a Wan2.1 LoRA, for example lightx2v or FusionX for few steps. Chain it for several.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="The model, or the output of another LoRA."),
+                io.Combo.Input(
+                    "lora",
+                    options=model_files.names(model_files.LORA),
+                    tooltip="A LoRA for Wan2.1 14B; what does not fit is skipped and told in the log.",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="1 is the trained strength."
+                ),
+            ],
+            outputs=[sockets.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model: handles.TransformerFiles, lora: str, strength: float) -> io.NodeOutput:
+        files = model.with_lora(model_files.path(model_files.LORA, lora), strength)
+        files.check()
+        return io.NodeOutput(files)
+
+
+class MultiTalkLoadTextEncoder(io.ComfyNode):
+    """umT5-XXL, which reads the prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkLoadTextEncoder",
+            display_name="MultiTalk Load Text Encoder",
+            category=CATEGORY,
+            description="umT5-XXL. CLIP Text Encode with the Wan text encoder may be used instead.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=model_files.names(model_files.TEXT_ENCODER),
+                    tooltip="umT5-XXL of Wan2.1 in any packaging; not the T5-XXL of Flux and SD3.",
+                )
+            ],
+            outputs=[sockets.TextEncoder.Output(display_name="text_encoder")],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(handles.text_encoder(model_files.path(model_files.TEXT_ENCODER, file)))
+
+
+class MultiTalkLoadImageEncoder(io.ComfyNode):
+    """CLIP ViT-H, which looks at the portrait."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkLoadImageEncoder",
+            display_name="MultiTalk Load Image Encoder",
+            category=CATEGORY,
+            description="CLIP ViT-H. The output of core's CLIP Vision Encode may be used instead.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=model_files.names(model_files.IMAGE_ENCODER),
+                    tooltip="CLIP ViT-H/14 (clip_vision_h or the open-clip XLM-RoBERTa file of Wan2.1).",
+                )
+            ],
+            outputs=[sockets.ImageEncoder.Output(display_name="image_encoder")],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(handles.image_encoder(model_files.path(model_files.IMAGE_ENCODER, file)))
+
+
+class MultiTalkLoadVAE(io.ComfyNode):
+    """Wan's video VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkLoadVAE",
+            display_name="MultiTalk Load VAE",
+            category=CATEGORY,
+            description="Wan2.1's video VAE. Core's Load VAE may be used instead; this one decodes in constant memory.",
+            inputs=[
+                io.Combo.Input(
+                    "file", options=model_files.names(model_files.VAE), tooltip="wan_2.1_vae or Wan2.1_VAE.pth."
+                )
+            ],
+            outputs=[sockets.Vae.Output(display_name="vae")],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(handles.vae(model_files.path(model_files.VAE, file)))
+
+
+class MultiTalkLoadAudioEncoder(io.ComfyNode):
+    """wav2vec2, which hears the speech."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkLoadAudioEncoder",
+            display_name="MultiTalk Load Audio Encoder",
+            category=CATEGORY,
+            description="chinese-wav2vec2-base, which MultiTalk was trained with.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=model_files.names(model_files.AUDIO_ENCODER),
+                    tooltip="chinese-wav2vec2-base as a file or a folder; the large English one is for Wan2.2 S2V.",
+                ),
+                io.Boolean.Input(
+                    "allow_other",
+                    default=False,
+                    advanced=True,
+                    tooltip="Take an encoder of the same shape that MultiTalk was not trained with.",
+                ),
+            ],
+            outputs=[sockets.AudioEncoder.Output(display_name="audio_encoder")],
+        )
+
+    @classmethod
+    def execute(cls, file: str, allow_other: bool) -> io.NodeOutput:
+        return io.NodeOutput(handles.audio_encoder(model_files.path(model_files.AUDIO_ENCODER, file), allow_other))

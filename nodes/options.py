@@ -1,0 +1,206 @@
+"""Single knobs of the sampler, for those who want them; without these nodes every one has its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from comfy_api.latest import io
+
+from ..pipeline.acceleration.accelerate import AccelerationOptions, CacheKind
+from ..pipeline.acceleration.attention_kernels import AttentionKernel
+from ..pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig, WindowPlan
+from . import sockets
+
+CATEGORY = "MultiTalk/options"
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """What the options nodes add to the sampler's widgets.
+
+    Attributes:
+        acceleration: None follows the sampler's preset.
+        first_look: makes one short window only.
+        resume: keeps finished windows until the video is written.
+    """
+
+    acceleration: AccelerationOptions | None = None
+    windows: WindowConfig = WindowConfig()
+    color_strength: float = GenerationConfig.color_strength
+    projected: bool = GuidanceConfig.projected
+    skip_tail: bool = SamplingConfig.skip_tail
+    first_look: bool = False
+    resume: bool = True
+
+
+class MultiTalkLongVideoOptions(io.ComfyNode):
+    """How a video is cut into windows, and what happens between them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkLongVideoOptions",
+            display_name="MultiTalk Long Video Options",
+            category=CATEGORY,
+            description="Windows, motion frames, colours, resuming, and a first look at a long run.",
+            inputs=[
+                sockets.Options.Input("options", optional=True, tooltip="Other options, to set these beside them."),
+                io.Combo.Input(
+                    "plan",
+                    options=WindowPlan,
+                    default=WindowPlan.EXACT,
+                    tooltip="exact gives the frames asked for; published cuts and mirrors as the published program.",
+                ),
+                io.Int.Input(
+                    "window_frames",
+                    default=0,
+                    min=0,
+                    max=1001,
+                    tooltip="Frames sampled together, 4n+1; 0 fits windows of up to 97 frames to the request.",
+                ),
+                io.Int.Input(
+                    "motion_frames",
+                    default=0,
+                    min=0,
+                    max=249,
+                    tooltip="Frames handed on to the next window, 4n+1; 0 takes the recipe's 25 or 9.",
+                ),
+                io.Float.Input(
+                    "color_strength",
+                    default=SamplerOptions.color_strength,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How far the colours of later windows are moved to the portrait's, against drift.",
+                ),
+                io.Boolean.Input(
+                    "first_look",
+                    default=SamplerOptions.first_look,
+                    tooltip="Makes the first 41 frames only, to judge a long run for little.",
+                ),
+                io.Boolean.Input(
+                    "resume",
+                    default=SamplerOptions.resume,
+                    tooltip="Keeps finished windows on disk until the video is written, and goes on from them.",
+                ),
+            ],
+            outputs=[sockets.Options.Output(display_name="sampler_options")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        plan: str,
+        window_frames: int,
+        motion_frames: int,
+        color_strength: float,
+        first_look: bool,
+        resume: bool,
+        options: SamplerOptions | None = None,
+    ) -> io.NodeOutput:
+        windows = WindowConfig(
+            plan=WindowPlan(plan), num_frames=window_frames or None, motion_frames=motion_frames or None
+        )
+        changed = replace(
+            options or SamplerOptions(),
+            windows=windows,
+            color_strength=color_strength,
+            first_look=first_look,
+            resume=resume,
+        )
+        return io.NodeOutput(changed)
+
+
+class MultiTalkAccelerationOptions(io.ComfyNode):
+    """Every knob that the acceleration presets set."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkAccelerationOptions",
+            display_name="MultiTalk Acceleration Options",
+            category=CATEGORY,
+            description="Replaces the sampler's acceleration preset by single knobs.",
+            inputs=[
+                sockets.Options.Input("options", optional=True, tooltip="Other options, to set these beside them."),
+                io.Combo.Input(
+                    "cache",
+                    options=CacheKind,
+                    default=CacheKind.NONE,
+                    tooltip="Which steps reuse what an earlier one has computed; for 7 steps or more.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How much the cache lets pass before it runs a step again; 0 takes its own default.",
+                ),
+                io.Int.Input(
+                    "warmup",
+                    default=AccelerationOptions.warmup,
+                    min=1,
+                    max=100,
+                    tooltip="First steps that are always run.",
+                ),
+                io.Int.Input(
+                    "guidance_every",
+                    default=AccelerationOptions.guidance_every,
+                    min=1,
+                    max=10,
+                    tooltip="Runs the guidance's passes every n-th step and keeps their difference in between.",
+                ),
+                io.Combo.Input(
+                    "attention",
+                    options=AttentionKernel,
+                    default=AttentionKernel.AUTO,
+                    tooltip="The attention kernel; one that fails its probe is replaced and the log says so.",
+                ),
+                io.Boolean.Input(
+                    "compile",
+                    default=AccelerationOptions.compile,
+                    tooltip="torch.compile of the blocks: a minute at the first step, then faster.",
+                ),
+                io.Boolean.Input(
+                    "skip_tail",
+                    default=SamplerOptions.skip_tail,
+                    tooltip="Leaves out the last step next to zero noise; for few-step LoRAs.",
+                ),
+                io.Boolean.Input(
+                    "projected_guidance",
+                    default=SamplerOptions.projected,
+                    tooltip="Adaptive projected guidance (APG), against oversaturated colours.",
+                ),
+            ],
+            outputs=[sockets.Options.Output(display_name="sampler_options")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        cache: str,
+        threshold: float,
+        warmup: int,
+        guidance_every: int,
+        attention: str,
+        compile: bool,
+        skip_tail: bool,
+        projected_guidance: bool,
+        options: SamplerOptions | None = None,
+    ) -> io.NodeOutput:
+        acceleration = AccelerationOptions(
+            cache=CacheKind(cache),
+            threshold=threshold or None,
+            warmup=warmup,
+            guidance_every=guidance_every,
+            attention=AttentionKernel(attention),
+            compile=compile,
+        )
+        changed = replace(
+            options or SamplerOptions(),
+            acceleration=acceleration,
+            skip_tail=skip_tail,
+            projected=projected_guidance,
+        )
+        return io.NodeOutput(changed)

@@ -1,0 +1,177 @@
+"""The sampler: from audio embeds and a conditioned portrait to frames, a video and its sound."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from comfy_api.latest import InputImpl, io
+from torch import Tensor
+
+from ..pipeline.acceleration.accelerate import preset
+from ..pipeline.audio.embeds import AudioEmbeds
+from ..pipeline.config import (
+    Acceleration,
+    GenerationConfig,
+    GuidanceConfig,
+    SamplingConfig,
+)
+from ..pipeline.video import write_video
+from ..pipeline.weights.handles import TransformerFiles
+from . import model_files, sockets
+from .comfy_host import ComfyHost
+from .conversions import from_audio, to_image
+from .options import SamplerOptions
+
+if TYPE_CHECKING:
+    from ..pipeline.conditioning.conditioning import Conditioning
+
+CATEGORY = "MultiTalk"
+FIRST_LOOK_FRAMES = 41
+
+logger = logging.getLogger(__name__)
+
+
+class MultiTalkSampler(io.ComfyNode):
+    """Turns audio embeds and a conditioned portrait into a talking video."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkSampler",
+            display_name="MultiTalk Sampler",
+            category=CATEGORY,
+            description="Samples the video window by window. An interrupted run goes on where it stopped.",
+            inputs=[
+                sockets.Model.Input("model", tooltip="From MultiTalk Load Model, with LoRAs or without."),
+                sockets.AudioEmbeds.Input("audio_embeds", tooltip="From MultiTalk Encode Audio."),
+                sockets.Conditioning.Input("conditioning", tooltip="From MultiTalk Condition."),
+                io.Audio.Input(
+                    "soundtrack", optional=True, tooltip="What the video sounds like; none makes it silent."
+                ),
+                sockets.Options.Input("options", optional=True, tooltip="Single knobs, from MultiTalk Options."),
+                io.Int.Input(
+                    "num_frames",
+                    default=GenerationConfig.num_frames,
+                    min=0,
+                    max=100000,
+                    tooltip="Length in frames at 25 a second; 0 takes the audio's. Above 97 it is made in windows.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=SamplingConfig.steps,
+                    min=1,
+                    max=200,
+                    tooltip="Denoising steps: 40 as published, 8 or 4 with a few-step LoRA.",
+                ),
+                io.Float.Input(
+                    "text_cfg_scale",
+                    default=GuidanceConfig.text_scale,
+                    min=0.0,
+                    max=20.0,
+                    step=0.1,
+                    tooltip="How closely the video follows the prompt; 1 turns it off and saves a third of the time.",
+                ),
+                io.Float.Input(
+                    "audio_cfg_scale",
+                    default=GuidanceConfig.audio_scale,
+                    min=0.0,
+                    max=20.0,
+                    step=0.1,
+                    tooltip="How closely the lips follow the audio: 3 to 5, 2 with a few-step LoRA; 1 turns it off.",
+                ),
+                io.Float.Input(
+                    "shift",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Where the steps are spent; 0 takes 7 for 480p and 11 for 720p; 2 with a few-step LoRA.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=SamplingConfig.seed,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same frames.",
+                ),
+                io.Combo.Input(
+                    "acceleration",
+                    options=Acceleration,
+                    default=GenerationConfig.acceleration,
+                    tooltip="none is exact; regular skips steps that change little; high gives up most for speed.",
+                ),
+                io.Boolean.Input(
+                    "keep_frames",
+                    default=True,
+                    tooltip="Hands the frames on as IMAGE. Off for long videos: they then go straight to the file.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="frames"),
+                io.Video.Output(display_name="video"),
+                io.Audio.Output(display_name="audio"),
+                io.Float.Output(display_name="fps"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: TransformerFiles,
+        audio_embeds: AudioEmbeds,
+        conditioning: Conditioning,
+        num_frames: int,
+        steps: int,
+        text_cfg_scale: float,
+        audio_cfg_scale: float,
+        shift: float,
+        seed: int,
+        acceleration: str,
+        keep_frames: bool,
+        soundtrack: dict | None = None,
+        options: SamplerOptions | None = None,
+    ) -> io.NodeOutput:
+        from ..pipeline.generate import generate, open_store  # imports diffusers, which takes seconds
+
+        options = options or SamplerOptions()
+        config = GenerationConfig(
+            num_frames=FIRST_LOOK_FRAMES if options.first_look else num_frames,
+            resolution=conditioning.resolution,
+            acceleration=Acceleration(acceleration),
+            allow_long=True,
+            sampling=SamplingConfig(steps, shift or None, seed, options.skip_tail),
+            guidance=GuidanceConfig(text_cfg_scale, audio_cfg_scale, options.projected),
+            windows=replace(options.windows, recipe=model.recipe),
+            color_strength=options.color_strength,
+        )
+        knobs = options.acceleration or preset(config)
+        knobs.check(config)
+        sound = None if soundtrack is None else from_audio(soundtrack, "soundtrack")
+        parts = (model.transformer, audio_embeds, conditioning, config)
+        store = open_store(model_files.runs_directory(), *parts, knobs) if options.resume else None
+        windows = generate(*parts, ComfyHost(), options=knobs, memory=model.memory, store=store)
+        frames: list[Tensor] = []
+        path = write_video(
+            model_files.new_video(),
+            _kept(windows, frames) if keep_frames else windows,
+            config.num_frames or audio_embeds.num_frames,
+            audio_embeds.fps,
+            audio_embeds.output_frames(config.num_frames),
+            sound,
+        )
+        if store:
+            store.discard()
+        video = InputImpl.VideoFromFile(str(path))
+        return io.NodeOutput(torch.cat(frames) if frames else None, video, soundtrack, float(audio_embeds.fps))
+
+
+def _kept(windows: Iterator[Tensor], frames: list[Tensor]) -> Iterator[Tensor]:
+    """Hands the windows on and keeps them as IMAGE."""
+    for window in windows:
+        frames.append(to_image(window))
+        yield window
