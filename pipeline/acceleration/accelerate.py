@@ -1,0 +1,152 @@
+"""The acceleration choices, as single knobs and as presets, and a transformer that runs with them for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from ..config import Acceleration, GenerationConfig
+from ..errors import ConfigError
+from ..transformer.model import MultiTalkTransformer
+from .attention_kernels import AttentionKernel, find_kernel
+
+FEW_STEPS = 8  # up to here a checkpoint or a LoRA is distilled, and no step resembles the one before
+MIN_CACHED_STEPS = 7
+WARMUP_SHARE = 5  # presets run the first fifth of the steps in any case: there the picture is laid out
+
+
+class CacheKind(str, Enum):
+    """How steps are found that can do without their blocks, see `step_cache`."""
+
+    NONE = "none"
+    TEA = "TeaCache"
+    EASY = "EasyCache"
+    MAG = "MagCache"
+    FIRST_BLOCK = "first block"
+    TAYLOR = "Taylor forecast"
+
+    @property
+    def default_threshold(self) -> float:
+        """What its authors recommend for Wan; what it counts differs from cache to cache. 0 where it counts nothing."""
+        return {
+            CacheKind.TEA: 0.2,
+            CacheKind.EASY: 0.05,
+            CacheKind.MAG: 0.12,
+            CacheKind.FIRST_BLOCK: 0.06,
+        }.get(self, 0.0)
+
+
+@dataclass(frozen=True)
+class AccelerationOptions:
+    """Single knobs. The defaults change nothing but the order of rounding.
+
+    Attributes:
+        cache: which steps reuse what an earlier one has computed.
+        threshold: how much a cache lets pass before it runs a step again; None takes its own default.
+        warmup: first steps that are always run.
+        interval: the Taylor forecast runs every n-th step.
+        magnitudes: MagCache's ratios measured on this checkpoint and schedule, one a step; empty watches them online.
+        guidance_every: the passes for guidance are run every n-th step, their last difference is kept in between.
+        attention: the kernel; one that fails its probe is replaced.
+        compile: compiles the blocks, which takes a minute at the first step of each size.
+    """
+
+    cache: CacheKind = CacheKind.NONE
+    threshold: float | None = None
+    warmup: int = 5
+    interval: int = 3
+    magnitudes: tuple[float, ...] = ()
+    guidance_every: int = 1
+    attention: AttentionKernel = AttentionKernel.AUTO
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 10:
+            raise ConfigError(f"The cache threshold must be in 0..10, got {self.threshold}. 0 runs every step.")
+        for name in ("warmup", "interval", "guidance_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.cache is not CacheKind.NONE and self.guidance_every > 1:
+            raise ConfigError(
+                f"{self.cache.value} and guidance every {self.guidance_every} steps both skip forwards of the same "
+                f"passes. Take one of them."
+            )
+
+    @property
+    def cache_threshold(self) -> float:
+        """The threshold to use."""
+        return self.cache.default_threshold if self.threshold is None else self.threshold
+
+    def check(self, config: GenerationConfig) -> None:
+        """Raises `ConfigError` where these options and the request do not go together."""
+        steps = config.sampling.steps
+        if self.cache is not CacheKind.NONE and steps < MIN_CACHED_STEPS:
+            raise ConfigError(
+                f"{self.cache.value} finds nothing to reuse in {steps} steps. Take at least {MIN_CACHED_STEPS} steps, "
+                f"or no cache."
+            )
+        if self.cache is CacheKind.MAG and self.magnitudes and len(self.magnitudes) != steps:
+            raise ConfigError(
+                f"MagCache has {len(self.magnitudes)} magnitudes for {steps} steps. Measure them with the same steps, "
+                f"or leave them empty."
+            )
+
+
+def preset(config: GenerationConfig) -> AccelerationOptions:
+    """The options of `config.acceleration`.
+
+    `none` is exact. `regular` reuses steps that EasyCache finds alike, about half of 40, and `high` more of them, with
+    quantised attention. Few-step runs have nothing to reuse; there `high` asks for guidance that fits a distilled LoRA.
+
+    Raises:
+        ConfigError: `high` with few steps and text guidance, which distilled LoRAs do not bear.
+    """
+    if config.acceleration is Acceleration.NONE:
+        return AccelerationOptions()
+    high = config.acceleration is Acceleration.HIGH
+    attention = AttentionKernel.SAGE if high else AttentionKernel.AUTO
+    steps = config.sampling.steps
+    if steps <= FEW_STEPS:
+        _check_few_steps(config)
+        return AccelerationOptions(attention=attention)
+    return AccelerationOptions(
+        CacheKind.EASY, 0.1 if high else 0.05, max(2, steps // WARMUP_SHARE), attention=attention
+    )
+
+
+def _check_few_steps(config: GenerationConfig) -> None:
+    scale = config.guidance.text_scale
+    if config.acceleration is Acceleration.HIGH and scale > 1:
+        raise ConfigError(
+            f"High acceleration with {config.sampling.steps} steps needs a distilled LoRA, and none bears a text_scale "
+            f"of {scale:g}. Set text_scale to 1 (and audio_scale to 1 or 2), or take more than {FEW_STEPS} steps."
+        )
+
+
+@contextmanager
+def accelerated(
+    transformer: MultiTalkTransformer, options: AccelerationOptions, device: torch.device | None = None
+) -> Iterator[MultiTalkTransformer]:
+    """`transformer` with these options, left as it was found.
+
+    Args:
+        transformer: the shared model.
+        options: which kernel, and whether to compile; caches and guidance belong to the windows.
+        device: where it is going to run; None where it is.
+    """
+    before = [(block.attn1.attend, block.attn2.attend, block._compiled_call_impl) for block in transformer.blocks]
+    try:
+        head_dim = transformer.config.attention_head_dim
+        device = device or transformer.device
+        transformer.set_attention(find_kernel(options.attention, device, transformer.compute_dtype, head_dim))
+        if options.compile:
+            transformer.compile_repeated_blocks(dynamic=False)
+        yield transformer
+    finally:
+        for block, (attend_video, attend_context, compiled) in zip(transformer.blocks, before, strict=True):
+            block.attn1.attend, block.attn2.attend = attend_video, attend_context
+            block._compiled_call_impl = compiled  # torch has no public way back from `Module.compile`

@@ -1,0 +1,102 @@
+import logging
+
+import pytest
+import torch
+from multitalk.pipeline.acceleration.accelerate import AccelerationOptions, CacheKind, accelerated, preset
+from multitalk.pipeline.acceleration.attention_kernels import AttentionKernel, find_kernel
+from multitalk.pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
+from multitalk.pipeline.errors import ConfigError
+from multitalk.pipeline.transformer.model import MultiTalkTransformer
+from torch.nn.functional import scaled_dot_product_attention
+
+CPU = torch.device("cpu")
+
+
+def request_of(acceleration: Acceleration, steps: int = 40, text_scale: float = 5.0) -> GenerationConfig:
+    sampling, guidance = SamplingConfig(steps), GuidanceConfig(text_scale)
+    return GenerationConfig(acceleration=acceleration, sampling=sampling, guidance=guidance)
+
+
+def test_no_acceleration_is_exact():
+    options = preset(request_of(Acceleration.NONE))
+    assert options == AccelerationOptions()
+    assert options.cache is CacheKind.NONE and options.guidance_every == 1
+
+
+@pytest.mark.parametrize("acceleration", [Acceleration.REGULAR, Acceleration.HIGH])
+@pytest.mark.parametrize("steps", [1, 4, 8, 9, 20, 40, 100])
+def test_a_preset_fits_its_own_request(acceleration, steps):
+    config = request_of(acceleration, steps, text_scale=1.0)
+    options = preset(config)
+    options.check(config)
+    assert (options.cache is CacheKind.NONE) == (steps <= 8)
+    assert options.warmup < max(steps, 6)
+
+
+def test_high_goes_further_than_regular():
+    regular, high = (preset(request_of(level)) for level in (Acceleration.REGULAR, Acceleration.HIGH))
+    assert high.cache_threshold > regular.cache_threshold > 0
+
+
+def test_few_steps_with_text_guidance_are_refused_at_high():
+    with pytest.raises(ConfigError, match="text_scale to 1"):
+        preset(request_of(Acceleration.HIGH, steps=4))
+    assert preset(request_of(Acceleration.REGULAR, steps=4)).cache is CacheKind.NONE
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CacheKind if kind is not CacheKind.NONE])
+def test_a_cache_of_very_few_steps_is_refused(kind):
+    with pytest.raises(ConfigError, match="finds nothing to reuse in 6 steps"):
+        AccelerationOptions(kind).check(request_of(Acceleration.NONE, steps=6))
+    AccelerationOptions(kind).check(request_of(Acceleration.NONE, steps=7))
+
+
+def test_options_that_make_no_sense_are_refused():
+    with pytest.raises(ConfigError, match="Take one of them"):
+        AccelerationOptions(CacheKind.EASY, guidance_every=2)
+    with pytest.raises(ConfigError, match="threshold"):
+        AccelerationOptions(CacheKind.EASY, threshold=-1)
+    with pytest.raises(ConfigError, match="warmup"):
+        AccelerationOptions(warmup=0)
+    with pytest.raises(ConfigError, match="magnitudes"):
+        AccelerationOptions(CacheKind.MAG, magnitudes=(1.0, 0.9)).check(request_of(Acceleration.NONE))
+
+
+def test_a_shared_model_is_left_as_it_was_found_also_after_an_error():
+    transformer = small_transformer()
+    with (
+        pytest.raises(KeyError),
+        accelerated(transformer, AccelerationOptions(attention=AttentionKernel.MATH, compile=True)),
+    ):
+        assert transformer.blocks[0].attn1.attend is not scaled_dot_product_attention
+        assert transformer.blocks[0]._compiled_call_impl is not None
+        raise KeyError
+    assert all(block.attn1.attend is scaled_dot_product_attention for block in transformer.blocks)
+    assert all(block.attn2.attend is scaled_dot_product_attention for block in transformer.blocks)
+    assert all(block._compiled_call_impl is None for block in transformer.blocks)
+
+
+def small_transformer() -> MultiTalkTransformer:
+    small = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "ffn_dim": 16, "freq_dim": 16}
+    audio = {"audio_features": (1, 4), "audio_intermediate_dim": 8, "audio_dim": 8, "audio_tokens": 2}
+    return MultiTalkTransformer(text_dim=8, text_len=4, image_dim=8, **small, **audio)
+
+
+@pytest.mark.parametrize("kernel", AttentionKernel)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whatever_kernel_is_asked_for_the_attention_is_right(kernel, dtype):
+    attend = find_kernel(kernel, CPU, dtype, 16)
+    query, key, value = (torch.randn(1, 2, n, 16, dtype=dtype) for n in (5, 7, 7))
+    want = torch.softmax(query.float() @ key.float().mT / 4, -1) @ value.float()
+    torch.testing.assert_close(attend(query, key, value).float(), want, atol=3e-2, rtol=3e-2)
+
+
+def test_a_kernel_that_fails_is_replaced_and_said_in_one_line(caplog):
+    find_kernel.cache_clear()
+    with caplog.at_level(logging.INFO):
+        attend = find_kernel(AttentionKernel.CUDNN, CPU, torch.float32, 16)
+    assert attend is scaled_dot_product_attention
+    assert len(caplog.records) == 1 and "cuDNN attention kernel is replaced" in caplog.text
+    with caplog.at_level(logging.INFO):
+        find_kernel(AttentionKernel.CUDNN, CPU, torch.float32, 16)
+    assert len(caplog.records) == 1  # tried once a process

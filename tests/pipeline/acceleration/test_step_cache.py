@@ -1,0 +1,173 @@
+"""What holds for every step cache, on a small transformer with random weights."""
+
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import torch
+from multitalk.pipeline.acceleration.accelerate import AccelerationOptions, CacheKind
+from multitalk.pipeline.acceleration.change_cache import EasyCache
+from multitalk.pipeline.acceleration.residual_cache import Forecast, MagCache, PlannedCache, interval_plan
+from multitalk.pipeline.acceleration.step_cache import cached_forward, make_cache
+from multitalk.pipeline.config import GuidanceConfig, Resolution
+from multitalk.pipeline.sampling.denoise import NoAnchor, denoise
+from multitalk.pipeline.sampling.guidance import Guidance, Pass
+from multitalk.pipeline.sampling.schedule import timesteps
+from multitalk.pipeline.shapes import LatentSize
+from multitalk.pipeline.transformer.model import MultiTalkTransformer
+
+STEPS, WARMUP = 12, 3
+SIZE = LatentSize(2, 2, 4)
+CACHES = [kind for kind in CacheKind if kind is not CacheKind.NONE]
+ADAPTIVE = [kind for kind in CACHES if kind is not CacheKind.TAYLOR]
+
+
+class CountedTransformer(MultiTalkTransformer):
+    """Counts the forwards whose last block was run; its memory runs out where `fails` says so."""
+
+    runs = 0
+    fails = False
+
+    def run_blocks(self, tokens, time, heard, blocks=slice(None)):
+        is_last = len(self.blocks) - 1 in range(len(self.blocks))[blocks]
+        if is_last and self.fails:
+            raise torch.OutOfMemoryError
+        self.runs += is_last
+        return super().run_blocks(tokens, time, heard, blocks)
+
+
+@pytest.fixture
+def transformer() -> CountedTransformer:
+    torch.manual_seed(0)
+    small = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 3, "ffn_dim": 32, "freq_dim": 16}
+    context = {"text_dim": 8, "text_len": 4, "image_dim": 8}
+    audio = {"audio_features": (1, 4), "audio_intermediate_dim": 8, "audio_dim": 8, "audio_tokens": 2}
+    transformer = CountedTransformer(**small, **context, **audio).eval()
+    transformer.condition_embedder.time_proj.bias += 2  # TeaCache's polynomial is meant for small relative changes
+    return transformer
+
+
+def run(transformer: CountedTransformer, cache) -> torch.Tensor:
+    """The final latents of a guided run."""
+    given = torch.Generator().manual_seed(1)
+    window = transformer.prepare_window(SIZE, torch.randn(20, 2, 2, 4, generator=given), torch.zeros(3, 8))
+    prompt, audio = torch.randn(3, 8, generator=given), torch.randn(1, 5, 5, 1, 4, generator=given)
+    heard = {
+        Pass.COND: transformer.prepare_pass(window, prompt, audio),
+        Pass.DROP_AUDIO: transformer.prepare_pass(window, prompt, transformer.zero_audio(5)),
+    }
+
+    def predict(latents, timestep, step, pass_):
+        return cached_forward(transformer, cache, latents, timestep, step, heard[pass_], pass_)
+
+    transformer.runs = 0
+    guidance, noise = Guidance(GuidanceConfig(1.0, 2.0)), torch.randn(SIZE.shape, generator=given)
+    return denoise(predict, noise, timesteps(STEPS, 5.0), guidance, NoAnchor(), lambda step, guess: None)
+
+
+def made(transformer: CountedTransformer, kind: CacheKind, **knobs):
+    options = AccelerationOptions(kind, warmup=WARMUP, **knobs)
+    return make_cache(options, transformer, timesteps(STEPS, 5.0), Resolution.P480)
+
+
+def test_no_cache_is_made_unless_asked_for(transformer):
+    assert made(transformer, CacheKind.NONE) is None
+
+
+@pytest.mark.parametrize("kind", ADAPTIVE)
+def test_with_threshold_zero_every_step_is_run_and_nothing_changes(transformer, kind):
+    exact = run(transformer, None)
+    assert torch.equal(run(transformer, made(transformer, kind, threshold=0.0)), exact)
+    assert transformer.runs == 2 * STEPS
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_steps_are_saved_in_both_passes_alike_and_the_end_stays_near(transformer, kind):
+    exact = run(transformer, None)
+    cached = run(transformer, made(transformer, kind, threshold=10.0))
+    assert 2 * WARMUP <= transformer.runs < 2 * STEPS and transformer.runs % 2 == 0
+    assert not torch.equal(cached, exact)
+    assert (cached - exact).norm() < 0.2 * exact.norm()
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_nothing_is_left_on_the_model(transformer, kind):
+    exact, before = run(transformer, None), set(vars(transformer))
+    run(transformer, made(transformer, kind, threshold=10.0))
+    assert set(vars(transformer)) == before
+    assert torch.equal(run(transformer, None), exact)
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_a_forward_that_failed_can_be_asked_for_again(transformer, kind):
+    window = transformer.prepare_window(SIZE, torch.zeros(20, 2, 2, 4), torch.zeros(3, 8))
+    heard = transformer.prepare_pass(window, torch.zeros(2, 8), transformer.zero_audio(5))
+    smooth, interrupted = (made(transformer, kind, threshold=0.5) for _ in range(2))
+    latents = torch.randn(SIZE.shape)
+    for step, timestep in enumerate(timesteps(STEPS, 5.0)[:-1]):
+        want = cached_forward(transformer, smooth, latents, timestep, step, heard, Pass.COND)
+        transformer.fails = True
+        with suppress(torch.OutOfMemoryError):
+            cached_forward(transformer, interrupted, latents, timestep, step, heard, Pass.COND)
+        transformer.fails = False
+        got = cached_forward(transformer, interrupted, latents, timestep, step, heard, Pass.COND)
+        torch.testing.assert_close(got, want)
+        latents = latents - 0.1 * want
+
+
+def test_a_pass_that_comes_late_is_run_rather_than_guessed(transformer):
+    window = transformer.prepare_window(SIZE, torch.zeros(20, 2, 2, 4), torch.zeros(3, 8))
+    heard = transformer.prepare_pass(window, torch.zeros(2, 8), transformer.zero_audio(5))
+    latents, timestep, planned = torch.randn(SIZE.shape), torch.tensor(500.0), PlannedCache([True, False])
+    cached_forward(transformer, planned, latents, timestep, 0, heard, Pass.COND)
+    got = cached_forward(transformer, planned, latents, timestep, 1, heard, Pass.UNCOND)
+    assert torch.equal(got, transformer(latents, timestep, heard))
+
+
+def test_magnitudes_measured_in_a_full_run_plan_a_later_one(transformer):
+    measuring = made(transformer, CacheKind.MAG, threshold=0.0)
+    run(transformer, measuring)
+    ratios = measuring.measured_ratios()
+    assert len(ratios) == STEPS and ratios[0] == 1 and all(0.2 < ratio < 5 for ratio in ratios)
+    run(transformer, made(transformer, CacheKind.MAG, threshold=10.0, magnitudes=ratios))
+    assert transformer.runs < 2 * STEPS
+
+
+def test_magcache_adds_up_the_errors_that_its_ratios_predict():
+    ratios = [1.0] * 4 + [0.97, 0.98, 0.9, 1.0, 1.0, 1.0, 1.0, 0.5]
+    cache = MagCache(12, threshold=0.06, warmup=4, ratios=ratios)
+    # Errors 0.03, then |1 - 0.97 * 0.98| = 0.0494 more: 0.0794 is too much. 0.1 is too much. Then three are left out.
+    assert [cache.runs(step) for step in range(12)] == [True] * 4 + [False, True, True, False, False, False, True, True]
+
+
+def test_easycache_runs_again_where_latents_jump(transformer):
+    window = transformer.prepare_window(SIZE, torch.zeros(20, 2, 2, 4), torch.zeros(3, 8))
+    heard = transformer.prepare_pass(window, torch.zeros(2, 8), transformer.zero_audio(5))
+    cache, latents, runs = EasyCache(8, threshold=0.05, warmup=2), torch.randn(SIZE.shape), []
+    for step, move in enumerate([0, 0.1, 1e-5, 1e-5, 10.0, 1e-5, 1e-5, 1e-5]):
+        transformer.runs, latents = 0, latents + move * torch.randn(SIZE.shape)
+        cached_forward(transformer, cache, latents, torch.tensor(900.0 - step), step, heard, Pass.COND)
+        runs.append(bool(transformer.runs))
+    assert runs == [True, True, False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_forecast_goes_on_along_its_polynomial(order):
+    def truth(step):
+        return torch.tensor([1.0 + 2 * step]) if order else torch.tensor([3.0])
+
+    forecast = Forecast(order)
+    for step in (0, 1, 2, 4, 6):
+        forecast.learn(step, truth(step))
+    torch.testing.assert_close(forecast.at(9), truth(9))
+
+
+def test_an_even_plan_runs_the_first_steps_and_the_last():
+    assert interval_plan(9, 3, 3) == [True, True, True, False, False, True, False, False, True]
+    assert all(interval_plan(5, 1, 1)) and all(interval_plan(3, 3, 7))
+
+
+def test_options_are_not_shared_between_caches(transformer):
+    options = AccelerationOptions(CacheKind.EASY)
+    first = make_cache(options, transformer, timesteps(STEPS, 5.0), Resolution.P480)
+    assert make_cache(replace(options), transformer, timesteps(STEPS, 5.0), Resolution.P480) is not first

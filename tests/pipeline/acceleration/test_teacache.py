@@ -1,0 +1,102 @@
+"""TeaCache against the published program: its plan, and a whole cached run."""
+
+from functools import cache
+
+import pytest
+import torch
+from multitalk.pipeline.acceleration.residual_cache import PlannedCache
+from multitalk.pipeline.acceleration.step_cache import cached_forward
+from multitalk.pipeline.acceleration.teacache import teacache_plan, time_changes
+from multitalk.pipeline.config import GuidanceConfig
+from multitalk.pipeline.sampling.denoise import NoAnchor, denoise
+from multitalk.pipeline.sampling.guidance import Guidance, Pass
+from multitalk.pipeline.sampling.schedule import timesteps
+from multitalk.pipeline.shapes import LatentSize
+from multitalk.pipeline.transformer.model import MultiTalkTransformer
+from multitalk.pipeline.transformer.prepared import PreparedPass
+from support.golden import Golden
+from support.transformer import from_golden
+
+GOLDEN = Golden("teacache")
+FACTS = GOLDEN.cases["default"]
+COEFFICIENTS = FACTS["coefficients_highest_power_first"]
+NUM_PASSES = len(FACTS["order_of_passes"])
+WARMUP = FACTS["always_computed_calls"] // NUM_PASSES
+
+
+@cache
+def transformer() -> MultiTalkTransformer:
+    return from_golden(GOLDEN)
+
+
+def schedule() -> torch.Tensor:
+    return timesteps(FACTS["steps"], FACTS["shift"])
+
+
+def plan(threshold: float) -> list[bool]:
+    return teacache_plan(schedule(), transformer().time_projection, COEFFICIENTS, threshold, WARMUP)
+
+
+def heard_by_pass() -> dict[Pass, PreparedPass]:
+    model, audio = transformer(), GOLDEN["in.audio"]
+    window = model.prepare_window(LatentSize(*FACTS["latent_shape"][1:]), GOLDEN["in.y"], GOLDEN["in.clip_fea"][0])
+    prompts = {True: GOLDEN["in.context"], False: GOLDEN["in.context_null"]}
+    voices = {True: audio, False: model.zero_audio(audio.shape[1])}
+    return {
+        pass_: model.prepare_pass(window, prompts[pass_.hears_prompt], voices[pass_.hears_audio])
+        for pass_ in map(Pass, FACTS["order_of_passes"])
+    }
+
+
+def run(step_cache: PlannedCache | None) -> tuple[list[torch.Tensor], dict[Pass, list[torch.Tensor]]]:
+    """The latents before every step and at the end, and what each pass said."""
+    heard, inputs, said = heard_by_pass(), [], {pass_: [] for pass_ in heard_by_pass()}
+
+    def predict(latents, timestep, step, pass_):
+        if pass_ is Pass.COND:
+            inputs.append(latents)
+        said[pass_].append(cached_forward(transformer(), step_cache, latents, timestep, step, heard[pass_], pass_))
+        return said[pass_][-1]
+
+    guidance = Guidance(GuidanceConfig(FACTS["text_scale"], FACTS["audio_scale"]))
+    final = denoise(predict, GOLDEN["in.noise"], schedule(), guidance, NoAnchor(), lambda step, guess: None)
+    return [*inputs, final], said
+
+
+def test_the_plan_is_the_published_one_for_all_passes():
+    want = GOLDEN["out.should_calc"].bool()
+    assert plan(FACTS["threshold"]) == want[:, 0].tolist()
+    assert (want == want[:, :1]).all()
+
+
+def test_the_numbers_behind_the_plan_are_the_published_ones():
+    changes = time_changes(schedule(), transformer().time_projection)[WARMUP - 1 :]
+    GOLDEN.assert_close(torch.tensor(changes).repeat_interleave(NUM_PASSES), "out.rel_l1")
+    rescaled, sums, total = [], [], 0.0
+    for change, runs in zip(changes, plan(FACTS["threshold"])[WARMUP:], strict=True):
+        rescaled.append(sum(c * change**power for power, c in enumerate(reversed(COEFFICIENTS))))
+        total += rescaled[-1]
+        sums.append(total)
+        total = 0.0 if runs else total
+    GOLDEN.assert_close(torch.tensor(rescaled).repeat_interleave(NUM_PASSES), "out.rescaled")
+    GOLDEN.assert_close(torch.tensor(sums).repeat_interleave(NUM_PASSES), "out.accumulated")
+
+
+def test_a_cached_run_is_the_published_one():
+    latents, said = run(PlannedCache(plan(FACTS["threshold"])))
+    GOLDEN.assert_close(torch.stack(latents), "out.latents")
+    for pass_, velocities in said.items():
+        GOLDEN.assert_close(torch.stack(velocities), f"out.pred_{pass_.value}")
+
+
+def test_without_the_cache_the_run_ends_elsewhere_as_published():
+    GOLDEN.assert_close(run(None)[0][-1], "out.latents_cache_disabled_last")
+
+
+@pytest.mark.parametrize(("threshold", "runs"), [(0.0, FACTS["steps"]), (100.0, WARMUP)])
+def test_a_threshold_runs_from_all_steps_to_the_first_ones(threshold, runs):
+    assert sum(plan(threshold)) == runs
+
+
+def test_a_run_of_one_step_has_a_plan():
+    assert teacache_plan(timesteps(1, 7.0), transformer().time_projection, COEFFICIENTS, 0.2) == [True]
