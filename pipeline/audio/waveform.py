@@ -127,17 +127,26 @@ def _decode(container: av.container.InputContainer, name: str) -> Sound:
     for frame in _float_frames(container, name):
         if not chunks:
             rate_hz = frame.sample_rate
-            silence_s = max(0.0, (frame.time or 0.0) - (container.start_time or 0) / av.time_base)
-        chunks.append(frame.to_ndarray())
+            silence_s = _behind_picture_s(container, frame)
+        chunks.append(frame.to_ndarray().reshape(-1, frame.layout.nb_channels))
     if not chunks:
         raise AudioError(f"{name} holds an audio track without a single sample. Choose audio that sounds.")
-    silence = np.zeros((chunks[0].shape[0], round(silence_s * rate_hz)), np.float32)
-    return Sound(torch.from_numpy(np.concatenate([silence, *chunks], axis=1)), rate_hz)
+    silence = np.zeros((round(silence_s * rate_hz), chunks[0].shape[1]), np.float32)
+    return Sound(torch.from_numpy(np.concatenate([silence, *chunks])).T.contiguous(), rate_hz)
+
+
+def _behind_picture_s(container: av.container.InputContainer, first: av.AudioFrame) -> float:
+    """Seconds between the start of the picture, where there is one, and the first sound."""
+    if not container.streams.video:
+        return 0.0  # what a file of sound alone says here is its codec's delay
+    picture = container.streams.video[0]
+    picture_s = float((picture.start_time or 0) * picture.time_base)
+    return max(0.0, (first.time or 0.0) - picture_s)
 
 
 def _float_frames(container: av.container.InputContainer, name: str) -> Iterator[av.AudioFrame]:
-    """Decoded frames, as float32 planes; a damaged packet is skipped, as players do."""
-    to_float = av.AudioResampler(format="fltp")
+    """Decoded frames, as interleaved float32; a damaged packet is skipped, as players do."""
+    to_float = av.AudioResampler(format="flt")  # interleaved: PyAV 18 miscounts the planes of 8 channels
     damaged = 0
     for packet in container.demux(container.streams.audio[0]):
         try:
