@@ -15,6 +15,8 @@ from .audio_attention import AudioCrossAttention
 from .prepared import Constant
 from .speakers import speaker_positions
 
+FFN_TOKENS = 16_384  # run through the feed-forward at a time: its middle is 2.7 times as wide as the tokens
+
 
 class AdaptiveNorm(nn.Module):
     """A layer norm whose scale and shift are told by the timestep; computed in float32 and rounded once."""
@@ -67,16 +69,16 @@ class MultiTalkBlock(nn.Module):
         text = around.text.through(self.attn2.of_text)
         image = around.image.through(self.attn2.of_image)
         voices = around.voices.through(self.audio_cross_attn.of_voices)
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.scale_shift_table.float() + time_projection).unbind(
-            1
-        )
+        modulation = self.scale_shift_table.float() + time_projection
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.unbind(1)  # each 1 c
 
         seen, looks_at = self.attn1(self.norm1(tokens, shift, scale), around.rope, around.token_masks)
         tokens = gated(tokens, seen, gate)
         tokens = tokens + self.attn2(self.norm2(tokens), text, image)
         positions = None if looks_at is None else speaker_positions(looks_at)
         tokens = tokens + self.audio_cross_attn(self.norm_x(tokens), voices, positions)
-        return gated(tokens, self.ffn(self.norm3(tokens, ffn_shift, ffn_scale)), ffn_gate)
+        thought = [self.ffn(part) for part in self.norm3(tokens, ffn_shift, ffn_scale).split(FFN_TOKENS)]
+        return gated(tokens, torch.cat(thought), ffn_gate)
 
 
 def gated(tokens: Tensor, change: Tensor, gate: Tensor) -> Tensor:

@@ -66,8 +66,8 @@ class TimeEmbedder(nn.Module):
 
     def forward(self, timestep: float | Tensor) -> Tensor:
         """`1 c` of a timestep in 0..1000."""
-        waves = sinusoid(timestep, self.linear_1.in_features)
-        return self.linear_2(silu(self.linear_1(waves.to(self.linear_1.weight.device))))
+        waves = sinusoid(timestep, self.linear_1.in_features).to(self.linear_1.weight.device, non_blocking=True)
+        return self.linear_2(silu(self.linear_1(waves)))
 
 
 class ConditionEmbedder(nn.Module):

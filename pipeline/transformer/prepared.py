@@ -27,7 +27,7 @@ class Constant(Generic[T]):
 
     @torch.compiler.disable
     def through(self, layer: Callable[[T], Made]) -> Made:
-        """`layer(value)`, computed at the first call. `layer` is a bound method, so that it is its own key."""
+        """`layer(value)`, computed at the first call. `layer` is a bound method: it is its own key."""
         if layer not in self._made:
             self._made[layer] = layer(self.value)
         return self._made[layer]
