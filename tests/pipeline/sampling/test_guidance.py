@@ -90,7 +90,8 @@ def compare_updates(golden: Golden, case: str, facts: dict, kinds: list[str]) ->
         scales = {"text_scale": 1.0, "audio_scale": 1.0} | {f"{kind}_scale": 2.0}
         if kind == "audio" and "text" in kinds:
             scales["text_scale"] = 1 + 1e-5  # three passes, with next to no text
-        guidance = Guidance(GuidanceConfig(**scales, projected=True, norm_threshold=facts["norm"]))
+        config = GuidanceConfig(**scales, projected=True, momentum=facts["momentum"], norm_threshold=facts["norm"])
+        guidance = Guidance(config)
         updates = []
         for step in range(facts["steps"]):
             said = {pass_: golden[f"in.{case}.pred_{pass_.value}"][step] for pass_ in guidance.passes}
