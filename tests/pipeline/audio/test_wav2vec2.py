@@ -1,0 +1,55 @@
+"""The speech encoder at the video's frame rate."""
+
+import pytest
+import torch
+from multitalk.pipeline.audio.wav2vec2 import encode
+from support.tiny_audio import tiny_encoder
+from torch.nn.functional import interpolate
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_encoder().eval()
+
+
+def test_features_are_resampled_between_the_convolutions_and_the_transformer(model):
+    waveform = torch.randn(8000)
+    with torch.no_grad():
+        features = interpolate(model.feature_extractor(waveform[None]), size=12, mode="linear", align_corners=True)
+        hidden, _ = model.feature_projection(features.transpose(1, 2))
+        hidden = model.encoder.layer_norm(hidden + model.encoder.pos_conv_embed(hidden))
+        layers = []
+        for layer in model.encoder.layers:
+            hidden = layer(hidden)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+            layers.append(hidden[0])
+    assert torch.allclose(encode(model, waveform, num_frames=12), torch.stack(layers, dim=1), atol=1e-5)
+
+
+def test_the_model_is_left_as_it_was(model):
+    waveform = torch.randn(4000)
+    with torch.no_grad():
+        before = model(waveform[None]).last_hidden_state
+        encode(model, waveform, num_frames=3)
+        assert torch.equal(model(waveform[None]).last_hidden_state, before)
+    with pytest.raises((RuntimeError, ValueError)):
+        encode(model, waveform[:10], num_frames=3)  # less than the convolutions' reach
+    assert not model.feature_extractor._forward_hooks
+
+
+def test_a_model_fresh_from_its_config_gives_the_same_every_time():
+    model = tiny_encoder().train()
+    waveform = torch.randn(8000)
+    assert torch.equal(encode(model, waveform, 12), encode(model, waveform, 12))
+
+
+def test_normalisation_makes_the_gain_irrelevant(model):
+    waveform = torch.randn(8000)
+    loud, quiet = (encode(model, gain * waveform + 0.1, 12, normalize=True) for gain in (1.0, 0.1))
+    assert torch.allclose(loud, quiet, atol=1e-3)
+
+
+def test_half_precision_models_are_fed_their_own_type():
+    features = encode(tiny_encoder().bfloat16(), torch.randn(4000), 6)
+    assert features.dtype == torch.float32
+    assert features.isfinite().all()
