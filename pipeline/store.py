@@ -123,9 +123,9 @@ def _to_float(pictures: np.ndarray) -> Tensor:
 def _write_lossless(path: Path, pictures: np.ndarray) -> None:
     with av.open(str(path), "w", format="matroska") as container:
         stream = container.add_stream("ffv1", rate=25)
-        stream.height, stream.width, stream.pix_fmt = pictures.shape[1], pictures.shape[2], "gbrp"
+        stream.height, stream.width, stream.pix_fmt = pictures.shape[1], pictures.shape[2], "bgr0"
         for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="gbrp")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="bgr0")))
         container.mux(stream.encode())
 
 

@@ -1,9 +1,11 @@
 """The tests see the pack as ComfyUI does: loaded by path, under a name of its own."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make tiny tests slow on a busy machine
 import torch
 
 PACK = Path(__file__).resolve().parents[1]

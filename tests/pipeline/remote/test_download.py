@@ -1,0 +1,182 @@
+"""The finished video: only from fal's hosts, only a video, only whole, and never half-written."""
+
+import pytest
+from multitalk.pipeline.errors import RemoteError
+from multitalk.pipeline.remote import download, generate
+from multitalk.pipeline.remote.answers import MaybeSent
+from multitalk.pipeline.remote.download import check_url, file_hosts
+from multitalk.pipeline.remote.generate import Resume
+from multitalk.pipeline.remote.job import Watch
+from multitalk.pipeline.remote.ledger import Ledger, State
+from support.fake_fal import KEY
+from support.remote import make_request
+
+VIDEO = "^GET cdn"
+
+
+def buy(desk):
+    return generate.run(make_request(), desk, Resume.AUTO, Watch())
+
+
+def refused(fal, desk, match="."):
+    """Buys, expects an error after the purchase, and checks that nothing is left but the paid row."""
+    with pytest.raises(RemoteError, match=match) as error:
+        buy(desk)
+    assert not [path for path in desk.output.rglob("*") if path.is_file()]
+    row = Ledger(desk.private).newest(make_request().job_key(desk.key.fingerprint))
+    assert row.state is State.SUBMITTED and len(fal.submits) == 1 and not fal.cancels
+    return str(error.value)
+
+
+RECOVERABLE = {
+    "cut": {"kind": "truncate", "times": 2},
+    "dropped": {"kind": "drop_before", "times": 2},
+    "500": {"kind": "status", "status": 500, "times": 4},
+    "not there yet": {"kind": "status", "status": 404, "times": 2},
+    "cut without a length": {"kind": "short", "times": 2},
+    "empty": {"kind": "status", "status": 200, "times": 2},
+}
+
+
+@pytest.mark.parametrize("fault", RECOVERABLE.values(), ids=RECOVERABLE)
+@pytest.mark.parametrize("size_told", [True, False])
+def test_a_bad_transfer_is_tried_again(fal, desk, fault, size_told):
+    if size_told:
+        fal.result["video"]["file_size"] = len(fal.video)
+    fal.fault(VIDEO, **fault)
+    assert buy(desk).path.read_bytes() == fal.video
+    assert len(fal.calls(VIDEO)) == 1 + fault["times"] and len(fal.submits) == 1
+
+
+@pytest.mark.parametrize("fault", RECOVERABLE.values(), ids=RECOVERABLE)
+def test_a_transfer_that_stays_bad_leaves_nothing(fal, desk, fault):
+    fal.fault(VIDEO, **{**fault, "times": 99})
+    assert "paid for" in refused(fal, desk)
+    assert len(fal.calls(VIDEO)) == (3 if fault.get("status") == 404 else 5)
+
+
+NO_VIDEOS = {
+    "a page": (b"<html>login</html>", {"Content-Type": "text/html"}),
+    "JSON": (b'{"detail": "expired"}', {"Content-Type": "application/json"}),
+    "a page in disguise": (b"<html>login</html>", {"Content-Type": "video/mp4"}),
+    "a program": (b"MZ\x90\0" + bytes(4000), {"Content-Type": "video/mp4"}),
+    "gzip": (b"\x1f\x8b\x08\0" + bytes(4000), {"Content-Type": "video/mp4", "Content-Encoding": "gzip"}),
+}
+
+
+@pytest.mark.parametrize(("body", "headers"), NO_VIDEOS.values(), ids=NO_VIDEOS)
+def test_what_is_no_video_is_refused_at_once(fal, desk, body, headers):
+    fal.video, fal.video_headers = body, headers
+    refused(fal, desk, "not a video")
+    assert len(fal.calls(VIDEO)) == 1
+
+
+def test_what_only_begins_like_a_video_is_refused(fal, desk):
+    fal.video = b"\0\0\0\x18ftypisom" + bytes(4000)
+    refused(fal, desk, "not a video that can be opened")
+
+
+def test_more_than_the_cap_is_refused_by_header_and_by_count(fal, desk, monkeypatch):
+    monkeypatch.setattr(download, "MAX_BYTES", len(fal.video) // 4)
+    refused(fal, desk, "no video of this model has")
+    fal.fault(VIDEO, "short", times=9)  # sends no length
+    refused(fal, desk, "no video of this model has")
+
+
+HOSTILE = [
+    "http://v3.fal.media/files/out/result.mp4",
+    "file:///etc/passwd",
+    "ftp://v3.fal.media/x",
+    "https://169.254.169.254/latest/meta-data",
+    "https://127.0.0.1/x",
+    "https://[::1]/x",
+    "https://localhost/x",
+    "https://fal.media.evil.example/x",
+    "https://notfal.media/x",
+    "https://evil.example/#.fal.media",
+    "https://evil.example/?.fal.media",
+    "https://evil.example\\@v3.fal.media/x",
+    "https://v3.fal.media@evil.example/x",
+    "https://user:word@v3.fal.media/x",
+    "https://v3.fal.media:22/x",
+    "https://queue.fal.run/x",
+    "https://v3.fal.media:port/x",
+    "data:video/mp4;base64,AAAA",
+]
+
+
+@pytest.mark.parametrize("url", [*HOSTILE, "https:///x", "//v3.fal.media/x", "x"])
+def test_a_hostile_address_is_not_asked(fal, desk, url):
+    fal.result = {"video": {"url": url}}
+    refused(fal, desk, "not fetched")
+    assert not fal.calls("^(GET|CONNECT) (?!queue)")
+
+
+@pytest.mark.parametrize("url", HOSTILE)
+def test_a_redirect_to_a_hostile_address_is_not_followed(fal, desk, url):
+    fal.redirects["/files/out/result.mp4"] = url
+    with pytest.raises(RemoteError) as error:
+        buy(desk)
+    assert not isinstance(error.value, MaybeSent)
+    assert {call.host for call in fal.calls("^GET (?!queue)")} == {"v3.fal.media"}
+    assert not [path for path in desk.output.rglob("*") if path.is_file()]
+
+
+def test_a_redirect_within_the_file_hosts_is_followed_and_a_circle_is_not(fal, desk):
+    fal.redirects["/files/out/result.mp4"] = "https://v3b.fal.media/files/there.mp4"
+    assert buy(desk).path.exists()
+    fal.redirects["/files/there.mp4"] = "https://v3b.fal.media/files/there.mp4"
+    with pytest.raises(RemoteError, match="redirected more than 3 times"):
+        generate.run(make_request(), desk, Resume.ALWAYS_NEW, Watch())
+
+
+def test_a_host_can_be_allowed(monkeypatch):
+    monkeypatch.setenv("MULTITALK_FAL_FILE_HOSTS", " Files.Example.org ,")
+    hosts = file_hosts()
+    assert check_url("https://a.files.example.org:443/x", hosts).host == "a.files.example.org"
+    assert check_url("https://V3.FAL.MEDIA./x", hosts)
+    with pytest.raises(RemoteError, match="not fetched"):
+        check_url("https://example.org/x", hosts)
+
+
+@pytest.mark.parametrize(
+    "result", [{}, {"video": "x"}, {"video": {"url": 7}}, {"video": {"url": "https://" + "v" * 2048}}]
+)
+def test_a_result_without_a_video_is_told(fal, desk, result):
+    fal.result = {"seed": 1, **result}
+    refused(fal, desk, "names no video")
+
+
+@pytest.mark.parametrize("request_id", ["../../../../escaped", "a/b", "x" * 200, "c:\\d", "ü"])
+def test_the_file_lies_in_the_output_folder_whatever_it_is_called(fal, desk, request_id):
+    fal.new_id = lambda: request_id
+    fal.result["video"]["file_name"] = "../../x.mp4"
+    path = buy(desk).path
+    assert path.parent == desk.output.resolve() / "multitalk" and path.suffix == ".mp4" and len(path.name) == 81
+    assert path.read_bytes() == fal.video
+
+
+def test_a_folder_that_leads_elsewhere_is_refused(fal, desk, tmp_path):
+    desk.output.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (desk.output / "multitalk").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RemoteError, match="leads out of the output folder"):
+        buy(desk)
+
+
+def test_the_addresses_in_fals_answer_are_not_used(fal, desk):
+    fal.submit_extra = {name: "https://evil.example/x" for name in ("status_url", "response_url", "cancel_url")}
+    buy(desk)
+    assert "evil.example" not in {call.host for call in fal.log}
+
+
+def test_the_seed_and_the_units_may_be_missing_or_nonsense(fal, desk):
+    fal.units, fal.result = "many", {"video": fal.result["video"], "seed": 10**40}
+    video = buy(desk)
+    assert (video.seed, video.units, video.billed_usd) == (42, None, None) and "no billed units" in video.info
+
+
+def test_the_file_host_never_sees_the_key(fal, desk):
+    buy(desk)
+    assert all("authorization" not in call.headers for call in fal.calls(VIDEO))
+    assert not [call for call in fal.calls("^(GET|POST) cdn") if KEY in str(call.headers)]

@@ -1,0 +1,182 @@
+"""What was bought once is collected, by this run, by the next, and by another process."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from multitalk.pipeline.errors import RemoteError
+from multitalk.pipeline.remote import answers, generate
+from multitalk.pipeline.remote.credentials import Key
+from multitalk.pipeline.remote.generate import Resume
+from multitalk.pipeline.remote.job import Watch
+from multitalk.pipeline.remote.ledger import Ledger, State
+from support.fake_fal import DONE, KEY
+from support.remote import make_request, until
+
+TESTS = Path(__file__).resolve().parents[2]
+BUYER = textwrap.dedent(
+    """
+    import runpy, sys
+    runpy.run_path(sys.argv[1] + "/conftest.py")
+    from pathlib import Path
+    from multitalk.pipeline.remote import generate
+    from multitalk.pipeline.remote.client import Backoff
+    from multitalk.pipeline.remote.credentials import find_key
+    from multitalk.pipeline.remote.desk import Caps, Desk
+    from multitalk.pipeline.remote.job import Watch
+    from support.remote import make_request
+    private = Path(sys.argv[2])
+    desk = Desk(find_key(private), private, Path(sys.argv[3]), Caps(), Backoff(0.02))
+    print(generate.run(make_request(), desk, generate.Resume.AUTO, Watch()).request_id)
+    """
+)
+
+
+def buy(desk, resume=Resume.AUTO, **changes):
+    return generate.run(make_request(**changes), desk, resume, Watch())
+
+
+def newest(desk):
+    return Ledger(desk.private).newest(make_request().job_key(desk.key.fingerprint))
+
+
+def buyer(desk):
+    """Another process that buys the same video."""
+    command = [sys.executable, "-c", BUYER, str(TESTS), str(desk.private), str(desk.output)]
+    return subprocess.Popen(command, env={**os.environ, "FAL_KEY": KEY}, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_process_killed_after_the_post_is_followed_by_one_that_collects(fal, desk):
+    fal.script = [{"status": "IN_PROGRESS"}]
+    process = buyer(desk)
+    until(lambda: fal.calls("^GET queue .*/status"), 30)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    fal.script = [DONE]
+    video = buy(desk)
+    assert list(fal.jobs) == [video.request_id] and len(fal.submits) == 1 and not fal.cancels
+    assert len(fal.calls("^POST cdn")) == 2
+
+
+def test_a_process_killed_in_the_post_is_followed_by_one_that_looks(fal, desk):
+    fal.fault("^POST queue", "slow", seconds=30)
+    process = buyer(desk)
+    until(lambda: fal.jobs, 30)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert newest(desk).state is State.SUBMITTING
+    video = buy(desk)
+    assert list(fal.jobs) == [video.request_id] and len(fal.submits) == 1
+
+
+def test_a_job_that_fal_does_not_list_is_waited_for_before_it_is_bought_anew(fal, desk):
+    fal.fault("^POST queue", "drop_before")
+    for _ in range(2):
+        with pytest.raises(answers.MaybeSent, match="always new"):
+            buy(desk)
+    assert not fal.jobs
+    Ledger(desk.private).update(newest(desk), created=time.time() - 601)
+    buy(desk)
+    assert len(fal.jobs) == 1 and len(fal.submits) == 2
+
+
+def test_as_long_as_fal_does_not_answer_nothing_is_bought_anew(fal, desk):
+    fal.fault("^POST queue", "drop_after")
+    with pytest.raises(answers.MaybeSent):
+        buy(desk)
+    Ledger(desk.private).update(newest(desk), created=time.time() - 601)
+    fal.fault("^GET platform", "status", times=9, status=403)
+    with pytest.raises(answers.MaybeSent):
+        buy(desk)
+    assert len(fal.submits) == 1
+
+
+def test_a_job_of_another_row_is_not_adopted(fal, desk):
+    buy(desk)
+    fal.fault("^POST queue", "drop_before")
+    with pytest.raises(answers.MaybeSent):
+        buy(desk, Resume.ALWAYS_NEW)
+    with pytest.raises(answers.MaybeSent, match="does not list it yet"):
+        buy(desk)
+    assert newest(desk).state is State.UNKNOWN
+
+
+def test_the_same_again_asks_nobody(fal, desk):
+    first = buy(desk)
+    asked = len(fal.log)
+    second = buy(desk)
+    assert len(fal.log) == asked
+    assert (second.path, second.seed, second.request_id) == (first.path, first.seed, first.request_id)
+    assert second.billed_usd == first.billed_usd and "nothing bought" in second.info
+
+
+def test_a_deleted_file_is_fetched_again(fal, desk):
+    buy(desk).path.unlink()
+    assert buy(desk).path.exists()
+    assert len(fal.submits) == 1
+
+
+def test_a_deleted_file_that_fal_has_forgotten_is_lost_and_then_bought_anew(fal, desk):
+    buy(desk).path.unlink()
+    fal.jobs.clear()
+    with pytest.raises(answers.Lost, match="Run again to buy the video anew"):
+        buy(desk)
+    assert newest(desk).state is State.LOST and len(fal.submits) == 1
+    buy(desk)
+    assert len(fal.submits) == 2
+
+
+def test_always_new_buys_a_second_time_without_sending_the_inputs_again(fal, desk):
+    buy(desk)
+    buy(desk, Resume.ALWAYS_NEW)
+    assert len(fal.jobs) == 2 and len(fal.calls("^POST cdn")) == 2 and newest(desk).attempt == 2
+
+
+def test_another_account_buys_its_own(fal, desk):
+    buy(desk)
+    fal.key = "another-account:0123456789"
+    buy(replace(desk, key=Key(fal.key, "the test")))
+    assert len(fal.jobs) == 2
+
+
+def test_two_equal_runs_at_once_buy_one_job(fal, desk):
+    fal.script = [{"status": "IN_PROGRESS"}, {"status": "IN_PROGRESS"}, DONE]
+    jobs = [generate.start(make_request(), desk) for _ in range(2)]
+    videos = [job.result() for job in jobs]
+    assert len(fal.submits) == 1 and videos[0].path == videos[1].path
+
+
+def test_a_paid_video_that_could_not_be_fetched_is_fetched_by_the_next_run(fal, desk):
+    fal.fault("^GET cdn", "status", times=5, status=500)
+    with pytest.raises(RemoteError, match="paid for: run again"):
+        buy(desk)
+    assert newest(desk).state is State.SUBMITTED and not fal.cancels
+    buy(desk)
+    assert len(fal.submits) == 1 and newest(desk).state is State.DONE
+
+
+def test_the_ledger_is_private_and_holds_neither_key_nor_prompt(fal, desk):
+    buy(desk, prompt="a very private sentence")
+    ledger = desk.private / "fal_ledger.sqlite3"
+    assert ledger.stat().st_mode & 0o777 == 0o600 and desk.private.stat().st_mode & 0o777 == 0o700
+    content = ledger.read_bytes()
+    assert KEY.encode() not in content and b"private sentence" not in content
+
+
+def test_old_rows_are_forgotten(fal, desk, monkeypatch):
+    buy(desk)
+    monkeypatch.setattr(time, "time", lambda real=time.time: real() + 31 * 24 * 3600)
+    assert newest(desk) is None
+
+
+def test_two_processes_cannot_begin_the_same_attempt(fal, desk):
+    buy(desk)
+    row = newest(desk)
+    with pytest.raises(RemoteError, match="Another ComfyUI"):
+        Ledger(desk.private).begin(row)

@@ -1,0 +1,68 @@
+"""After a full run, and after every failure, the key is nowhere to be found."""
+
+import logging
+import traceback
+
+import pytest
+from multitalk.pipeline.errors import RemoteError
+from multitalk.pipeline.remote import generate
+from multitalk.pipeline.remote.generate import Resume
+from multitalk.pipeline.remote.job import Watch
+from support.fake_fal import KEY, Reply
+from support.remote import make_request
+
+SECRETS = (KEY, KEY.split(":")[0], KEY.split(":")[1])
+FAILED_JOB = f'{{"status": "COMPLETED", "error": "{KEY}"}}'
+ECHO = f'{{"detail": "Key {KEY} is not welcome"}}'
+FAULTS = {
+    "none": None,
+    "401": ("^POST queue", {"kind": "status", "status": 401, "body": ECHO}),
+    "422": ("^POST queue", {"kind": "status", "status": 422, "body": ECHO}),
+    "500": ("^POST queue", {"kind": "status", "status": 500, "body": ECHO}),
+    "lost": ("^POST queue", {"kind": "drop_after"}),
+    "unreachable": ("^CONNECT queue", {"kind": "drop_before", "times": 99}),
+    "upload": ("^POST cdn", {"kind": "status", "status": 500, "body": ECHO, "times": 99}),
+    "token": ("^POST rest", {"kind": "status", "status": 500, "body": ECHO, "times": 99}),
+    "look": ("^GET queue .*status", {"kind": "status", "status": 404, "body": ECHO}),
+    "failed job": (
+        "^GET queue .*status",
+        {"kind": "status", "status": 200, "body": FAILED_JOB},
+    ),
+    "result": ("^GET queue .*/requests/[^/]+$", {"kind": "status", "status": 422, "body": ECHO}),
+    "file": ("^GET cdn", {"kind": "status", "status": 403, "body": ECHO}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_the_key_is_nowhere(fal, desk, tmp_path, caplog, capfd, fault):
+    caplog.set_level(logging.DEBUG)
+    if fault:
+        fal.fault(fault[0], **fault[1])
+    told = ""
+    try:
+        video = generate.run(make_request(), desk, Resume.AUTO, Watch())
+        told = f"{video!r} {video.info}"
+    except RemoteError as error:
+        assert fault
+        told = "".join(traceback.format_exception(error)) + repr(error)
+    seen = told + caplog.text + repr(desk) + "".join(capfd.readouterr())
+    on_disk = [path for path in tmp_path.rglob("*") if path.is_file()]
+    for secret in SECRETS:
+        assert secret not in seen
+        assert not [path for path in on_disk if secret.encode() in path.read_bytes() or secret in path.name]
+    with_key = {call.host for call in fal.log if KEY in str(call.headers)}
+    assert with_key <= {"queue.fal.run", "queue.falrun.com", "rest.fal.ai", "api.fal.ai"}
+    assert not any(KEY in call.path or KEY.encode() in call.body for call in fal.log)
+    assert not fal.calls("gcs")
+
+
+def test_fals_own_words_are_shown_without_the_key(fal, desk):
+    fal.result_reply = Reply(422, ECHO.encode())
+    with pytest.raises(RemoteError, match=r"Key \.\.\. is not welcome"):
+        generate.run(make_request(), desk, Resume.AUTO, Watch())
+
+
+def test_the_console_shows_no_line_for_each_look(fal, desk, caplog):
+    caplog.set_level(logging.INFO, "httpx")
+    generate.start(make_request(), desk).result()
+    assert not [record for record in caplog.records if record.name == "httpx"]

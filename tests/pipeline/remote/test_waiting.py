@@ -1,0 +1,206 @@
+"""Waiting: bad answers are survived, bad ends are told, and a stop at any stage sends exactly one cancel."""
+
+import gc
+import threading
+import time
+
+import pytest
+from multitalk.pipeline.errors import RemoteError
+from multitalk.pipeline.host import TorchHost
+from multitalk.pipeline.remote import answers, client, generate
+from multitalk.pipeline.remote.generate import Resume
+from multitalk.pipeline.remote.job import Watch
+from multitalk.pipeline.remote.ledger import Ledger, State
+from support.fake_fal import DONE, Reply
+from support.remote import make_request, remote_threads, until
+
+LOOK, RESULT = "^GET queue .*/status", r"^GET queue .*/requests/[^/]+$"
+RUNNING = {"status": "IN_PROGRESS", "logs": []}
+
+
+def buy(desk, resume=Resume.AUTO):
+    return generate.run(make_request(), desk, resume, Watch())
+
+
+def newest(desk):
+    return Ledger(desk.private).newest(make_request().job_key(desk.key.fingerprint))
+
+
+BAD_LOOKS = {
+    "500 three times": {"kind": "status", "status": 500, "times": 3},
+    "dropped twice": {"kind": "drop_before", "times": 2},
+    "cut": {"kind": "truncate", "times": 2},
+    "no JSON": {"kind": "status", "status": 200, "body": "<html>", "times": 2},
+    "no status": {"kind": "status", "status": 200, "body": "{}", "times": 2},
+    "an unknown word": {"kind": "status", "status": 200, "body": '{"status": "PONDERING"}', "times": 2},
+    "a redirect": {"kind": "status", "status": 307, "headers": {"Location": "https://evil.example/"}, "times": 2},
+    "logs of another kind": {"kind": "status", "status": 202, "body": '{"status": "IN_PROGRESS", "logs": [7, {}]}'},
+    "no place in the queue": {"kind": "status", "status": 202, "body": '{"status": "IN_QUEUE"}'},
+}
+
+
+@pytest.mark.parametrize("fault", BAD_LOOKS.values(), ids=BAD_LOOKS)
+def test_a_bad_look_is_not_the_end(fal, desk, fault):
+    fal.fault(LOOK, **fault)
+    buy(desk)
+    assert len(fal.submits) == 1 and not fal.cancels and not [c for c in fal.log if "evil" in c.host]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "state"), [(401, answers.KeyRefused, State.SUBMITTED), (404, answers.Lost, State.LOST)]
+)
+def test_a_key_refused_or_a_job_forgotten_ends_the_wait(fal, desk, status, error, state):
+    fal.fault(LOOK, "status", status=status, body='{"detail": "no"}', times=99)
+    with pytest.raises(error):
+        buy(desk)
+    assert len(fal.calls(LOOK)) == 1 and newest(desk).state is state and not fal.cancels
+
+
+def test_a_service_that_stays_silent_is_given_up_and_the_job_kept(fal, desk, monkeypatch):
+    monkeypatch.setattr(generate, "SILENCE_UNITS", 10)
+    fal.fault(LOOK, "status", status=500, times=99)
+    with pytest.raises(RemoteError, match="run again to collect it"):
+        buy(desk)
+    assert newest(desk).state is State.SUBMITTED and not fal.cancels
+    fal.faults.clear()
+    buy(desk)
+    assert len(fal.submits) == 1
+
+
+def test_a_job_that_never_ends_is_left_to_the_next_run(fal, desk, monkeypatch):
+    monkeypatch.setattr(generate, "PATIENCE_UNITS", 5)
+    fal.script = [RUNNING]
+    with pytest.raises(RemoteError, match="still running at fal"):
+        buy(desk)
+    assert newest(desk).state is State.SUBMITTED and not fal.cancels
+
+
+def test_a_job_that_completes_with_an_error_failed(fal, desk):
+    fal.script = [{**DONE, "error": "out of memory", "error_type": "internal"}]
+    with pytest.raises(answers.JobFailed, match="out of memory"):
+        buy(desk)
+    assert newest(desk).state is State.FAILED and len(fal.submits) == 1
+
+
+@pytest.mark.parametrize("status", [422, 500, 503])
+def test_a_result_that_is_a_failure_is_told_and_not_bought_again(fal, desk, status):
+    body = b'{"detail": [{"loc": ["body", "image_url"], "msg": "no face found", "input": "SECRET INPUT"}]}'
+    fal.result_reply = Reply(status, body)
+    with pytest.raises(answers.JobFailed, match="image_url: no face found") as failed:
+        buy(desk)
+    assert "SECRET INPUT" not in str(failed.value)
+    assert newest(desk).state is State.FAILED and len(fal.submits) == 1
+
+
+def test_a_result_that_is_late_is_asked_for_again(fal, desk):
+    fal.fault(RESULT, "drop_before", times=2)
+    fal.fault(RESULT, "status", status=503, body="nginx")
+    buy(desk)
+    assert len(fal.submits) == 1
+
+
+# A stage: what the fake does, what to wait for, how many cancels, and what the ledger then says.
+STAGES = {
+    "sending the inputs": ("^POST cdn", "slow", lambda fal: fal.calls("^POST cdn"), 0, None),
+    "in the POST": ("^POST queue", "slow", lambda fal: fal.submits, 1, State.CANCEL_REQUESTED),
+    "busy": ("^POST queue", "busy", lambda fal: fal.submits, 0, State.NOT_SENT),
+    "in the queue": (LOOK, "queued", lambda fal: len(fal.calls(LOOK)) > 1, 1, State.CANCEL_REQUESTED),
+    "while it runs": (LOOK, "running", lambda fal: len(fal.calls(LOOK)) > 1, 1, State.CANCEL_REQUESTED),
+    "in a look that hangs": (LOOK, "hang", lambda fal: fal.calls(LOOK), 1, State.CANCEL_REQUESTED),
+    "in a row of bad looks": (LOOK, "bad", lambda fal: len(fal.calls(LOOK)) > 1, 1, State.CANCEL_REQUESTED),
+    "while it is fetched": ("^GET cdn", "slow", lambda fal: fal.calls("^GET cdn"), 1, State.CANCEL_REQUESTED),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stop_frees_the_user_at_once_and_sends_one_cancel(fal, desk, stage):
+    pattern, kind, reached, num_cancels, state = STAGES[stage]
+    fal.script = {"queued": [{"status": "IN_QUEUE", "queue_position": 1}], "running": [RUNNING]}.get(kind, [DONE])
+    if kind in ("slow", "hang"):
+        fal.fault(pattern, kind, seconds=0.6)
+    elif kind == "busy":
+        fal.fault(pattern, "status", times=99, status=429, headers={"Retry-After": "30"})
+    elif kind == "bad":
+        fal.fault(pattern, "status", times=99, status=500)
+
+    class Interrupted(BaseException):
+        pass
+
+    class Host(TorchHost):
+        def check_cancelled(self):
+            if reached(fal):
+                self.asked = time.monotonic()
+                raise Interrupted
+
+    host = Host("cpu")
+    with pytest.raises(Interrupted):
+        generate.generate(make_request(), desk, host)
+    assert time.monotonic() - host.asked < 0.3
+    until(lambda: not remote_threads())
+    assert len(fal.cancels) == num_cancels and len(fal.submits) == (0 if stage == "sending the inputs" else 1)
+    assert (newest(desk).state if state else newest(desk)) is state
+    assert not list(desk.output.rglob("*.part"))
+
+
+def test_a_cancel_without_an_answer_is_sent_once_more(fal, desk, monkeypatch):
+    monkeypatch.setattr(client, "CANCEL_S", 0.2)
+    fal.script = [RUNNING]
+    fal.fault("^PUT queue", "hang", seconds=1)
+    job = generate.start(make_request(), desk)
+    until(lambda: fal.calls(LOOK))
+    job.watch.stop()
+    with pytest.raises(answers.Stopped):
+        job.result()
+    assert len(fal.cancels) == 2 and newest(desk).state is State.CANCEL_REQUESTED
+
+
+def stopped_while_running(fal, desk):
+    fal.script = [RUNNING]
+    job = generate.start(make_request(), desk)
+    until(lambda: fal.calls(LOOK))
+    job.watch.stop()
+    return job
+
+
+def test_a_cancelled_job_that_finished_anyhow_is_collected(fal, desk):
+    fal.on_cancel = "ignored"
+    stopped_while_running(fal, desk).join()
+    fal.script = [DONE]
+    video = buy(desk)
+    assert list(fal.jobs) == [video.request_id] and len(fal.cancels) == 1 and newest(desk).state is State.DONE
+
+
+@pytest.mark.parametrize("on_cancel", ["removed", "failed"])
+def test_a_job_that_was_really_cancelled_is_bought_anew(fal, desk, on_cancel):
+    fal.on_cancel = on_cancel
+    stopped_while_running(fal, desk).join()
+    fal.script = [DONE]
+    buy(desk)
+    assert len(fal.submits) == 2 and newest(desk).attempt == 2
+
+
+def test_cancel_and_queue_again_joins_the_thread_that_is_ending(fal, desk):
+    fal.on_cancel = "ignored"
+    fal.fault("^PUT queue", "slow", seconds=0.3)
+    first = stopped_while_running(fal, desk)
+    fal.script = [DONE]
+    second = generate.start(make_request(), desk)
+    until(lambda: second.watch.text == "waiting for the same job")
+    assert second.result().request_id in fal.jobs
+    assert not first.alive and len(fal.submits) == 1 and len(fal.cancels) == 1
+
+
+def test_no_thread_and_no_connection_is_left(fal, desk):
+    buy(desk)
+    fal.on_cancel = "failed"
+    job = generate.start(make_request(seed=43), desk)
+    job.watch.stop()
+    job.join()
+    gc.collect()  # fal-client leaves the closing of its upload connections to it
+    until(lambda: fal.open_connections == 0 and not remote_threads())
+    assert all("FAL_CLIENT" not in thread.name for thread in threading.enumerate())
+
+
+def test_looks_become_rarer():
+    pace = client.Backoff()
+    assert [pace.poll(waited) for waited in (0, 29, 31, 299, 301, 5000)] == [1, 1, 2, 2, 5, 5]

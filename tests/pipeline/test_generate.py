@@ -1,0 +1,132 @@
+"""What holds for every run, on real classes at tiny sizes."""
+
+import dataclasses
+
+import pytest
+import torch
+from multitalk.pipeline.config import GuidanceConfig, Recipe
+from multitalk.pipeline.errors import ConfigError, NumericalError
+from multitalk.pipeline.generate import generate
+from multitalk.pipeline.memory import Memory, MemoryConfig
+from support import run
+
+
+@pytest.fixture(scope="module")
+def model():
+    return run.model()
+
+
+def frames_of(model, num_frames=13, num_speakers=1, host=None, config=None, audio=None, **options):
+    audio = audio or run.audio(model, num_frames, num_speakers)
+    conditioning = run.conditioning(model, num_speakers)
+    windows = generate(model, audio, conditioning, config or run.config(), host or run.RecordingHost(), **options)
+    return torch.cat(list(windows), 1)
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 9, 10, 13, 14, 30])
+@pytest.mark.parametrize("recipe", list(Recipe))
+def test_as_many_frames_come_as_were_asked_for(model, num_frames, recipe):
+    frames = frames_of(model, num_frames, config=run.config(steps=1, recipe=recipe))
+    assert frames.shape == (3, num_frames, run.HEIGHT, run.WIDTH)
+    assert frames.abs().max() <= 1
+
+
+def test_the_same_seed_gives_the_same_frames_whatever_ran_before(model):
+    before = frames_of(model)
+    torch.manual_seed(7)
+    torch.randn(100)
+    frames_of(model, 5, config=run.config(seed=1))
+    state = torch.get_rng_state()
+    assert torch.equal(frames_of(model), before)
+    assert torch.equal(torch.get_rng_state(), state), "a global seed was touched"
+    assert not torch.equal(frames_of(model, config=run.config(seed=43)), before)
+
+
+def test_one_window_is_the_same_as_a_stream_that_needs_only_one(model):
+    single = frames_of(model, 9, config=run.config(num_frames=0, motion_frames=5))
+    stream = frames_of(model, 9, config=run.config(num_frames=0, motion_frames=1))
+    assert torch.equal(single, stream)
+
+
+def test_guidance_with_all_scales_one_is_one_forward_a_step(model, monkeypatch):
+    calls = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    plain = dataclasses.replace(run.config(steps=3), guidance=GuidanceConfig(1.0, 1.0))
+    frames_of(model, 9, config=plain)
+    assert len(calls) == 3
+    calls.clear()
+    frames_of(model, 9, config=run.config(steps=3))
+    assert len(calls) == 9
+
+
+@pytest.mark.parametrize("num_speakers", [2, 3])
+def test_several_speakers_run_and_each_voice_matters(model, num_speakers):
+    audio = run.audio(model, 9, num_speakers)
+    frames = frames_of(model, 9, num_speakers, audio=audio)
+    for speaker in range(num_speakers):
+        features = audio.features.clone()
+        features[speaker] += 1
+        other = dataclasses.replace(audio, features=features)
+        assert not torch.allclose(frames_of(model, 9, num_speakers, audio=other), frames, atol=1e-3)
+
+
+def test_streamed_blocks_give_the_same_bits_and_leave_the_model_at_home(model):
+    resident = frames_of(model, 9)
+    homes = [parameter.data_ptr() for parameter in model.parameters()]
+    for blocks in (0, 1):
+        streamed = frames_of(model, 9, memory=MemoryConfig(Memory.AUTO, resident_blocks=blocks))
+        assert torch.equal(streamed, resident)
+        assert [parameter.data_ptr() for parameter in model.parameters()] == homes
+
+
+def test_out_of_memory_streams_the_blocks_and_goes_on_from_the_same_step(model, monkeypatch, caplog):
+    expected = frames_of(model, 9)
+    forward, calls = model.forward, []
+
+    def fail_once(*given):
+        calls.append(given)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("no room")
+        return forward(*given)
+
+    monkeypatch.setattr(model, "forward", fail_once)
+    assert torch.equal(frames_of(model, 9), expected)
+    assert len(calls) == 7, "two steps of three passes and one forward done again"
+    assert "all blocks are streamed" in caplog.text
+
+
+def test_cancelling_ends_within_one_forward_and_harms_no_later_run(model, monkeypatch):
+    expected = frames_of(model, 9)
+    forward, calls = model.forward, []
+    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    host = run.RecordingHost(cancel_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        frames_of(model, 9, host=host)
+    assert host.looked == 4 and len(calls) <= 3
+    assert torch.equal(frames_of(model, 9), expected)
+
+
+def test_progress_never_goes_back_and_ends_at_one(model):
+    host = run.RecordingHost()
+    frames_of(model, 13, host=host)
+    fractions = [progress.fraction for progress in host.told]
+    assert fractions == sorted(fractions) and fractions[-1] == 1
+    assert {progress.num_windows for progress in host.told} == {2}
+
+
+def test_bad_numbers_stop_the_run_with_a_cause(model):
+    audio = run.audio(model, 9)
+    audio.features[:] = float("nan")
+    with pytest.raises(NumericalError, match="not finite after the first step"):
+        frames_of(model, 9, audio=audio)
+
+
+def test_what_does_not_fit_is_told_before_a_network_runs(model, monkeypatch):
+    monkeypatch.setattr(model, "forward", lambda *given: pytest.fail("a network ran"))
+    wrong = run.audio(model, 9)
+    wrong = dataclasses.replace(wrong, features=wrong.features[..., :3])
+    with pytest.raises(ConfigError, match="adapter wants"):
+        generate(model, wrong, run.conditioning(model), run.config(), run.RecordingHost())
+    with pytest.raises(ConfigError, match="2 voices need as many places"):
+        generate(model, run.audio(model, 9, 2), run.conditioning(model), run.config(), run.RecordingHost())

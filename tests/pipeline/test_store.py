@@ -1,0 +1,112 @@
+"""An interrupted run goes on where it stopped and gives the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from multitalk.pipeline.generate import generate, open_store
+from multitalk.pipeline.store import WindowStore, fingerprint, run_key
+from support import run
+
+
+@pytest.fixture(scope="module")
+def model():
+    return run.model()
+
+
+def frames_with(store, model, host=None):
+    audio, conditioning = run.audio(model, 21), run.conditioning(model)
+    windows = generate(model, audio, conditioning, run.config(), host or run.RecordingHost(), store=store)
+    return torch.cat(list(windows), 1)
+
+
+def store_in(folder, model, config=None):
+    return open_store(folder, model, run.audio(model, 21), run.conditioning(model), config or run.config())
+
+
+def test_an_interrupted_run_repeats_no_finished_window_and_gives_the_same_bytes(model, tmp_path, monkeypatch):
+    expected = frames_with(store_in(tmp_path / "whole", model), model)
+    per_window = run.config().sampling.steps * 3
+    forward, calls = model.forward, []
+    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    with pytest.raises(KeyboardInterrupt):
+        frames_with(store_in(tmp_path / "cut", model), model, run.RecordingHost(cancel_after=35))
+    finished = len(list((tmp_path / "cut").rglob("*.safetensors")))
+    assert 1 <= finished < 4
+    calls.clear()
+    assert torch.equal(frames_with(store_in(tmp_path / "cut", model), model), expected)
+    assert len(calls) == (4 - finished) * per_window
+
+
+KILLED = """
+import sys; sys.path.insert(0, {tests!r}); import conftest
+from multitalk.pipeline.generate import generate, open_store
+from support import run
+import os, signal, torch
+model = run.model(); audio = run.audio(model, 21); conditioning = run.conditioning(model)
+store = open_store({folder!r}, model, audio, conditioning, run.config())
+for number, _ in enumerate(generate(model, audio, conditioning, run.config(), run.RecordingHost(), store=store)):
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_what_the_next_one_goes_on_from(model, tmp_path, monkeypatch):
+    tests = str(Path(__file__).parents[1])
+    script = KILLED.format(tests=tests, folder=str(tmp_path / "killed"))
+    killed = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": tests}, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    expected = frames_with(store_in(tmp_path / "whole", model), model)
+    forward, calls = model.forward, []
+    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    assert torch.equal(frames_with(store_in(tmp_path / "killed", model), model), expected)
+    assert len(calls) == 2 * run.config().sampling.steps * 3
+
+
+def test_other_inputs_are_another_run(model):
+    audio = run.audio(model, 21)
+    key = run_key(model, audio.features, run.config(), ("a prompt",))
+    assert run_key(model, audio.features, run.config(), ("a prompt",)) == key
+    others = [
+        run_key(run.model(num_layers=1), audio.features, run.config(), ("a prompt",)),
+        run_key(model, audio.features + 1, run.config(), ("a prompt",)),
+        run_key(model, audio.features, run.config(seed=1), ("a prompt",)),
+        run_key(model, audio.features, run.config(), ("another",)),
+    ]
+    assert len({key, *others}) == 5
+
+
+def test_a_changed_weight_changes_the_fingerprint(model):
+    before = fingerprint(model)
+    with torch.no_grad():
+        model.proj_out.bias += 1
+        changed = fingerprint(model)
+        model.proj_out.bias -= 1
+    assert changed != before
+
+
+def test_disk_use_is_bounded_by_dropping_the_oldest_run(tmp_path):
+    frames = run.random((3, 9, 32, 48), 1).clamp(-1, 1)
+    for age, key in enumerate(("old", "newer")):
+        store = WindowStore(tmp_path, key)
+        store.save(0, frames, 5)
+        os.utime(store.folder, (1000 + age, 1000 + age))
+    size = sum(file.stat().st_size for file in (tmp_path / "newer").iterdir())
+    WindowStore(tmp_path, "newest", limit_bytes=size)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["newer", "newest"]
+
+
+def test_a_window_comes_back_as_it_was_handed_on(tmp_path):
+    frames = run.random((3, 9, 32, 48), 1).clamp(-1, 1)
+    store = WindowStore(tmp_path, "key")
+    handed_on = store.save(0, frames, 5)
+    again = store.load(0)
+    assert torch.equal(again.frames, handed_on.frames) and torch.equal(again.motion, frames[:, -5:])
+    assert (again.frames - frames).abs().max() <= 1 / 255 + 1e-6
+    assert store.load(1) is None

@@ -1,0 +1,61 @@
+"""Requests, videos and waiting for the tests of the remote run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from multitalk.pipeline.config import Acceleration, GenerationConfig, SamplingConfig
+from multitalk.pipeline.remote import media, payload
+from multitalk.pipeline.remote.client import THREAD_NAME
+
+RATE_HZ = 8000
+NUM_FRAMES = 145
+
+
+def write_video(path: Path, num_frames: int, level: int = 128, size: int = 32) -> None:
+    """An mp4 of even frames, 25 a second; frame `i` is as bright as `level + i`."""
+    with av.open(str(path), "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=Fraction(25), options={"crf": "10"})
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for index in range(num_frames):
+            picture = np.full((size, size, 3), min(level + index, 255), np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        file.mux(stream.encode())
+
+
+def make_request(prompt: str = "a woman talks", shade: float = 0.5, **changes: object) -> payload.RemoteRequest:
+    """A request of one grey portrait and one tone; `changes` are of the configuration."""
+    options = {"num_frames": NUM_FRAMES, "acceleration": Acceleration.REGULAR, **changes}
+    seed = options.pop("seed", 42)
+    config = GenerationConfig(sampling=SamplingConfig(seed=seed), **options)
+    files = {
+        "image_url": media.encode_image(torch.full((1, 16, 16, 3), shade)),
+        "audio_url": media.encode_sound(tone(7), RATE_HZ, config.num_frames),
+    }
+    return payload.RemoteRequest(payload.AI_AVATAR, prompt, config, files)
+
+
+def tone(duration_s: float, rate_hz: int = RATE_HZ) -> torch.Tensor:
+    """`1 1 n`: 220 Hz at half of the full level."""
+    return 0.5 * torch.sin(torch.arange(round(duration_s * rate_hz)) * (2 * torch.pi * 220 / rate_hz))[None, None]
+
+
+def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+    """Waits for something to become true, and fails if it does not."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def remote_threads() -> list[str]:
+    """Threads of remote runs that still live."""
+    return [thread.name for thread in threading.enumerate() if thread.name == THREAD_NAME]

@@ -1,0 +1,84 @@
+"""A tiny run: a random transformer, a random VAE, a random face and random speech."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLWan
+from multitalk.pipeline.audio.embeds import AudioEmbeds
+from multitalk.pipeline.conditioning.conditioning import Conditioning
+from multitalk.pipeline.conditioning.vae import VideoVae
+from multitalk.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig
+from multitalk.pipeline.host import Progress, TorchHost
+from torch import Tensor
+
+from . import transformer as tiny_transformer
+
+HEIGHT, WIDTH = 32, 48
+
+
+class RecordingHost(TorchHost):
+    """Remembers what it was told, and can want the run to end."""
+
+    def __init__(self, cancel_after: int | None = None):
+        super().__init__("cpu")
+        self.told: list[Progress] = []
+        self.looked = 0
+        self.cancel_after = cancel_after
+
+    def report(self, progress: Progress, latents: Tensor | None = None) -> None:
+        self.told.append(progress)
+
+    def check_cancelled(self) -> None:
+        self.looked += 1
+        if self.cancel_after is not None and self.looked > self.cancel_after:
+            raise KeyboardInterrupt
+
+
+def random(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def vae(seed: int = 5) -> VideoVae:
+    """A Wan VAE of width 2 whose random weights keep pixels in range."""
+    with torch.random.fork_rng():  # the constructor draws its weights from the global generator
+        model = AutoencoderKLWan(base_dim=2, z_dim=16, num_res_blocks=1).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
+        parameter.data = torch.randn(parameter.shape, generator=generator) / fan_in**0.5
+    return VideoVae(model)
+
+
+def conditioning(model, num_speakers: int = 1, seed: int = 6) -> Conditioning:
+    masks = None
+    if num_speakers > 1:
+        masks = torch.zeros(num_speakers + 1, HEIGHT, WIDTH)
+        for speaker, columns in enumerate(torch.arange(WIDTH).chunk(num_speakers)):
+            masks[speaker, :, columns] = 1
+    return Conditioning(
+        source=random((3, 1, HEIGHT, WIDTH), seed).clamp(-1, 1),
+        prompt_embeds=(random((5, model.config.text_dim), seed + 1),),
+        negative_embeds=random((4, model.config.text_dim), seed + 2),
+        vae=vae(),
+        image_embeds=random((5, model.config.image_dim), seed + 3),
+        speaker_masks=masks,
+    )
+
+
+def audio(model, num_frames: int, num_speakers: int = 1, seed: int = 9) -> AudioEmbeds:
+    features = random((num_speakers, num_frames + 10, *model.config.audio_features), seed)
+    return AudioEmbeds(features, num_frames)
+
+
+def config(num_frames: int = 0, steps: int = 2, seed: int = 42, **windows) -> GenerationConfig:
+    return GenerationConfig(
+        num_frames=num_frames,
+        allow_long=True,
+        sampling=SamplingConfig(steps=steps, seed=seed),
+        guidance=GuidanceConfig(5.0, 4.0),
+        windows=WindowConfig(**({"num_frames": 9, "motion_frames": 5} | windows)),
+    )
+
+
+def model(num_layers: int = 2):
+    return tiny_transformer.tiny(num_layers=num_layers)

@@ -1,0 +1,286 @@
+"""Writes `workflows/*.json` (for the page) and `workflows/api/*.json` (for the queue) from one description each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+PACK = Path(__file__).resolve().parents[1]
+OURS = json.loads((PACK / "tests" / "frozen_nodes.json").read_text())
+VERSION = "0.1.0"
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+COLUMN, ROW = 420, 60
+
+# Core's nodes: sockets in, widgets with what the page keeps in their places, sockets out.
+CORE = {
+    "LoadImage": ([], ["image"], [("IMAGE", "IMAGE"), ("MASK", "MASK")]),
+    "LoadAudio": ([], ["audio"], [("AUDIO", "AUDIO")]),
+    "SaveVideo": ([("video", "VIDEO")], ["filename_prefix", "format", "codec"], []),
+}
+PAGE_EXTRAS = {"LoadImage": ["image"], "LoadAudio": [None, None]}  # upload buttons and the player take places
+
+HUB = "https://huggingface.co"
+COMFY = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+KIJAI = f"{HUB}/Kijai/WanVideo_comfy/resolve/main"
+MODELS = {
+    "wan2.1_i2v_480p_14B_fp8_scaled.safetensors": ("diffusion_models", f"{COMFY}/diffusion_models"),
+    "WanVideo_2_1_Multitalk_14B_fp8_e4m3fn.safetensors": ("diffusion_models", KIJAI),
+    "Wan2_1-InfiniTetalk-Single_fp16.safetensors": ("diffusion_models", f"{KIJAI}/InfiniteTalk"),
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("text_encoders", f"{COMFY}/text_encoders"),
+    "clip_vision_h.safetensors": ("clip_vision", f"{COMFY}/clip_vision"),
+    "wan_2.1_vae.safetensors": ("vae", f"{COMFY}/vae"),
+    "wav2vec2-chinese-base_fp16.safetensors": (
+        "audio_encoders",
+        f"{HUB}/Kijai/wav2vec2_safetensors/resolve/main",
+    ),
+    "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors": ("loras", f"{KIJAI}/Lightx2v"),
+}
+
+
+@dataclass
+class Graph:
+    """A workflow: its nodes by number, what is put into them, and notes for the reader."""
+
+    title: str
+    note: str
+    nodes: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def add(self, kind: str, **inputs: Any) -> str:
+        """A new node; an input is a value, or (node, output) of another."""
+        number = str(len(self.nodes) + 1)
+        self.nodes[number] = (kind, inputs)
+        return number
+
+    def api(self) -> dict[str, Any]:
+        """The queue's form."""
+        prompt = {}
+        for number, (kind, inputs) in self.nodes.items():
+            values = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
+            defaults = {w["id"]: w.get("default") for w in _widgets(kind) if w["id"] not in values}
+            title = OURS[kind]["display_name"] if kind in OURS else kind
+            prompt[number] = {"class_type": kind, "inputs": values | defaults, "_meta": {"title": title}}
+        return prompt
+
+    def page(self) -> dict[str, Any]:
+        """The page's form."""
+        links: list[list[Any]] = []
+        nodes = [self._page_node(int(number), links) for number in self.nodes]
+        for node in nodes:
+            for slot, output in enumerate(node["outputs"]):
+                output["links"] = [link[0] for link in links if link[1] == node["id"] and link[2] == slot]
+        note_id = len(nodes) + 1
+        nodes.append(_note(note_id, self.note))
+        return {
+            "id": str(uuid5(NAMESPACE_URL, self.title)),
+            "revision": 0,
+            "last_node_id": note_id,
+            "last_link_id": len(links),
+            "nodes": nodes,
+            "links": links,
+            "groups": [],
+            "config": {},
+            "extra": {},
+            "version": 0.4,
+        }
+
+    def _page_node(self, number: int, links: list[list[Any]]) -> dict[str, Any]:
+        kind, inputs = self.nodes[str(number)]
+        sockets, outputs = _sockets(kind), _outputs(kind)
+        page_inputs = []
+        for slot, (name, io_type) in enumerate(sockets):
+            link = None
+            if name in inputs:
+                source, source_slot = inputs[name]
+                link = len(links) + 1
+                sent = _outputs(self.nodes[source][0])[source_slot][0]
+                links.append([link, int(source), source_slot, number, slot, sent])
+            page_inputs.append({"name": name, "type": io_type, "link": link})
+        values, models = self._values(str(number))
+        depth = self._depth(str(number))
+        peers = [n for n in self.nodes if self._depth(n) == depth]
+        above = sum(_height(self.nodes[n][0]) + ROW for n in peers[: peers.index(str(number))])
+        properties = {"Node name for S&R": kind, "cnr_id": "multitalk" if kind in OURS else "comfy-core"}
+        properties["ver"] = VERSION if kind in OURS else "0.33.0"
+        return {
+            "id": number,
+            "type": kind,
+            "pos": [depth * COLUMN, above],
+            "size": [COLUMN - 60, _height(kind)],
+            "flags": {},
+            "order": depth,
+            "mode": 0,
+            "inputs": page_inputs,
+            "outputs": [{"name": name, "type": io_type, "links": []} for io_type, name in outputs],
+            "properties": properties | ({"models": models} if models else {}),
+            "widgets_values": values,
+        }
+
+    def _values(self, number: str) -> tuple[list[Any], list[dict[str, str]]]:
+        """A node's widget values in the page's order, and the public addresses of the files it names."""
+        kind, inputs = self.nodes[number]
+        values: list[Any] = []
+        for widget in _widgets(kind):
+            values.append(inputs.get(widget["id"], widget.get("default")))
+            if widget.get("control_after_generate"):
+                values.append("fixed")
+        names = [value for value in values if value in MODELS] if kind in OURS else []
+        models = [{"name": n, "url": f"{MODELS[n][1]}/{n}", "directory": MODELS[n][0]} for n in names]
+        return values + PAGE_EXTRAS.get(kind, []), models
+
+    def _depth(self, number: str) -> int:
+        sources = [value[0] for value in self.nodes[number][1].values() if isinstance(value, tuple)]
+        return 1 + max((self._depth(source) for source in sources), default=-1)
+
+
+def _widgets(kind: str) -> list[dict[str, Any]]:
+    if kind in CORE:
+        return [{"id": name} for name in CORE[kind][1]]
+    return [entry for entry in OURS[kind]["inputs"] if entry["type"] in WIDGETS]
+
+
+def _sockets(kind: str) -> list[tuple[str, str]]:
+    if kind in CORE:
+        return CORE[kind][0]
+    return [(entry["id"], entry["type"]) for entry in OURS[kind]["inputs"] if entry["type"] not in WIDGETS]
+
+
+def _outputs(kind: str) -> list[tuple[str, str]]:
+    return CORE[kind][2] if kind in CORE else [tuple(output) for output in OURS[kind]["outputs"]]
+
+
+def _height(kind: str) -> int:
+    if kind in ("LoadImage", "SaveVideo"):
+        return 330
+    text = sum(120 for widget in _widgets(kind) if "prompt" in widget["id"])
+    return 60 + 22 * max(len(_sockets(kind)), len(_outputs(kind))) + 26 * len(_widgets(kind)) + text
+
+
+def _note(number: int, text: str) -> dict[str, Any]:
+    return {
+        "id": number, "type": "MarkdownNote", "pos": [-COLUMN, 0], "size": [COLUMN - 40, 420], "flags": {}, "order": 0,
+        "mode": 0, "inputs": [], "outputs": [], "title": "Read me", "properties": {}, "widgets_values": [text],
+    }  # fmt: skip
+
+
+REAL = {
+    "base": "wan2.1_i2v_480p_14B_fp8_scaled.safetensors",
+    "adapter": "WanVideo_2_1_Multitalk_14B_fp8_e4m3fn.safetensors",
+    "text": "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    "image": "clip_vision_h.safetensors",
+    "vae": "wan_2.1_vae.safetensors",
+    "audio": "wav2vec2-chinese-base_fp16.safetensors",
+}
+SMALL = {
+    "base": "multitalk_small_base.safetensors",
+    "adapter": "multitalk_small_adapter.safetensors",
+    "text": "multitalk_small_umt5.safetensors",
+    "image": "multitalk_small_clip.safetensors",
+    "vae": "multitalk_small_vae.safetensors",
+    "audio": "multitalk_small_wav2vec2.safetensors",
+}
+LORA = "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors"
+FILES_NOTE = "\n".join(
+    f"* `{name}` goes into `models/{folder}`" for name, (folder, _) in MODELS.items() if name in REAL.values()
+)
+
+
+def talk(
+    graph: Graph,
+    files: dict[str, str],
+    voices: list[str],
+    image: str,
+    prompt: str,
+    lora: str | None = None,
+    condition: dict[str, Any] | None = None,
+    sampler: dict[str, Any] | None = None,
+    audio: dict[str, Any] | None = None,
+) -> Graph:
+    """The local chain: loaders, audio, condition, sampler, video."""
+    model = (graph.add("MultiTalkLoadModel", base=files["base"], adapter=files["adapter"]), 0)
+    if lora:
+        model = (graph.add("MultiTalkLoadLora", model=model, lora=lora, strength=1.0), 0)
+    encoder = (graph.add("MultiTalkLoadAudioEncoder", file=files["audio"]), 0)
+    sounds = {f"audio_{k}": (graph.add("LoadAudio", audio=voice), 0) for k, voice in enumerate(voices, 1)}
+    heard = graph.add("MultiTalkEncodeAudio", audio_encoder=encoder, **sounds, **(audio or {}))
+    seen = graph.add(
+        "MultiTalkCondition",
+        image=(graph.add("LoadImage", image=image), 0),
+        vae=(graph.add("MultiTalkLoadVAE", file=files["vae"]), 0),
+        image_encoder=(graph.add("MultiTalkLoadImageEncoder", file=files["image"]), 0),
+        text_encoder=(graph.add("MultiTalkLoadTextEncoder", file=files["text"]), 0),
+        prompt=prompt,
+        **(condition or {}),
+    )
+    made = graph.add(
+        "MultiTalkSampler",
+        model=model,
+        audio_embeds=(heard, 0),
+        conditioning=(seen, 0),
+        soundtrack=(heard, 1),
+        **(sampler or {}),
+    )
+    graph.add("SaveVideo", video=(made, 1), filename_prefix="video/MultiTalk", format="auto", codec="auto")
+    return graph
+
+
+def build() -> dict[str, Graph]:
+    """All workflows by file name."""
+    woman = "A woman talks to the camera in a softly lit room."
+    files = f"**Files**\n\n{FILES_NOTE}\n\n"
+    quality = Graph("quality", f"# One speaker, best quality\n\n{files}40 steps with text and audio guidance.")
+    fast = Graph(
+        "fast",
+        f"# One speaker, four steps\n\n{files}* `{LORA}` goes into `models/loras`\n\nThe LoRA wants text guidance 1.",
+    )
+    two = Graph("two", f"# Two speakers\n\n{files}A Speaker node for each voice says where the person is, in percent.")
+    long = Graph(
+        "long", f"# A long speech\n\n{files}The length follows the audio. An interrupted run goes on where it was."
+    )
+    small = Graph("small", "# The small bundled model\n\nRuns with no download, on a CPU. It knows drawn faces only.")
+    remote = Graph("remote", "# Made by fal\n\nNo model, no GPU. Put your key into `FAL_KEY`; every run costs money.")
+    few = {"steps": 4, "text_cfg_scale": 1.0, "audio_cfg_scale": 2.0, "shift": 2.0, "acceleration": "high"}
+    talk(quality, REAL, ["speech.wav"], "portrait.png", woman, sampler={"num_frames": 81})
+    talk(fast, REAL, ["speech.wav"], "portrait.png", woman, lora=LORA, sampler={"num_frames": 81, **few})
+    left = two.add("MultiTalkSpeaker", left=0.0, top=0.0, right=50.0, bottom=100.0)
+    right = two.add("MultiTalkSpeaker", speakers=(left, 0), left=50.0, top=0.0, right=100.0, bottom=100.0)
+    talk(
+        two, REAL, ["speech.wav", "answer.wav"], "two_people.png", "Two people talk to each other at a table.",
+        condition={"speakers": (right, 0)}, audio={"multi_audio_type": "add"}, sampler={"num_frames": 0},
+    )  # fmt: skip
+    options = long.add("MultiTalkLongVideoOptions")
+    talk(
+        long, REAL, ["speech.wav"], "portrait.png", woman,
+        sampler={"num_frames": 0, "keep_frames": False, "acceleration": "regular", "options": (options, 0)},
+    )  # fmt: skip
+    talk(
+        small, SMALL, ["multitalk_demo_speech.wav"], "multitalk_demo_portrait.png", "a smiling person talks",
+        condition={"resolution": "custom", "width": 128, "height": 128}, sampler={"num_frames": 0, "steps": 20},
+    )  # fmt: skip
+    image = (remote.add("LoadImage", image="portrait.png"), 0)
+    voice = (remote.add("LoadAudio", audio="speech.wav"), 0)
+    bought = remote.add("MultiTalkFal", image=image, audio=voice, prompt=woman)
+    remote.add("SaveVideo", video=(bought, 0), filename_prefix="video/MultiTalk", format="auto", codec="auto")
+    return {
+        "single_speaker_quality": quality,
+        "single_speaker_fast": fast,
+        "two_speakers": two,
+        "long_speech": long,
+        "remote": remote,
+        "small_model": small,
+    }
+
+
+def main() -> None:
+    """Writes all files."""
+    folder = PACK / "workflows"
+    (folder / "api").mkdir(parents=True, exist_ok=True)
+    for name, graph in build().items():
+        (folder / f"{name}.json").write_text(json.dumps(graph.page(), indent=1, ensure_ascii=False) + "\n")
+        (folder / "api" / f"{name}.json").write_text(json.dumps(graph.api(), indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
