@@ -126,12 +126,7 @@ ENDPOINTS = {
             texts=("text_input", "voice"),
             num_frames=LONG_NUM_FRAMES,
         ),
-        Endpoint(
-            "fal-ai/infinitalk/video-to-video",
-            _CARD,
-            files=("video_url", "audio_url"),
-            num_frames=range(81, 130),
-        ),
+        Endpoint("fal-ai/infinitalk/video-to-video", _CARD, files=("video_url", "audio_url")),
     )
 }
 
