@@ -48,7 +48,7 @@ class TinySizes:
     speech_width: int = 128
     speech_layers: int = 2
     audio_hidden: int = 32
-    audio_width: int = 64
+    audio_width: int = 128
     audio_tokens: int = 4
     vae_width: int = 8
 

@@ -1,0 +1,206 @@
+"""From checked files to networks: built empty, then given the files' tensors, most of them without a copy."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2Model
+
+from ..conditioning.image_encoder import ImageEncoder
+from ..conditioning.prompt import TextEncoder
+from ..conditioning.vae import VideoVae
+from ..errors import WeightsError
+from ..transformer.model import MultiTalkTransformer
+from .catalog import open_as, transformer_weights
+from .configs import image_config, speech_config, text_config, transformer_config, vae_config
+from .key_maps import for_live_keys, rename_clip, rename_clip_key, rename_text, rename_vae, rename_wav2vec2
+from .lora import LoraStack
+from .quantization import QuantizedEmbedding, QuantizedLinear
+from .recognition import Component
+from .source import Source
+from .stored import Stored, collect
+from .tokenizer import find_tokenizer
+
+logger = logging.getLogger(__name__)
+
+EAGER = ("patch_embedding", "condition_embedder.time_", "proj_out")  # small, and read as plain numbers by the model
+
+
+def load_transformer(
+    base: Path | str,
+    adapter: Path | str | None = None,
+    loras: Iterable[tuple[Path | str, float]] = (),
+    dtype: torch.dtype | None = None,
+    num_heads: int | None = None,
+) -> MultiTalkTransformer:
+    """The video transformer with its audio adapter, from any packaging of either.
+
+    Matrices stay as the files store them, backed by the files; the rest is read at once.
+
+    Args:
+        base: Wan2.1-I2V; or a file that holds the audio weights too, without `adapter`.
+        adapter: the audio weights.
+        loras: files and strengths.
+        dtype: of the activations; None takes bfloat16.
+        num_heads: of the attentions; None takes the files' own word, or 128 channels for each.
+
+    Raises:
+        WeightsError: a file is damaged, of another kind, or does not fit the others.
+    """
+    dtype = dtype or torch.bfloat16
+    weights, sources = transformer_weights(base, adapter)
+    shapes = {name: stored.shape for name, stored in weights.items()}
+    heads = num_heads or _named_heads(sources)
+    with init_empty_weights():
+        model = MultiTalkTransformer(**transformer_config(shapes, heads))
+    fill(model, weights, dtype, sources[0].name, eager=EAGER)
+    stack = LoraStack(model)
+    for path, strength in loras:
+        stack.add(path, strength)
+    return model.eval()
+
+
+def load_vae(path: Path | str, dtype: torch.dtype = torch.float32) -> VideoVae:
+    """Wan's video VAE in `dtype`, from native or diffusers names."""
+    source, _ = open_as(path, Component.VAE)
+    state = _plain_state(source, collect(source, rename_vae), dtype)
+    with init_empty_weights():
+        model = AutoencoderKLWan(**vae_config({key: tensor.shape for key, tensor in state.items()}))
+    return VideoVae(_load(model, state, source))
+
+
+def load_text_encoder(
+    path: Path | str, tokenizer: Path | str | None = None, dtype: torch.dtype | None = None
+) -> TextEncoder:
+    """umT5's encoder with its tokenizer; matrices stay as the file stores them.
+
+    Args:
+        path: the encoder.
+        tokenizer: `spiece.model` or a folder of it; None looks inside the encoder's file and around it.
+        dtype: of the activations; None takes bfloat16, for float16 is too narrow for umT5.
+    """
+    source, _ = open_as(path, Component.TEXT_ENCODER)
+    weights = collect(source, rename_text)
+    pieces = find_tokenizer(source, tokenizer)
+    with init_empty_weights():
+        model = UMT5EncoderModel(text_config({name: stored.shape for name, stored in weights.items()}))
+    weights["encoder.embed_tokens.weight"] = weights["shared.weight"]  # one table under two names
+    fill(model, weights, dtype or torch.bfloat16, source.name, eager=("relative_attention_bias",))
+    model.set_input_embeddings(model.shared)
+    return TextEncoder(model.eval(), pieces)
+
+
+def load_image_encoder(path: Path | str, dtype: torch.dtype | None = None) -> ImageEncoder:
+    """CLIP's vision tower in `dtype`; None keeps the file's, or float16 where that is narrower."""
+    source, _ = open_as(path, Component.IMAGE_ENCODER)
+    state = rename_clip(_plain_state(source, collect(source, _vision_key), dtype))
+    config = image_config({key: tensor.shape for key, tensor in state.items()}, _named_heads([source]))
+    with init_empty_weights():
+        model = CLIPVisionModel(config)
+    return ImageEncoder(_load(model, for_live_keys(state, model.state_dict()), source))
+
+
+def load_audio_encoder(path: Path | str, dtype: torch.dtype = torch.float32) -> Wav2Vec2Model:
+    """wav2vec2 in `dtype`; its `config.do_normalize` is what the `preprocessor_config.json` beside it says."""
+    source, _ = open_as(path, Component.AUDIO_ENCODER)
+    state = _plain_state(source, collect(source, rename_wav2vec2), dtype)
+    config = speech_config({key: tensor.shape for key, tensor in state.items()}, _named_heads([source]))
+    config.do_normalize = _do_normalize(source.path)
+    with init_empty_weights():
+        model = Wav2Vec2Model(config)
+    state.setdefault("masked_spec_embed", torch.zeros(config.hidden_size, dtype=dtype))  # only training uses it
+    return _load(model, state, source)
+
+
+def fill(
+    model: nn.Module, weights: Mapping[str, Stored], dtype: torch.dtype, name: str, eager: tuple[str, ...] = ()
+) -> None:
+    """Gives an empty `model` its weights.
+
+    Matrices that are packed or in another narrow dtype stay so, in quantised layers; those of float32 are rounded to
+    `dtype` at once, as are all vectors and the layers whose names have a part of `eager`.
+
+    Raises:
+        WeightsError: weights are missing, too many, or of another shape.
+    """
+    _check_names({key: stored.shape for key, stored in weights.items()}, model.state_dict(), name)
+    for key, stored in weights.items():
+        path, _, leaf = key.rpartition(".")
+        module = model.get_submodule(path)
+        can_stay = leaf == "weight" and not any(part in key for part in eager) and not _reads_at_once(stored, dtype)
+        if can_stay and isinstance(module, nn.Linear):
+            model.set_submodule(path, QuantizedLinear(stored.packed(), stored.shape, module.bias, dtype))
+        elif can_stay and isinstance(module, nn.Embedding):
+            model.set_submodule(path, QuantizedEmbedding(stored.packed(), dtype))
+        else:
+            setattr(module, leaf, nn.Parameter(stored.tensor(dtype), requires_grad=False))
+
+
+def _reads_at_once(stored: Stored, dtype: torch.dtype) -> bool:
+    return stored.is_plain and (stored.dtype is dtype or stored.dtype.itemsize > dtype.itemsize)
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], source: Source) -> nn.Module:
+    _check_names({key: tuple(tensor.shape) for key, tensor in state.items()}, model.state_dict(), source.name)
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def _check_names(found: Mapping[str, tuple[int, ...]], live: Mapping[str, Tensor], name: str) -> None:
+    missing = [key for key in live if key not in found]
+    unexpected = [key for key in found if key not in live]
+    if missing or unexpected:
+        raise WeightsError(
+            f"{name} does not hold what its model needs: {len(missing)} tensors are missing{_first(missing)}, "
+            f"{len(unexpected)} are unknown{_first(unexpected)}; download a complete file."
+        )
+    for key, shape in found.items():
+        if shape != tuple(live[key].shape):
+            raise WeightsError(
+                f"{name} does not fit together: {key} is {_by(shape)}, wanted is {_by(live[key].shape)}; "
+                f"download it again."
+            )
+
+
+def _plain_state(source: Source, weights: Mapping[str, Stored], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    packings = {stored.packing for stored in weights.values()}
+    if any(packing.startswith(("fp8", "int8")) for packing in packings):
+        logger.warning(
+            "%s is stored in 8 bits, which this network was not made for: expect lower quality.", source.name
+        )
+    dtype = dtype or {"f32": torch.float32, "bf16": torch.bfloat16}.get(" ".join(packings), torch.float16)
+    return {key: stored.tensor(dtype) for key, stored in weights.items()}
+
+
+def _vision_key(key: str) -> str | None:
+    return key if rename_clip_key(key) else None
+
+
+def _named_heads(sources: Iterable[Source]) -> int | None:
+    """How many heads the files' own metadata or configuration name."""
+    for source in sources:
+        for named in (source.metadata, source.config):
+            for field in ("num_heads", "num_attention_heads"):
+                if field in named:
+                    return int(named[field])
+    return None
+
+
+def _do_normalize(path: Path) -> bool:
+    file = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
+    return file.exists() and bool(json.loads(file.read_text(encoding="utf-8")).get("do_normalize", False))
+
+
+def _first(keys: list[str]) -> str:
+    return f" ({keys[0]}, ...)" if keys else ""
+
+
+def _by(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,159 @@
+"""Says what the chosen files are and whether they serve, before any weights are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ..errors import WeightsError
+from .checkpoint import open_source
+from .configs import count
+from .key_maps import TRANSFORMER, rename_clip_key, rename_text, rename_transformer, rename_vae, rename_wav2vec2
+from .recognition import Component, Kind, recognize
+from .source import Source, readable_size
+from .stored import Stored, collect
+
+Weights = dict[str, Stored]
+
+SUBFOLDERS = {  # of a diffusers folder
+    Component.TRANSFORMER: "transformer",
+    Component.VAE: "vae",
+    Component.TEXT_ENCODER: "text_encoder",
+    Component.IMAGE_ENCODER: "image_encoder",
+}
+FULL_WIDTH = 5120  # of the 14B model
+
+
+def open_as(path: Path | str, component: Component) -> tuple[Source, Kind]:
+    """Opens `path`, which has to be a `component`.
+
+    Raises:
+        WeightsError: it is something else (which is named), or damaged.
+    """
+    source = open_source(path, SUBFOLDERS.get(component, ""))
+    kind = recognize(source)
+    if kind.component is component or (component is Component.TRANSFORMER and kind.component is Component.MERGED):
+        return source, kind
+    if component is Component.TRANSFORMER and kind.component is Component.ADAPTER:
+        raise WeightsError(
+            f"{source.name} contains only MultiTalk's audio weights ({len(source.entries)} tensors): put it into the "
+            f"adapter input and choose a Wan2.1 I2V model here."
+        )
+    if component is Component.ADAPTER and kind.component is Component.TRANSFORMER:
+        raise WeightsError(
+            f"{source.name} is a whole Wan2.1 model without audio weights: put it into the model input and choose "
+            f"{Component.ADAPTER.value} here."
+        )
+    if component is Component.ADAPTER and kind.component is Component.MERGED:
+        raise WeightsError(f"{source.name} is a whole model with audio weights: choose it as the model, no adapter.")
+    wanted = kind.advice or f"MultiTalk needs {component.value}"
+    raise WeightsError(f"{source.name} is {kind.name}. {wanted}.")
+
+
+def transformer_weights(base: Path | str, adapter: Path | str | None) -> tuple[Weights, list[Source]]:
+    """The weights of base and adapter together, by our names, and the files that they are in.
+
+    Raises:
+        WeightsError: one of them is not what it should be, or they do not fit each other.
+    """
+    source, kind = open_as(base, Component.TRANSFORMER)
+    weights = collect(source, rename_transformer)
+    if kind.component is Component.MERGED and adapter is not None:
+        raise WeightsError(f"{source.name} already contains the audio weights; leave the adapter empty.")
+    if kind.component is Component.MERGED:
+        sources = [source]
+    elif adapter is None:
+        raise WeightsError(f"{source.name} has no audio weights: choose {Component.ADAPTER.value} as the adapter too.")
+    else:
+        audio_source, _ = open_as(adapter, Component.ADAPTER)
+        audio = collect(audio_source, rename_transformer)
+        _check_fit(source, weights, audio_source, audio)
+        weights, sources = weights | audio, [source, audio_source]
+    _check_complete(sources, weights)
+    return weights, sources
+
+
+def check_transformer(base: Path, adapter: Path | None = None, loras: Iterable[Path] = ()) -> str:
+    """Checks base, adapter and LoRAs by their headers and describes them."""
+    weights, sources = transformer_weights(base, adapter)
+    names = [open_as(lora, Component.LORA)[0].name for lora in loras]
+    parts = [describe(source, collect(source, rename_transformer)) for source in sources]
+    width, layers = weights["patch_embedding.weight"].shape[0], count(weights, r"blocks\.(\d+)\.")
+    size = "14B" if width == FULL_WIDTH else f"{layers} blocks of width {width}"
+    return f"Wan2.1 I2V {size}: " + "; ".join([*parts, *(f"LoRA {name}" for name in names)])
+
+
+def check_vae(path: Path) -> str:
+    """Checks Wan's VAE by its header and describes it."""
+    return _check(path, Component.VAE, rename_vae)
+
+
+def check_text_encoder(path: Path) -> str:
+    """Checks umT5 by its header and describes it."""
+    return _check(path, Component.TEXT_ENCODER, rename_text)
+
+
+def check_image_encoder(path: Path) -> str:
+    """Checks CLIP's vision tower by its header and describes it."""
+    return _check(path, Component.IMAGE_ENCODER, rename_clip_key)
+
+
+def check_audio_encoder(path: Path, allow_other: bool = False) -> str:
+    """Checks wav2vec2 by its header and describes it; `allow_other` takes a fine-tuned one.
+
+    Raises:
+        WeightsError: it is no wav2vec2 base, or one that was fine-tuned for recognition: lips would not follow it.
+    """
+    source, _ = open_as(path, Component.AUDIO_ENCODER)
+    if "lm_head.weight" in source.entries and not allow_other:
+        raise WeightsError(
+            f"{source.name} is a wav2vec2 that was fine-tuned for recognition, such as English wav2vec2-base-960h: "
+            f"its shapes fit but lip sync will be wrong. Use chinese-wav2vec2-base, or allow another encoder."
+        )
+    return describe(source, collect(source, rename_wav2vec2))
+
+
+def describe(source: Source, weights: Weights) -> str:
+    """One line: "wan2.1_i2v.safetensors (native names, fp8 e4m3 scaled per tensor, 17.1 GB)"."""
+    sizes = Counter()
+    for stored in weights.values():
+        if len(stored.entry.shape) >= 2:
+            sizes[stored.packing] += stored.entry.num_bytes
+    packing = " and ".join(name for name, _ in sizes.most_common(2))
+    return f"{source.name} ({_naming(source)} names, {packing}, {readable_size(source.num_bytes)})"
+
+
+def _naming(source: Source) -> str:
+    keys = list(source.entries)
+    if any(".attn1." in key or ".SelfAttention." in key or "self_attn.q_proj" in key for key in keys):
+        return "diffusers"
+    return "llama.cpp" if any(key.startswith("enc.blk.") for key in keys) else "native"
+
+
+def _check(path: Path, component: Component, rename: Callable[[str], str | None]) -> str:
+    source, _ = open_as(path, component)
+    return describe(source, collect(source, rename))
+
+
+def _check_fit(source: Source, base: Weights, audio_source: Source, audio: Weights) -> None:
+    blocks = r"blocks\.(\d+)\."
+    width, layers = base["patch_embedding.weight"].shape[0], count(base, blocks)
+    audio_width = audio["blocks.0.audio_cross_attn.q_linear.bias"].shape[0]
+    if (audio_width, count(audio, blocks)) != (width, layers):
+        raise WeightsError(
+            f"{audio_source.name} has {count(audio, blocks)} blocks of width {audio_width}, {source.name} has {layers} "
+            f"of width {width}: choose files of the same model size."
+        )
+
+
+def _check_complete(sources: list[Source], weights: Weights) -> None:
+    layers = count(weights, r"blocks\.(\d+)\.")
+    found = {name.rsplit(".", 1)[0] for name in weights} | set(weights)
+    wanted = (path.format(i=index) for path in TRANSFORMER.values() for index in range(layers if "{i}" in path else 1))
+    missing = [path for path in wanted if path not in found]
+    if missing:
+        names = " and ".join(source.name for source in sources)
+        raise WeightsError(
+            f"{names} lack {len(missing)} of the model's layers (the first: {missing[0]}): download a complete file."
+        )

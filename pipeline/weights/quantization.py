@@ -1,0 +1,205 @@
+"""Weights that stay as their file stores them, and become numbers when they are used.
+
+One linear layer serves all packagings: plain numbers of another dtype (fp16, fp8), scaled ones (fp8, int8; per tensor
+or per row; of ComfyUI, optimum-quanto, LightX2V), GGUF blocks, and what comfy-kitchen can decode. What is packed
+is held as bytes, so that `module.to(dtype)` cannot widen it by accident.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ..errors import WeightsError
+from .gguf import dequantize
+
+ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))  # a regular Hadamard matrix, times 2
+
+
+class Encoding(Protocol):
+    """How bytes become numbers."""
+
+    def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The numbers `rows columns` in `dtype`, from bytes `rows row_bytes` and the bytes of the scales."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers of one dtype, times a scale of the tensor or of each row where there is one.
+
+    Attributes:
+        dtype: as stored.
+        rotation: columns that ConvRot (arXiv:2512.03673) turned together before rounding; 0 where it did not.
+    """
+
+    dtype: torch.dtype
+    rotation: int = 0
+
+    def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """`w s` in float32, rounded once; without a scale the numbers themselves."""
+        numbers = data.view(self.dtype)
+        if scale is None:
+            return numbers.to(dtype)
+        scaled = numbers.float() * scale.view(torch.float32).reshape(-1, 1)
+        return (_turn_back(scaled, self.rotation) if self.rotation else scaled).to(dtype)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """GGUF's blocks of a type such as "Q4_K", which hold their scales."""
+
+    kind: str
+
+    def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The blocks' values, computed in float32."""
+        return dequantize(data, self.kind).to(dtype)
+
+
+@dataclass(frozen=True)
+class Nvfp4:
+    """Pairs of 4-bit floats with an 8-bit scale for each 16 and one for the tensor; comfy-kitchen decodes them."""
+
+    def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The values in `dtype`."""
+        scale, outer_scale = scale.view(torch.float8_e4m3fn), outer_scale.view(torch.float32).reshape(())
+        return comfy_kitchen("nvfp4").dequantize_nvfp4(data, outer_scale, scale, dtype)
+
+
+@dataclass(frozen=True)
+class Mxfp8:
+    """8-bit floats with a power of two for each 32; comfy-kitchen decodes them."""
+
+    def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The values in `dtype`."""
+        scale = scale.view(torch.float8_e8m0fnu)
+        return comfy_kitchen("mxfp8").dequantize_mxfp8(data.view(torch.float8_e4m3fn), scale, dtype)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix as its file stores it.
+
+    Attributes:
+        data: bytes, `rows row_bytes`.
+        encoding: how they become numbers.
+        scale: bytes of the scale, or None.
+        outer_scale: bytes of a scale of the scales, or None.
+    """
+
+    data: Tensor
+    encoding: Encoding
+    scale: Tensor | None = None
+    outer_scale: Tensor | None = None
+
+    def decode(self, dtype: torch.dtype) -> Tensor:
+        """The numbers, `rows columns`."""
+        return self.encoding.decode(self.data, self.scale, self.outer_scale, dtype)
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer on a packed weight, plus what LoRAs add to it: `y = x (W + sum of deltas)^T + b`.
+
+    The sum is made in float32 and rounded once, at each use: a LoRA acts as if merged, and taking it away leaves the
+    packed weight as it was. Making a matrix costs far less than multiplying a video's tokens by it.
+    """
+
+    def __init__(self, packed: Packed, shape: tuple[int, int], bias: Tensor | None, compute_dtype: torch.dtype):
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.compute_dtype = compute_dtype
+        self.encoding = packed.encoding
+        self.data = _frozen(packed.data)
+        self.scale = _frozen(packed.scale)
+        self.outer_scale = _frozen(packed.outer_scale)
+        self.bias = _frozen(bias)
+        self.deltas = nn.ModuleList()
+
+    @classmethod
+    def of(cls, plain: nn.Linear) -> QuantizedLinear:
+        """A layer that holds the very same numbers as `plain`, so that LoRAs can be put on it."""
+        weight = plain.weight.data
+        packed = Packed(to_bytes(weight), Numbers(weight.dtype))
+        return cls(packed, (plain.out_features, plain.in_features), plain.bias, weight.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype of the weight for whoever asks; it holds no numbers, `dense` does."""
+        return torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype, device="meta")
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight with its LoRAs, `out in`."""
+        packed = Packed(self.data, self.encoding, self.scale, self.outer_scale)
+        if not len(self.deltas):
+            return packed.decode(dtype)
+        weight = packed.decode(torch.float32)
+        for delta in self.deltas:
+            weight = weight + delta()
+        return weight.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`... out_features` of `... in_features`, in the dtype of `x`."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return linear(x, self.dense(x.dtype), bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.encoding}"
+
+
+class QuantizedEmbedding(nn.Module):
+    """An embedding on a packed table; only the rows that are looked up are decoded."""
+
+    def __init__(self, packed: Packed, compute_dtype: torch.dtype):
+        super().__init__()
+        self.compute_dtype = compute_dtype
+        self.encoding = packed.encoding
+        self.data = _frozen(packed.data)
+        self.scale = _frozen(packed.scale)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """`... d` of `...` row numbers."""
+        flat = ids.flatten()
+        scale = self.scale
+        if scale is not None and scale.shape[0] == self.data.shape[0] and scale.shape[0] > 1:
+            scale = scale[flat]
+        rows = self.encoding.decode(self.data[flat], scale, None, self.compute_dtype)
+        return rows.view(*ids.shape, -1)
+
+
+def to_bytes(tensor: Tensor) -> Tensor:
+    """The same memory as bytes, `rows row_bytes`; a single number is a row."""
+    tensor = tensor.reshape(-1) if tensor.ndim == 0 else tensor
+    return tensor.contiguous().view(torch.uint8)
+
+
+def comfy_kitchen(needed_for: str) -> ModuleType:
+    """The package that decodes ComfyUI's newest formats.
+
+    Raises:
+        WeightsError: it is not installed.
+    """
+    try:
+        return importlib.import_module("comfy_kitchen")
+    except ImportError as error:
+        raise WeightsError(
+            f"The weights are in the format {needed_for}: pip install comfy-kitchen (or update ComfyUI), or use an "
+            f"fp8_scaled or GGUF file."
+        ) from error
+
+
+def _turn_back(weight: Tensor, size: int) -> Tensor:
+    """`w H` in groups of `size` columns; H, made of Kronecker products of `ROTATION`, is its own inverse."""
+    four = torch.tensor(ROTATION, dtype=weight.dtype, device=weight.device) / 2
+    turn = four
+    while len(turn) < size:
+        turn = torch.kron(turn, four)
+    return (weight.reshape(-1, size) @ turn).view(weight.shape)
+
+
+def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
+    return None if tensor is None else nn.Parameter(tensor, requires_grad=False)
