@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ..errors import AudioError
+from .conv_features import conv_features, reach
+
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import Wav2Vec2Model
 
@@ -33,22 +36,28 @@ def encode(model: Wav2Vec2Model, waveform: Tensor, num_frames: int, normalize: b
     Returns:
         `num_frames layers channels`, float32 on the CPU.
     """
+    shortest = reach(model.feature_extractor)
+    if len(waveform) < shortest:
+        raise AudioError(f"The speech encoder needs {shortest} samples, got {len(waveform)}. Append silence.")
     model.eval()  # in training mode it would mask features and drop whole layers
     if normalize:
         waveform = (waveform - waveform.mean()) / (waveform.var(correction=0) + VARIANCE_EPS).sqrt()
-    with _resampled_features(model.feature_extractor, num_frames):
-        outputs = model(waveform[None].to(model.device, model.dtype), output_hidden_states=True)
+    waveform = waveform.to(model.device, model.dtype)
+    features = conv_features(model.feature_extractor, waveform)[None]
+    features = interpolate(features, size=num_frames, mode="linear", align_corners=True)
+    with _answering(model.feature_extractor, features):
+        outputs = model(waveform[None, :shortest], output_hidden_states=True)
     return torch.cat(outputs.hidden_states[1:]).transpose(0, 1).float().cpu()
 
 
 @contextmanager
-def _resampled_features(feature_extractor: nn.Module, num_frames: int) -> Iterator[None]:
-    """Inside, the convolutional features `b c n` come out as `b c num_frames`, both end points kept."""
+def _answering(module: nn.Module, answer: Tensor) -> Iterator[None]:
+    """
+    Inside, `module` gives `answer` to whatever it is asked.
 
-    def resample(module: nn.Module, args: tuple, features: Tensor) -> Tensor:
-        return interpolate(features, size=num_frames, mode="linear", align_corners=True)
-
-    handle = feature_extractor.register_forward_hook(resample)
+    So the model's own forward runs on, in any version of transformers, from features that were computed elsewhere.
+    """
+    handle = module.register_forward_hook(lambda module, args, output: answer)
     try:
         yield
     finally:

@@ -1,8 +1,12 @@
 """The speech encoder at the video's frame rate."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
+from multitalk.pipeline.audio import conv_features
 from multitalk.pipeline.audio.wav2vec2 import encode
+from multitalk.pipeline.errors import AudioError
 from support.tiny_audio import tiny_encoder
 from torch.nn.functional import interpolate
 
@@ -32,9 +36,19 @@ def test_the_model_is_left_as_it_was(model):
         before = model(waveform[None]).last_hidden_state
         encode(model, waveform, num_frames=3)
         assert torch.equal(model(waveform[None]).last_hidden_state, before)
-    with pytest.raises((RuntimeError, ValueError)):
-        encode(model, waveform[:10], num_frames=3)  # less than the convolutions' reach
+    with interrupted(model.encoder), pytest.raises(KeyboardInterrupt):
+        encode(model, waveform, num_frames=3)
     assert not model.feature_extractor._forward_hooks
+
+
+@contextmanager
+def interrupted(module):
+    def interrupt(module, args):
+        raise KeyboardInterrupt
+
+    handle = module.register_forward_pre_hook(interrupt)
+    yield
+    handle.remove()
 
 
 def test_a_model_fresh_from_its_config_gives_the_same_every_time():
@@ -53,3 +67,24 @@ def test_half_precision_models_are_fed_their_own_type():
     features = encode(tiny_encoder().bfloat16(), torch.randn(4000), 6)
     assert features.dtype == torch.float32
     assert features.isfinite().all()
+
+
+def test_too_few_samples_are_refused(model):
+    assert encode(model, torch.randn(400), num_frames=1).shape == (1, 3, 16)
+    with pytest.raises(AudioError, match="needs 400 samples, got 399"):
+        encode(model, torch.randn(399), num_frames=1)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("num_samples", [400, 719, 720, 16000, 100_001])
+def test_features_of_pieces_are_those_of_the_whole(norm, num_samples, monkeypatch):
+    monkeypatch.setattr(conv_features, "PIECE_FRAMES", 7)
+    extractor = tiny_encoder(feat_extract_norm=norm).feature_extractor
+    for layer in extractor.conv_layers:
+        if hasattr(layer, "layer_norm"):
+            torch.nn.init.normal_(layer.layer_norm.weight)
+            torch.nn.init.normal_(layer.layer_norm.bias)
+    waveform = torch.randn(num_samples) + 0.3
+    with torch.no_grad():
+        whole = extractor.eval()(waveform[None])[0]
+        assert torch.allclose(conv_features.conv_features(extractor, waveform), whole, atol=1e-5)
