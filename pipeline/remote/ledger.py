@@ -115,7 +115,6 @@ class Ledger:
                 database.execute(f"INSERT INTO jobs VALUES ({', '.join('?' * 12)})", _values(row))
             except sqlite3.IntegrityError:
                 raise RemoteError("Another ComfyUI is buying this very video. Run again to collect it.") from None
-            database.commit()
 
     def update(self, row: Row, **changes: object) -> Row:
         """Changes columns of `row` on disk; what comes back is the row as it now is."""
@@ -126,7 +125,6 @@ class Ledger:
                 f"UPDATE jobs SET {assignments} WHERE job_key = ? AND attempt = ?",
                 (*columns.values(), row.job_key, row.attempt),
             )
-            database.commit()
             found = database.execute(
                 "SELECT * FROM jobs WHERE job_key = ? AND attempt = ?", (row.job_key, row.attempt)
             ).fetchone()
@@ -149,7 +147,6 @@ class Ledger:
         """Notes where bytes lie at fal, so that a second try sends nothing."""
         with self._database() as database:
             database.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?)", (sha256, url, time.time()))
-            database.commit()
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:

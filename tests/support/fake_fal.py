@@ -265,6 +265,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
     tunnel = ""  # the host that a CONNECT asked for
 
     def setup(self) -> None:
