@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from .source import Source
 
 INSIDE = "spiece_model"  # the tensor in which ComfyUI's files carry it
 FILE = "spiece.model"
+UNIGRAM, NO_ID = 1, -1  # of a sentencepiece model
 FOLDERS = (".", "tokenizer", "../tokenizer", "google/umt5-xxl", "umt5-xxl")  # seen from the encoder's folder
 
 
@@ -62,23 +64,40 @@ def _load(file: Path) -> SentencePieceProcessor:
 
 
 def _rebuild(fields: Mapping[str, Any]) -> bytes:
-    """A sentencepiece model from the pieces, scores and types that llama.cpp's converter wrote down."""
-    from sentencepiece import sentencepiece_model_pb2 as proto  # needs protobuf, and only here
+    """A sentencepiece model from what llama.cpp's converter wrote down of it.
 
-    model = proto.ModelProto()
-    pieces = (fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type"))
-    for text, score, kind in zip(*pieces, strict=True):
-        model.pieces.add(piece=text, score=score, type=kind)
-    model.trainer_spec.model_type = proto.TrainerSpec.UNIGRAM
-    model.trainer_spec.vocab_size = len(model.pieces)
-    model.trainer_spec.eos_id = fields.get("tokenizer.ggml.eos_token_id", 1)
-    model.trainer_spec.pad_id = fields.get("tokenizer.ggml.padding_token_id", 0)
-    model.trainer_spec.unk_id = fields.get("tokenizer.ggml.unknown_token_id", 2)
-    model.trainer_spec.bos_id = -1
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.add_dummy_prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
-    model.normalizer_spec.remove_extra_whitespaces = fields.get("tokenizer.ggml.remove_extra_whitespaces", True)
-    charsmap = fields.get("tokenizer.ggml.precompiled_charsmap")
-    if charsmap:
-        model.normalizer_spec.precompiled_charsmap = bytes(value & 0xFF for value in charsmap)
-    return model.SerializeToString()
+    The message is written by hand (`sentencepiece_model.proto`): it has three fields, and Python's protobuf would have
+    to be of the very version that sentencepiece was built with.
+    """
+    names = ("tokens", "scores", "token_type")
+    pieces = zip(*(fields[f"tokenizer.ggml.{name}"] for name in names), strict=True)
+    ids = {40: ("unknown", 2), 42: ("eos", 1), 43: ("padding", 0)}
+    trainer = _number(3, UNIGRAM) + _number(4, len(fields["tokenizer.ggml.tokens"])) + _number(41, NO_ID)
+    trainer += b"".join(_number(field, fields.get(f"tokenizer.ggml.{name}_token_id", usual))
+                        for field, (name, usual) in ids.items())  # fmt: skip
+    charsmap = bytes(value & 0xFF for value in fields.get("tokenizer.ggml.precompiled_charsmap", ()))
+    normalizer = _text(1, b"identity") + (_text(2, charsmap) if charsmap else b"")
+    normalizer += _number(3, fields.get("tokenizer.ggml.add_space_prefix", True))
+    normalizer += _number(4, fields.get("tokenizer.ggml.remove_extra_whitespaces", True))
+    return b"".join(_text(1, _piece(*piece)) for piece in pieces) + _text(2, trainer) + _text(3, normalizer)
+
+
+def _piece(text: str, score: float, kind: int) -> bytes:
+    return _text(1, text.encode()) + _varint(2 << 3 | 5) + struct.pack("<f", score) + _number(3, kind)
+
+
+def _text(field: int, content: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(content)) + content
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(int(value) & 2**64 - 1)
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first; the top bit says that more follow."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
