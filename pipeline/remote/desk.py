@@ -12,6 +12,7 @@ from .client import Backoff, load_library
 from .credentials import Key, find_key
 from .payload import Estimate, dollars
 
+LONG_USD = 5.0  # what a run of several requests may cost where nobody set a cap: about 20 s of video
 RUN_CAP_VARIABLE, DAY_CAP_VARIABLE = "MULTITALK_FAL_MAX_USD", "MULTITALK_FAL_MAX_USD_PER_DAY"
 
 
@@ -26,6 +27,11 @@ class Caps:
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Caps:
         """MULTITALK_FAL_MAX_USD for a run, MULTITALK_FAL_MAX_USD_PER_DAY for 24 hours."""
         return cls(_dollars_of(environ, RUN_CAP_VARIABLE), _dollars_of(environ, DAY_CAP_VARIABLE))
+
+    @property
+    def of_long_run(self) -> Caps:
+        """For a run of several requests, which five minutes of sound would otherwise make a matter of $75."""
+        return Caps(LONG_USD if self.run_usd is None else self.run_usd, self.day_usd)
 
     def check_run(self, estimate: Estimate) -> None:
         """Raises RemoteError when a run may cost more than a run may."""

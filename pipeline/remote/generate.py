@@ -12,7 +12,7 @@ from ..errors import RemoteError
 from ..host import Host, Progress
 from .answers import BadAnswer, JobFailed, KeyRefused, Lost, MaybeSent, NotSent, Rejected, Result, Stopped, printable
 from .client import FalClient
-from .desk import Desk
+from .desk import Caps, Desk
 from .download import RemoteFile, fetch, target_stem
 from .job import Job, Watch, turn
 from .ledger import Ledger, Row, State, check_day
@@ -97,13 +97,12 @@ def run(request: RemoteRequest, desk: Desk, resume: Resume, watch: Watch) -> Rem
         return _Run(request, desk, watch).video(resume)
 
 
-def check_affordable(requests: list[RemoteRequest], desk: Desk, resume: Resume, ledger: Ledger) -> None:
-    """Raises RemoteError when what is still to be bought of `requests` would pass a cap."""
-    total = sum((request.estimate for request in requests), Estimate(0, 0))
-    desk.caps.check_run(total)
+def check_affordable(requests: list[RemoteRequest], desk: Desk, caps: Caps, resume: Resume, ledger: Ledger) -> None:
+    """Raises RemoteError when `requests` would pass the cap of a run, or what is still to be bought that of the day."""
+    caps.check_run(sum((request.estimate for request in requests), Estimate(0, 0)))
     still = [r.estimate for r in requests if resume is Resume.ALWAYS_NEW or not _is_bought(r, desk, ledger)]
     if still:
-        check_day(ledger.spent_usd(), sum(estimate.usd_at_most for estimate in still), desk.caps.day_usd)
+        check_day(ledger.spent_usd(), sum(estimate.usd_at_most for estimate in still), caps.day_usd)
 
 
 def _is_bought(request: RemoteRequest, desk: Desk, ledger: Ledger) -> bool:
@@ -174,7 +173,7 @@ class _Run:
 
     def _bought(self, attempt: int) -> Row:
         """A new attempt: the row is on disk before the POST, the id before anything else happens."""
-        check_affordable([self.request], self.desk, Resume.ALWAYS_NEW, self.ledger)
+        check_affordable([self.request], self.desk, self.desk.caps, Resume.ALWAYS_NEW, self.ledger)
         urls = self._uploaded()
         self.watch.wait(0)
         now, usd = time.time(), self.request.estimate.usd_at_most

@@ -68,7 +68,7 @@ class Job(Generic[T]):
         self.watch = watch or Watch()
         self._work = work
         self._outcome: T | None = None
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None  # what it ended with
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
         _jobs[:] = [job for job in _jobs if job.alive]
         _jobs.append(self)
@@ -86,15 +86,15 @@ class Job(Generic[T]):
     def result(self) -> T:
         """What the work returned, or the exception it ended with; waits for it."""
         self._thread.join()
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         return self._outcome
 
     def _run(self) -> None:
         try:
             self._outcome = self._work(self.watch)
         except BaseException as error:  # noqa: BLE001 - handed to the thread that asks for the result
-            self._error = error
+            self.error = error
 
 
 @contextmanager

@@ -1,0 +1,159 @@
+"""Long audio: cut at pauses, bought in parts, each once, and joined under the user's own sound."""
+
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from multitalk.pipeline.audio.waveform import Sound, read
+from multitalk.pipeline.errors import RemoteError
+from multitalk.pipeline.remote import media, split
+from multitalk.pipeline.remote.answers import JobFailed, Stopped
+from multitalk.pipeline.remote.desk import Caps
+from multitalk.pipeline.remote.generate import Resume
+from multitalk.pipeline.remote.job import Watch
+from multitalk.pipeline.remote.ledger import Ledger
+from support.fake_fal import DONE
+from support.remote import make_request, remote_threads, tone, until, write_video
+
+RATE_HZ = 8000
+
+
+def speech(duration_s: float, pauses: dict[float, float]) -> Sound:
+    """A voice of one tone, silent from each time of `pauses` to its end; rising, so that no two parts are equal."""
+    samples = tone(duration_s, RATE_HZ)[0] * torch.linspace(0.5, 1, round(duration_s * RATE_HZ))
+    for start_s, end_s in pauses.items():
+        samples[:, round(start_s * RATE_HZ) : round(end_s * RATE_HZ)] = 0
+    return Sound(samples, RATE_HZ)
+
+
+def make(sound: Sound, num_frames: int):
+    request = make_request(num_frames=num_frames)
+    voice = media.encode_sound(sound.samples[None], sound.rate_hz, num_frames)
+    return replace(request, media={**request.media, "audio_url": voice})
+
+
+@pytest.fixture
+def rich_desk(desk):
+    """A desk that may spend $20 on a run."""
+    return replace(desk, caps=Caps(run_usd=20))
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("long") / "part.mp4"
+    write_video(path, 241, level=14)
+    return path.read_bytes()
+
+
+def run(desk, sound, resume=Resume.AUTO):
+    return split.run_long(sound, make, desk, resume, Watch())
+
+
+def test_a_cut_falls_into_the_latest_pause():
+    parts = split.plan_parts(speech(16, {6.0: 6.4, 8.0: 8.4}))
+    assert [part.start for part in parts] == [0, parts[0].num_frames]
+    assert 8.1 < parts[0].num_frames / 25 < 8.3 and parts[0].requested == parts[0].num_frames
+    assert sum(part.num_frames for part in parts) == 400
+
+
+def test_without_a_pause_the_quietest_moment_is_taken():
+    sound = speech(16, {})
+    sound.samples[:, round(7.0 * RATE_HZ) : round(7.4 * RATE_HZ)] *= 0.2
+    assert 7.1 < split.plan_parts(sound)[0].num_frames / 25 < 7.3
+
+
+@given(num_samples=st.integers(1, 60 * 400), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_the_parts_cover_the_sound_and_none_is_too_long(num_samples, seed):
+    noise = torch.randn(1, num_samples, generator=torch.Generator().manual_seed(seed))
+    parts = split.plan_parts(Sound(noise, 400))
+    assert sum(part.num_frames for part in parts) == max(1, round(num_samples / 400 * 25))
+    assert [part.start for part in parts[1:]] == list(np.cumsum([part.num_frames for part in parts])[:-1])
+    assert all(part.requested in range(41, 242, 4) and part.requested >= part.num_frames for part in parts)
+    assert all(part.num_frames >= 41 for part in parts[1:])
+    assert all(part.requested == part.num_frames for part in parts[:-1])
+
+
+def test_a_part_hears_its_own_sound_and_then_silence():
+    sound = speech(10, {})
+    heard = split.piece(sound, split.Part(200, 50))
+    assert heard.samples.shape[1] == round(53 / 25 * RATE_HZ)
+    assert torch.equal(heard.samples[:, : 2 * RATE_HZ], sound.samples[:, 8 * RATE_HZ :])
+    assert not heard.samples[:, 2 * RATE_HZ :].any()
+
+
+def test_a_short_sound_is_one_plain_request(fal, desk):
+    video = run(desk, speech(3, {}))
+    assert len(fal.submits) == 1 and video.path.read_bytes() == fal.video
+
+
+def test_long_sound_is_bought_in_parts_and_joined_exactly(fal, desk, long_video):
+    fal.video = long_video
+    sound = speech(14, {6.0: 6.4})
+    video = run(desk, sound)
+    assert len(fal.submits) == 2 and video.units == 14.5 and "$2.90" in video.info
+    assert video.facts.num_frames == 350 and video.facts.has_sound
+    heard = read(video.path)
+    assert heard.rate_hz == RATE_HZ and abs(heard.duration_s - 14) < 0.15
+    quiet = heard.samples[:, round(6.05 * RATE_HZ) : round(6.35 * RATE_HZ)]
+    assert quiet.abs().max() < 0.02
+    lags = torch.nn.functional.conv1d(
+        heard.samples[None, :, : 8000 + 80], sound.samples[None, :, 40 : 8000 + 40]
+    ).flatten()
+    assert int(lags.argmax()) == 40
+    first = split.plan_parts(sound)[0].num_frames
+    with av.open(str(video.path)) as file:
+        levels = [frame.to_ndarray(format="gray").mean() for frame in file.decode(video=0)]
+    assert levels[first - 1] > levels[first] + 50  # the second part starts again from its first frame
+
+
+def test_a_part_that_comes_short_holds_its_last_frame(fal, desk, caplog):
+    assert run(desk, speech(14, {})).facts.num_frames == 350
+    assert "its last is held" in caplog.text
+
+
+def test_a_failed_part_costs_only_that_one(fal, rich_desk):
+    sound = speech(24, {})
+    fal.fault("^GET queue .*/status", "status", status=200, body='{"status": "COMPLETED", "error": "no face"}')
+    with pytest.raises(JobFailed, match=r"Part \d of 3 failed: .*no face.*only what is missing"):
+        run(rich_desk, sound)
+    bought = len(fal.submits)
+    run(rich_desk, sound)
+    assert bought in (2, 3) and len(fal.submits) == 4
+    asked = len(fal.log)
+    run(rich_desk, sound)
+    assert len(fal.log) == asked
+
+
+def test_no_more_than_two_run_at_once(fal, rich_desk):
+    fal.script = [{"status": "IN_PROGRESS"}] * 20 + [DONE]
+    job = split.start_long(speech(33, {}), make, rich_desk)
+    most = 0
+    while job.alive:
+        most = max(most, len(remote_threads()) - 1)
+        job.join(0.01)
+    assert job.result() and most == 2 and len(fal.submits) == 4
+
+
+def test_a_stop_cancels_every_running_part_once(fal, rich_desk):
+    fal.script = [{"status": "IN_PROGRESS"}]
+    job = split.start_long(speech(33, {}), make, rich_desk)
+    until(lambda: len({call.path for call in fal.calls("^GET queue .*/status")}) == 2)
+    job.watch.stop()
+    with pytest.raises(Stopped):
+        job.result()
+    assert len(fal.submits) == 2 and len(fal.cancels) == 2 == len({call.path for call in fal.cancels})
+    until(lambda: not remote_threads())
+
+
+def test_long_sound_is_off_above_five_dollars_unless_a_cap_says_otherwise(fal, desk):
+    sound = speech(33, {})
+    with pytest.raises(RemoteError, match=r"MULTITALK_FAL_MAX_USD allows \$5\.00"):
+        run(replace(desk, caps=Caps()), sound)
+    with pytest.raises(RemoteError, match="last 24 hours"):
+        run(replace(desk, caps=Caps(run_usd=20, day_usd=6)), sound)
+    assert fal.log == [] and Ledger(desk.private).spent_usd() == 0
