@@ -215,4 +215,10 @@ def _pictures(frames: Tensor) -> Iterator[np.ndarray]:
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
     """RGB `h w c`, turned as the camera was held."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
+    rgb = frame.reformat(
+        format="rgb24",
+        src_colorspace=frame.colorspace,
+        src_color_range=frame.color_range,
+        dst_color_range=ColorRange.JPEG,  # unsaid, PyAV 14 takes every video's colours for BT.601's
+    )
+    return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), frame.rotation // 90))
