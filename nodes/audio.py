@@ -10,6 +10,7 @@ from ..pipeline.audio.embeds import AudioEmbeds, encode_audio
 from ..pipeline.errors import AudioError
 from ..pipeline.host import Progress
 from ..pipeline.memory import resident
+from ..pipeline.weights import handles
 from ..pipeline.weights.handles import Lazy
 from . import sockets
 from .comfy_host import ComfyHost
@@ -98,18 +99,18 @@ class MultiTalkEncodeAudio(io.ComfyNode):
         host = ComfyHost()
         given = {"audio_1": audio_1, **{name: voice for name, voice in sorted(voices.items()) if voice is not None}}
         starts = _start_times(start_times, len(given))
-        speeches = [
-            Speech(from_audio(voice, name), start) for (name, voice), start in zip(given.items(), starts, strict=True)
-        ]
+        sounds = [from_audio(voice, name) for name, voice in given.items()]
+        speeches = [Speech(sound, start) for sound, start in zip(sounds, starts, strict=True)]
         arrangement = Arrangement(multi_audio_type)
         host.report(Progress("audio", 0))
-        encoder = audio_encoder.model
-        with resident(encoder.model, host):
-            embeds = encode_audio(encoder, speeches, arrangement, num_frames, normalize_loudness, fps=fps)
+        with resident(audio_encoder.model, host) as encoder:
+            embeds = encode_audio(
+                encoder, speeches, arrangement, num_frames, normalize_loudness, handles.normalizes_input(encoder), fps
+            )
         host.report(Progress("audio", 1))
-        heard_speeches = speeches if heard is None else [Speech(from_audio(heard, "heard"))]
-        track = soundtrack(heard_speeches, arrangement, embeds.num_frames, embeds.fps)
-        return io.NodeOutput(embeds, to_audio(track), embeds.num_frames)
+        speeches = speeches if heard is None else [Speech(from_audio(heard, "heard"))]
+        track = soundtrack(speeches, arrangement, embeds.output_frames(0), embeds.fps)
+        return io.NodeOutput(embeds, to_audio(track), embeds.output_frames(0))
 
 
 class MultiTalkEmbedsToKijai(io.ComfyNode):

@@ -30,12 +30,12 @@ PACK = Path(__file__).parents[1]
 MODELS = PACK / "models"
 ASSETS = PACK / "demo" / "assets"
 DEMO_FILES = Files(
-    base=MODELS / "diffusion_models" / "multitalk_small_base.safetensors",
-    adapter=MODELS / "model_patches" / "multitalk_small_adapter.safetensors",
-    vae=MODELS / "vae" / "multitalk_small_vae.safetensors",
-    text_encoder=MODELS / "text_encoders" / "multitalk_small_umt5.safetensors",
-    image_encoder=MODELS / "clip_vision" / "multitalk_small_clip.safetensors",
-    audio_encoder=MODELS / "audio_encoders" / "multitalk_small_wav2vec2.safetensors",
+    base=MODELS / "diffusion_models" / "wan2.1_i2v_480p_demo.safetensors",
+    adapter=MODELS / "model_patches" / "multitalk_demo.safetensors",
+    vae=MODELS / "vae" / "wan_2.1_vae_demo.safetensors",
+    text_encoder=MODELS / "text_encoders" / "umt5_demo.safetensors",
+    image_encoder=MODELS / "clip_vision" / "clip_vision_h_demo.safetensors",
+    audio_encoder=MODELS / "audio_encoders" / "wav2vec2_demo.safetensors",
 )
 
 

@@ -174,12 +174,12 @@ REAL = {
     "audio": "wav2vec2-chinese-base_fp16.safetensors",
 }
 SMALL = {
-    "base": "multitalk_small_base.safetensors",
-    "adapter": "multitalk_small_adapter.safetensors",
-    "text": "multitalk_small_umt5.safetensors",
-    "image": "multitalk_small_clip.safetensors",
-    "vae": "multitalk_small_vae.safetensors",
-    "audio": "multitalk_small_wav2vec2.safetensors",
+    "base": "wan2.1_i2v_480p_demo.safetensors",
+    "adapter": "multitalk_demo.safetensors",
+    "text": "umt5_demo.safetensors",
+    "image": "clip_vision_h_demo.safetensors",
+    "vae": "wan_2.1_vae_demo.safetensors",
+    "audio": "wav2vec2_demo.safetensors",
 }
 LORA = "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors"
 FILES_NOTE = "\n".join(

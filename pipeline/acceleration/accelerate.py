@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..config import Acceleration, GenerationConfig
 from ..errors import ConfigError
-from ..transformer.model import MultiTalkTransformer
 from .attention_kernels import AttentionKernel, find_kernel
+
+if TYPE_CHECKING:
+    from ..transformer.model import MultiTalkTransformer
 
 FEW_STEPS = 8  # up to here a checkpoint or a LoRA is distilled, and no step resembles the one before
 MIN_CACHED_STEPS = 7

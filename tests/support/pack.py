@@ -12,7 +12,7 @@ from typing import Any
 from . import comfy_standin
 
 PACK = Path(__file__).resolve().parents[2]
-NAME = "custom_nodes.comfyui-multitalk"
+NAME = "/comfy/custom_nodes/comfyui-multitalk"
 
 
 def load(models: Path, work: Path) -> ModuleType:
