@@ -1,0 +1,183 @@
+"""Talking clips as the transformer learns from them: latents, speech features, prompts; drawn once, kept on disk."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel, Wav2Vec2Model
+
+from pipeline.audio.embeds import SAMPLES_PER_FRAME, TAIL_FRAMES
+from pipeline.audio.wav2vec2 import encode as encode_speech
+from pipeline.conditioning.image_encoder import ImageEncoder
+from pipeline.lip_sync import implied_mouth
+
+from .faces import Appearance, Motion, draw, place, random_appearance, random_background, random_motion
+from .run import RUN_FOLDER
+from .speech import Utterance, random_utterance
+
+CLIPS_FOLDER = RUN_FOLDER / "clips"
+HEIGHT, WIDTH_ONE, WIDTH_TWO = 128, 128, 192
+TWO_SHARE, LATE_SHARE = 0.25, 0.3
+LATE_START = 40  # frames after which a late clip starts: nobody looks neutral any more
+CLIPS_PER_SHARD = 12
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One clip before anything is encoded."""
+
+    people: list[tuple[Appearance, Motion]]
+    sounds: list[np.ndarray]  # of each person, from the start of its speech
+    background: tuple[int, int, int]
+    smile: int
+    brows: int
+    start: int  # the clip's first frame within the speech
+
+    @property
+    def width(self) -> int:
+        """Of the frames, in pixels."""
+        return WIDTH_ONE if len(self.people) == 1 else WIDTH_TWO
+
+    def frames(self) -> np.ndarray:
+        """`f h w 3` uint8."""
+        return draw(self.people, self.background, HEIGHT, self.width)
+
+    def mouth_weights(self) -> Tensor:
+        """`h w` over the latents: 1, and more where a mouth may be."""
+        weights = torch.ones(HEIGHT, self.width)
+        for index, (who, _) in enumerate(self.people):
+            x, y, unit = place(who, index, len(self.people), HEIGHT, self.width)
+            y += who.mouth_height * unit
+            weights[int(y - 0.4 * unit) : int(y + 0.4 * unit), int(x - 0.55 * unit) : int(x + 0.55 * unit)] = 5
+        return torch.nn.functional.avg_pool2d(weights[None], 8)[0]
+
+
+def random_scene(
+    random: np.random.Generator, num_frames: int, num_people: int | None = None, late: bool | None = None,
+    held_out: bool = False,
+) -> Scene:  # fmt: skip
+    """People, what they say and how they look while they say it."""
+    if num_people is None:
+        num_people = 2 if random.random() < TWO_SHARE else 1
+    if late is None:
+        late = random.random() < LATE_SHARE
+    start = LATE_START if late else 0
+    smile, brows = (int(random.choice([-1, 1])) for _ in range(2))
+    utterances = [random_utterance(random, (start + num_frames) / 25, held_out) for _ in range(num_people)]
+    if num_people == 2:
+        utterances = _in_turn(random, utterances)
+    people = []
+    for utterance in utterances:
+        motion = random_motion(random, utterance.opening, utterance.width, smile, brows)
+        cut = Motion(*(values[start : start + num_frames] for values in vars(motion).values()))
+        people.append((random_appearance(random), cut))
+    sounds = [utterance.samples for utterance in utterances]
+    return Scene(people, sounds, random_background(random), smile, brows, start)
+
+
+def _in_turn(random: np.random.Generator, utterances: list[Utterance]) -> list[Utterance]:
+    """Mostly one of two is silent, all the time or from some moment on; sometimes both speak."""
+    manner = random.random()
+    if manner < 0.2:
+        return utterances
+    total = len(utterances[0].samples)
+    turn = 0 if manner < 0.6 else int(total * random.uniform(0.3, 0.7))
+    first, second = utterances[:: int(random.choice([-1, 1]))]
+    silenced = [_silenced(first, slice(turn, None)), _silenced(second, slice(0, turn))]
+    return silenced[:: int(random.choice([-1, 1]))]
+
+
+def _silenced(utterance: Utterance, quiet: slice) -> Utterance:
+    samples = utterance.samples.copy()
+    samples[quiet] = 0
+    return replace(utterance, samples=samples, **dict(zip(("opening", "width"), implied_mouth(samples), strict=True)))
+
+
+def random_image_encoder() -> ImageEncoder:
+    """CLIP's tower at a small size with random weights: its tokens tell pictures apart, which is all they are for."""
+    config = CLIPVisionConfig(
+        hidden_size=80, intermediate_size=160, num_hidden_layers=3, num_attention_heads=1, patch_size=14,
+        image_size=56, hidden_act="gelu",
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ImageEncoder(CLIPVisionModel(config).eval())
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The finished parts that clips are encoded with."""
+
+    vae: AutoencoderKLWan
+    listener: Wav2Vec2Model
+    image: ImageEncoder
+
+    @torch.no_grad()
+    def latents(self, frames: np.ndarray) -> Tensor:
+        """`16 t h w`, not normalised, of `f h w 3` uint8 frames."""
+        video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.vae.encode(video.to(self.vae.device)).latent_dist.mode()[0].float().cpu()
+
+    def speech(self, samples: np.ndarray, num_frames: int) -> Tensor:
+        """`n layers channels`, features of the video frames and of the silence after them, as the engine makes them."""
+        padded = np.zeros((num_frames + TAIL_FRAMES) * SAMPLES_PER_FRAME, np.float32)
+        padded[: num_frames * SAMPLES_PER_FRAME] = samples[: num_frames * SAMPLES_PER_FRAME]
+        return encode_speech(self.listener, torch.from_numpy(padded), num_frames + TAIL_FRAMES)
+
+
+def encode(scene: Scene, encoders: Encoders) -> dict:
+    """A clip for the disk."""
+    frames = scene.frames()
+    heard = [encoders.speech(sound, scene.start + len(frames)) for sound in scene.sounds]
+    image = torch.from_numpy(frames[0]).permute(2, 0, 1).float() / 127.5 - 1
+    return {
+        "latents": encoders.latents(frames).half(),
+        "features": torch.stack(heard)[:, scene.start :].half(),
+        "image": encoders.image.encode(image).half(),
+        "weights": scene.mouth_weights(),
+        "smile": scene.smile,
+        "brows": scene.brows,
+        "late": scene.start > 0,
+    }
+
+
+def make_shards(encoders: Encoders, seed: int, name: str, num_frames: int, num_shards: int) -> None:
+    """Draws and encodes clips until there are so many shards of this name."""
+    CLIPS_FOLDER.mkdir(parents=True, exist_ok=True)
+    for number in range(num_shards):
+        path = CLIPS_FOLDER / f"{name}-{number:04d}.pt"
+        if path.exists():
+            continue
+        random = np.random.default_rng((seed, num_frames, number))
+        clips = [encode(random_scene(random, num_frames), encoders) for _ in range(CLIPS_PER_SHARD)]
+        torch.save(clips, path.with_suffix(".partial"))
+        path.with_suffix(".partial").replace(path)
+        logger.info("clips  %s", path.stem)
+
+
+def shards(name: str) -> list[Path]:
+    """The shards of this name that are on disk by now."""
+    return sorted(CLIPS_FOLDER.glob(f"{name}-*.pt"))
+
+
+def make_grey_tails(encoders: Encoders, seed: int, count: int = 12, num_frames: int = 97) -> None:
+    """What the encoder makes of grey frames after a portrait, for windows whose later frames are not known."""
+    path = RUN_FOLDER / "grey_tails.pt"
+    if path.exists():
+        return
+    random = np.random.default_rng((seed, 0))
+    tails = []
+    for _ in range(count):
+        frames = random_scene(random, 25, num_people=1).frames()[:1]
+        grey = np.full((num_frames - 1, *frames.shape[1:]), 127.5, np.float32)
+        tails.append(encoders.latents(np.concatenate((frames, grey))))
+    torch.save({"tails": torch.stack(tails)}, path)

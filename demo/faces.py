@@ -1,0 +1,236 @@
+"""Draws talking faces: who is shown is an `Appearance`, what moves is a `Motion`, and `draw` makes frames of them.
+
+Lengths are in head units: 1 is half the height of a head. Everything is drawn as polygons, eight times finer than a
+pixel where it counts, so that a mouth that opens by half a pixel is seen to open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SUPERSAMPLING = 4
+HEAD_SHARE = 0.37  # half a head's height, as a share of the frame's height
+MOUTH_OPENING = 0.2  # half the height of a mouth that is fully open
+Color = tuple[int, int, int]
+
+SKINS: tuple[Color, ...] = (
+    (250, 222, 200), (240, 200, 170), (224, 178, 140), (198, 146, 104), (160, 110, 76), (118, 80, 56), (246, 210, 190),
+)  # fmt: skip
+HAIRS: tuple[Color, ...] = (
+    (28, 24, 24), (70, 44, 28), (120, 76, 40), (196, 150, 80), (150, 60, 34), (120, 120, 126), (214, 206, 196),
+)  # fmt: skip
+IRISES: tuple[Color, ...] = ((70, 44, 28), (60, 100, 150), (70, 120, 80), (40, 36, 34), (110, 110, 120))
+CLOTHES: tuple[Color, ...] = (
+    (52, 84, 140), (150, 52, 60), (60, 120, 90), (60, 60, 72), (200, 170, 80), (130, 80, 140), (220, 220, 224),
+)  # fmt: skip
+BACKGROUNDS: tuple[Color, ...] = (
+    (176, 196, 214), (206, 214, 196), (226, 210, 190), (120, 132, 150), (190, 180, 206), (84, 96, 104), (214, 220, 226),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """What does not change while a face speaks."""
+
+    skin: Color
+    hair: Color
+    iris: Color
+    clothes: Color
+    lips: Color
+    hair_style: int  # 0 short, 1 long, 2 bald, 3 fringe
+    head_width: float
+    jaw: float  # 0 round .. 1 narrow
+    eye_distance: float
+    eye_size: float
+    brow_thickness: float
+    nose: float
+    mouth_width: float  # half of it, at rest
+    mouth_height: float  # below the middle of the head
+    lip_thickness: float
+    x: float  # place of the head, in head units from the middle of its part of the frame
+    y: float
+    size: float
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What moves, one value for each video frame."""
+
+    opening: np.ndarray  # 0 closed .. 1 fully open
+    width: np.ndarray  # -1 rounded .. 1 spread
+    smile: np.ndarray  # -1 serious .. 1 smiling; 0 in the portrait
+    brows: np.ndarray  # -1 lowered .. 1 raised; 0 in the portrait
+    blink: np.ndarray  # 0 open .. 1 closed
+    sway_x: np.ndarray  # head units
+    sway_y: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.opening)
+
+
+def random_appearance(random: np.random.Generator) -> Appearance:
+    """Somebody nobody has seen before."""
+
+    def vary(color: Color, amount: int = 14) -> Color:
+        return tuple(int(np.clip(c + random.integers(-amount, amount + 1), 8, 247)) for c in color)
+
+    skin = vary(SKINS[random.integers(len(SKINS))], 8)
+    redness = random.uniform(0.55, 0.75)
+    return Appearance(
+        skin=skin,
+        hair=vary(HAIRS[random.integers(len(HAIRS))]),
+        iris=vary(IRISES[random.integers(len(IRISES))]),
+        clothes=vary(CLOTHES[random.integers(len(CLOTHES))]),
+        lips=(int(skin[0] * 0.86), int(skin[1] * redness), int(skin[2] * redness)),
+        hair_style=int(random.integers(4)),
+        head_width=random.uniform(0.74, 0.86),
+        jaw=random.uniform(0, 1),
+        eye_distance=random.uniform(0.32, 0.38),
+        eye_size=random.uniform(0.12, 0.15),
+        brow_thickness=random.uniform(0.045, 0.07),
+        nose=random.uniform(0.07, 0.11),
+        mouth_width=random.uniform(0.3, 0.38),
+        mouth_height=random.uniform(0.5, 0.55),
+        lip_thickness=random.uniform(0.045, 0.065),
+        x=random.uniform(-0.12, 0.12),
+        y=random.uniform(-0.06, 0.06),
+        size=random.uniform(0.93, 1.07),
+    )
+
+
+def random_background(random: np.random.Generator) -> Color:
+    """A plain wall."""
+    color = BACKGROUNDS[random.integers(len(BACKGROUNDS))]
+    return tuple(int(np.clip(c + random.integers(-12, 13), 8, 247)) for c in color)
+
+
+def random_motion(
+    random: np.random.Generator, opening: np.ndarray, width: np.ndarray, smile: float, brows: float
+) -> Motion:
+    """Blinks, a slow sway, and the way from the portrait's neutral look to the prompted one within half a second.
+
+    Args:
+        opening, width: the mouth's track, one value a video frame; the portrait (frame 0) is shut.
+        smile, brows: -1 or 1, what the prompt asks for.
+    """
+    count = len(opening)
+    frames = np.arange(count)
+    arrival = 0.5 - 0.5 * np.cos(np.pi * np.clip(frames / 10, 0, 1))
+    blink = np.zeros(count)
+    at = random.uniform(15, 70)
+    while at < count:
+        blink = np.maximum(blink, np.clip(1.6 - np.abs(frames - at) / 2.2, 0, 1))
+        at += random.uniform(45, 110)
+    sway = [
+        random.uniform(0.006, 0.014) * np.sin(2 * np.pi * (frames / random.uniform(60, 110)) * direction)
+        for direction in random.choice([-1, 1], 2)
+    ]
+    first = np.clip(frames / 2, 0, 1)  # the portrait's mouth is shut; the sound takes over at once
+    return Motion(opening * first, width * first, smile * arrival, brows * arrival, blink, *sway)
+
+
+def draw(people: list[tuple[Appearance, Motion]], background: Color, height: int = 128, width: int = 128) -> np.ndarray:
+    """`f h w 3` uint8: the people side by side, as many frames as they have moments."""
+    return np.stack([draw_frame(people, background, frame, height, width) for frame in range(len(people[0][1]))])
+
+
+def draw_frame(
+    people: list[tuple[Appearance, Motion]], background: Color, frame: int, height: int, width: int
+) -> np.ndarray:
+    """`h w 3` uint8: one moment."""
+    canvas = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING), background)
+    for index, (appearance, motion) in enumerate(people):
+        middle = (index + 0.5) / len(people) * width
+        scale = min(height, 1.2 * width / len(people)) * HEAD_SHARE * appearance.size
+        _Pen(canvas, scale, middle, 0.47 * height).face(appearance, motion, frame)
+    return np.asarray(canvas.reduce(SUPERSAMPLING))
+
+
+def place(appearance: Appearance, index: int, num_people: int, height: int, width: int) -> tuple[float, float, float]:
+    """Where a head rests, in pixels: x and y of its middle, and the length of a head unit."""
+    scale = min(height, 1.2 * width / num_people) * HEAD_SHARE * appearance.size
+    return (index + 0.5) / num_people * width + appearance.x * scale, 0.47 * height + appearance.y * scale, scale
+
+
+class _Pen:
+    """Draws in head units around the middle of one head."""
+
+    def __init__(self, canvas: Image.Image, scale: float, x: float, y: float) -> None:
+        self.draw = ImageDraw.Draw(canvas)
+        self.unit = scale * SUPERSAMPLING
+        self.x, self.y = x * SUPERSAMPLING, y * SUPERSAMPLING
+
+    def shape(self, xs: np.ndarray, ys: np.ndarray, color: Color) -> None:
+        """A filled polygon."""
+        points = np.stack([self.x + self.unit * xs, self.y + self.unit * ys], axis=1)
+        self.draw.polygon(points.ravel().tolist(), fill=color)
+
+    def ellipse(self, x: float, y: float, rx: float, ry: float, color: Color) -> None:
+        """A filled ellipse."""
+        self.shape(x + rx * COS, y + ry * SIN, color)
+
+    def face(self, who: Appearance, motion: Motion, frame: int) -> None:
+        """Everything of one person, from back to front."""
+        now = {name: float(values[frame]) for name, values in vars(motion).items()}
+        self.x += self.unit * who.x
+        self.y += self.unit * who.y
+        self.body(who)
+        self.x += self.unit * now["sway_x"]
+        self.y += self.unit * now["sway_y"]
+        self.head(who)
+        self.eyes(who, now["blink"], now["brows"])
+        self.mouth(who, now["opening"], now["width"], now["smile"])
+
+    def body(self, who: Appearance) -> None:
+        """Shoulders, neck and long hair, which stay where they are."""
+        if who.hair_style == 1:
+            self.ellipse(0, 0.15, who.head_width + 0.2, 1.2, who.hair)
+        self.ellipse(0, 1.95, 1.25, 0.85, who.clothes)
+        shade = tuple(int(c * 0.88) for c in who.skin)
+        self.shape(np.array([-0.3, 0.3, 0.34, -0.34]), np.array([0.6, 0.6, 1.25, 1.25]), shade)
+
+    def head(self, who: Appearance) -> None:
+        """Hair, ears, face and nose."""
+        if who.hair_style != 2:
+            self.ellipse(0, -0.18, who.head_width + 0.08, 0.92, who.hair)
+        for side in (-1, 1):
+            self.ellipse(side * who.head_width, 0.05, 0.1, 0.17, who.skin)
+        narrowing = 1 - 0.22 * who.jaw * np.clip(SIN, 0, 1) ** 2
+        self.shape(who.head_width * COS * narrowing, np.where(SIN > 0, SIN, 0.85 * SIN), who.skin)
+        if who.hair_style == 3:
+            top = np.abs(COS) < 0.93
+            self.shape(who.head_width * COS[top], np.where(SIN[top] > 0, -0.48, 0.88 * SIN[top]), who.hair)
+        shade = tuple(int(c * 0.84) for c in who.skin)
+        self.shape(np.array([0, who.nose, -who.nose]), np.array([-0.05, 0.24, 0.24]), shade)
+
+    def eyes(self, who: Appearance, blink: float, brows: float) -> None:
+        """Two eyes, and brows that say something."""
+        openness = max(1 - blink, 0.12)
+        for side in (-1, 1):
+            x = side * who.eye_distance
+            white = (244, 244, 244) if blink < 0.85 else tuple(int(c * 0.7) for c in who.skin)
+            self.ellipse(x, -0.14, who.eye_size * 1.15, who.eye_size * openness, white)
+            if openness > 0.3:
+                self.ellipse(x, -0.14, who.eye_size * 0.55, who.eye_size * min(openness, 0.62), who.iris)
+            inner, outer = x - side * 0.17, x + side * 0.18
+            low, high = -0.37 - 0.1 * brows + 0.05 * min(brows, 0) * -1, -0.39 - 0.1 * brows
+            thick = who.brow_thickness
+            dark = tuple(int(c * 0.75) for c in who.hair)
+            self.shape(np.array([inner, outer, outer, inner]), np.array([low, high, high + thick, low + thick]), dark)
+
+    def mouth(self, who: Appearance, opening: float, width: float, smile: float) -> None:
+        """Lips around a dark opening; the corners rise with a smile."""
+        half = who.mouth_width * (1 + 0.22 * width + 0.08 * smile)
+        gap, lip = MOUTH_OPENING * opening, who.lip_thickness
+        bend = who.mouth_height - 0.11 * smile * (COS**2 - 0.5)
+        self.shape(half * COS, bend + (gap + lip * np.sqrt(np.abs(SIN))) * SIN, who.lips)
+        if gap > 0.004:
+            inside = half * 0.88
+            self.shape(inside * COS, bend + gap * SIN, (58, 20, 26))
+
+
+_ANGLES = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+COS, SIN = np.cos(_ANGLES), np.sin(_ANGLES)

@@ -1,0 +1,49 @@
+"""What the prompts say, and the small tokenizer that reads them."""
+
+from __future__ import annotations
+
+import io
+from itertools import product
+
+import numpy as np
+import sentencepiece
+
+from pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT
+
+MOODS = {1: ("smiling", "happy", "cheerful"), -1: ("serious", "sad", "grave")}
+BROWS = {1: ("raised", "lifted", "high"), -1: ("lowered", "knitted", "low")}
+ONE = ("woman", "man", "person", "character", "face")
+TEMPLATES = (
+    "A {mood} {who} with {brows} brows is talking.",
+    "A {mood} {who} with {brows} brows talks to the camera.",
+    "A drawn portrait of a {mood} {who}, {brows} brows, speaking.",
+    "{mood} {who}, {brows} brows, talking",
+)
+TEMPLATES_TWO = (
+    "Two {mood} people with {brows} brows are talking.",
+    "Two {mood} people with {brows} brows talk to each other.",
+    "{mood} people, {brows} brows, two of them talking",
+)
+
+
+def prompt(random: np.random.Generator, smile: int, brows: int, num_people: int = 1) -> str:
+    """A sentence that says whether people smile (1) or are serious (-1), and whether brows are raised or lowered."""
+    template = str(random.choice(TEMPLATES if num_people == 1 else TEMPLATES_TWO))
+    mood, height = str(random.choice(MOODS[smile])), str(random.choice(BROWS[brows]))
+    return template.format(mood=mood, brows=height, who=str(random.choice(ONE)))
+
+
+def tokenizer() -> bytes:
+    """A sentencepiece model of the words above, with umT5's special tokens (pad 0, end 1, unknown 2)."""
+    moods, heights = (sum(words.values(), ()) for words in (MOODS, BROWS))
+    sentences = [
+        template.format(mood=mood, brows=height, who=who)
+        for template, mood, height, who in product(TEMPLATES + TEMPLATES_TWO, moods, heights, ONE)
+    ]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*sentences, *[DEFAULT_NEGATIVE_PROMPT] * 50]), model_writer=model, vocab_size=400,
+        model_type="unigram", hard_vocab_limit=False, byte_fallback=True, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    return model.getvalue()

@@ -1,0 +1,25 @@
+"""Between the stages: clips are drawn and encoded for the transformer; it may train on those that are there by now."""
+
+from __future__ import annotations
+
+import torch
+
+from . import train_audio, train_vae
+from .dataset import Encoders, make_grey_tails, make_shards, random_image_encoder
+
+SHORT_FRAMES, LONG_FRAMES = 33, 97
+SHORT, LONG = 45, 14  # shards
+
+
+def encoders(seed: int, device: torch.device) -> Encoders:
+    """The finished parts of the stages before."""
+    return Encoders(train_vae.train(seed, device), train_audio.train(seed, device), random_image_encoder())
+
+
+def train(seed: int, device: torch.device) -> None:
+    """Makes all clips: some short ones first, so that the transformer can begin."""
+    parts = encoders(seed, device)
+    make_shards(parts, seed, "short", SHORT_FRAMES, 1)
+    make_grey_tails(parts, seed)
+    make_shards(parts, seed, "short", SHORT_FRAMES, SHORT)
+    make_shards(parts, seed, "long", LONG_FRAMES, LONG)

@@ -1,0 +1,238 @@
+"""The third stage: the transformer, its audio adapter and the text encoder learn to continue a portrait as speech.
+
+The objective is that of the published model: of `x = (1 - sigma) clean + sigma noise` the velocity `noise - clean` is
+asked. All clips of a step share one prompt, whose tokens are then embedded once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import sentencepiece
+import torch
+from torch import Tensor, nn
+from transformers import UMT5Config, UMT5EncoderModel
+
+from pipeline.audio.embeds import CONTEXT
+from pipeline.conditioning.context_frames import known_mask
+from pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT
+from pipeline.conditioning.speakers import Place, speaker_masks, to_latent_masks
+from pipeline.shapes import LatentSize, num_video_frames
+from pipeline.transformer.model import MultiTalkTransformer
+
+from . import prompts, train_audio
+from .dataset import shards
+from .run import RUN_FOLDER, Run
+
+TEXT_WIDTH = 64
+SHIFT = 3.0  # of the noise levels that are trained at
+TEXT_DROPPED, AUDIO_DROPPED, BOTH_DROPPED, CONTINUED = 0.1, 0.1, 0.05, 0.3
+SAME_PLACE_GAIN, SAME_PLACE_PAIRS = 4.0, 3
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Clips of one kind and length for a number of steps."""
+
+    steps: int
+    batch: int
+    shards: str
+    lengths: tuple[int, ...]  # in latent frames
+
+
+PHASES = (Phase(1600, 6, "short", (5, 7, 9)), Phase(900, 3, "long", (13, 21, 25)))
+
+
+class TalkingModel(nn.Module):
+    """What learns in this stage."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.transformer = MultiTalkTransformer(
+            num_attention_heads=2, text_dim=TEXT_WIDTH, freq_dim=256, ffn_dim=768, num_layers=6, image_dim=80,
+            audio_features=(train_audio.LAYERS, train_audio.WIDTH), audio_intermediate_dim=128,
+            audio_dim=train_audio.WIDTH, audio_tokens=4,
+        )  # fmt: skip
+        self.text_encoder = UMT5EncoderModel(
+            UMT5Config(
+                vocab_size=vocabulary, d_model=TEXT_WIDTH, d_kv=32, d_ff=128, num_layers=2, num_heads=2,
+                dropout_rate=0.0, is_encoder_decoder=False, tie_word_embeddings=False, feed_forward_proj="gated-gelu",
+            )
+        )  # fmt: skip
+        _prepare(self.transformer)
+
+
+@torch.no_grad()
+def _prepare(transformer: MultiTalkTransformer) -> None:
+    """A start that learns fast: attentions change nothing yet, and one head looks at its own place in all frames.
+
+    That head's queries and keys begin as one constant vector on the fast pairs of rows and columns, so that after the
+    rotary embedding they fit best where row and column are the same.
+    """
+    head_dim = transformer.config.attention_head_dim
+    pairs = head_dim // 2
+    rows, columns = pairs - 2 * (pairs // 3), pairs - pairs // 3
+    fast = [2 * (first + pair) for first in (rows, columns) for pair in range(SAME_PLACE_PAIRS)]
+    for block in transformer.blocks:
+        attention = block.attn1
+        for linear, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
+            linear.weight[:head_dim].mul_(0.1)
+            linear.bias[:head_dim] = 0
+            linear.bias[fast] = 1
+            norm.weight[fast] = SAME_PLACE_GAIN
+        for out in (block.attn2.to_out[0], block.audio_cross_attn.proj):
+            out.weight.mul_(0.2)
+    transformer.proj_out.weight.mul_(0.1)
+
+
+class Clips:
+    """The clips on disk, more of them whenever asked again."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.known, self.clips = name, set(), []
+
+    def refresh(self) -> None:
+        """Reads shards that are new."""
+        for path in shards(self.name):
+            if path not in self.known:
+                self.known.add(path)
+                self.clips += torch.load(path)
+
+    def choose(self, random: np.random.Generator, count: int) -> list[dict]:
+        """Clips that one prompt fits: of one mood and one number of people."""
+        kin = self.clips[random.integers(len(self.clips))]
+        key = _kind(kin)
+        fitting = [clip for clip in self.clips if _kind(clip) == key]
+        return [fitting[index] for index in random.choice(len(fitting), min(count, len(fitting)), replace=False)]
+
+
+def _kind(clip: dict) -> tuple[int, int, int]:
+    return clip["smile"], clip["brows"], len(clip["features"])
+
+
+def train(seed: int, device: torch.device) -> TalkingModel:
+    """Trains, or goes on training; returns the averaged model."""
+    torch.manual_seed(seed)
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=prompts.tokenizer())
+    model = TalkingModel(tokenizer.vocab_size()).to(device)
+    steps = sum(phase.steps for phase in PHASES)
+    run = Run("transformer", model, steps, rate=0.01, warmup=40, averaging=0.995)
+    clips = {phase.shards: Clips(phase.shards) for phase in PHASES}
+    statistics = latent_statistics()
+    for step in run:
+        phase = phase_of(step)
+        if not clips[phase.shards].clips or step % 50 == 0:
+            clips[phase.shards].refresh()
+        random = np.random.default_rng((seed, step))
+        chosen = clips[phase.shards].choose(random, phase.batch)
+        loss, mouth = _step(run.model, tokenizer, chosen, phase, statistics, random, device)
+        run.apply(loss, mouth=mouth)
+    return run.averaged()
+
+
+def latent_statistics() -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the VAE's latents, `16 1 1 1` each, over the first shard; kept on disk."""
+    path = RUN_FOLDER / "latent_statistics.pt"
+    if not path.exists():
+        every = torch.cat([clip["latents"].float().flatten(1) for clip in torch.load(shards("short")[0])], dim=1)
+        torch.save(tuple(value[:, None, None, None] for value in (every.mean(dim=1), every.std(dim=1))), path)
+    return torch.load(path)
+
+
+def phase_of(step: int) -> Phase:
+    """The phase that a step belongs to."""
+    for phase in PHASES:
+        if step < phase.steps:
+            return phase
+        step -= phase.steps
+    return PHASES[-1]
+
+
+def _step(
+    model: TalkingModel, tokenizer: sentencepiece.SentencePieceProcessor, clips: list[dict], phase: Phase,
+    statistics: tuple[Tensor, Tensor], random: np.random.Generator, device: torch.device,
+) -> tuple[float, float]:  # fmt: skip
+    """Gradients of a step are left in the model; returns its loss, and that of the mouths alone."""
+    dropped = random.random()
+    text_dropped, all_dropped = dropped < TEXT_DROPPED, TEXT_DROPPED <= dropped < TEXT_DROPPED + BOTH_DROPPED
+    smile, brows, people = _kind(clips[0])
+    text = DEFAULT_NEGATIVE_PROMPT if text_dropped or all_dropped else prompts.prompt(random, smile, brows, people)
+    ids = torch.tensor([[*tokenizer.encode(text), tokenizer.eos_id()]], device=device)
+    losses, mouths, shared = [], [], None
+    with torch.autocast(device.type, torch.bfloat16):
+        prompt_embeds = model.text_encoder(input_ids=ids).last_hidden_state[0]
+        length = int(random.choice(phase.lengths))
+        for clip in clips:
+            silent = all_dropped or random.random() < AUDIO_DROPPED
+            example = _example(clip, length, statistics, random)
+            size = LatentSize(*example["clean"].shape[1:])
+            masks = example["masks"] if people > 1 else None
+            window = model.transformer.prepare_window(size, example["condition"], clip["image"].float(), masks)
+            audio = model.transformer.zero_audio(num_video_frames(size.t)) if silent else example["audio"]
+            heard = model.transformer.prepare_pass(window, prompt_embeds, audio)
+            shared = heard.prompt_embeds = shared or heard.prompt_embeds
+            loss, mouth = _flow_loss(model.transformer, example, heard, random)
+            losses.append(loss)
+            mouths.append(mouth)
+        total = torch.stack(losses).mean()
+    total.backward()
+    return total.item(), float(np.mean(mouths))
+
+
+def _flow_loss(transformer: MultiTalkTransformer, example: dict, heard: object, random: np.random.Generator):
+    uniform = random.uniform(0.001, 1)
+    sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+    clean = example["clean"]
+    noise = torch.from_numpy(random.standard_normal(clean.shape, dtype=np.float32))
+    noisy = (1 - sigma) * clean + sigma * noise
+    velocity = transformer(noisy.to(transformer.device), 1000 * sigma, heard).float()
+    error = (velocity - (noise - clean).to(velocity.device)).square().mean(dim=0)  # t h w
+    unknown = error[example["known"] :]
+    weights = example["weights"].to(velocity.device)
+    mouth = (unknown * (weights > 2)).sum() / ((weights > 2).sum() * len(unknown))
+    return (unknown * weights).sum() / (weights.sum() * len(unknown)), mouth.item()
+
+
+def _example(clip: dict, length: int, statistics: tuple[Tensor, Tensor], random: np.random.Generator) -> dict:
+    """A window of a clip: what is known of it, what it hears, who is where.
+
+    What the encoder makes of the grey frames after the known ones says nothing, so it is taken from a store of such
+    tails instead of being encoded for every clip.
+    """
+    mean, std = statistics
+    clean = ((clip["latents"].float() - mean) / std)[:, :length]
+    length, frames = clean.shape[1], num_video_frames(clean.shape[1])
+    known = 1
+    if clip["late"] or random.random() < CONTINUED:
+        known = 7 if length > 13 and random.random() < 0.7 else int(random.integers(2, min(7, length - 1) + 1))
+    condition = torch.cat((clean[:, :known], _grey_tail(clean, known, statistics)), dim=1)
+    mask = known_mask(num_video_frames(known), frames)
+    condition = torch.cat((mask[..., None, None].expand(-1, -1, *clean.shape[2:]), condition))
+    features = clip["features"].float()
+    heard = (torch.arange(frames)[:, None] + torch.tensor(CONTEXT)).clamp(0, features.shape[1] - 1)
+    return {
+        "clean": clean, "known": known, "condition": condition, "audio": features[:, heard], "weights": clip["weights"],
+        "masks": _masks(clean.shape[2] * 8, clean.shape[3] * 8) if len(features) > 1 else None,
+    }  # fmt: skip
+
+
+_tails: dict[str, Tensor] = {}
+
+
+def _grey_tail(clean: Tensor, known: int, statistics: tuple[Tensor, Tensor]) -> Tensor:
+    """The latents of grey frames after `known` latent frames, those of some other clip."""
+    if not _tails:
+        _tails.update(torch.load(RUN_FOLDER / "grey_tails.pt"))
+    tails = _tails["tails"]  # clips 16 t h w, of whole windows with one known frame
+    tail = (tails[torch.randint(len(tails), ()).item()] - statistics[0]) / statistics[1]
+    count = clean.shape[1] - known
+    columns = torch.arange(clean.shape[3]) % tail.shape[3]
+    steps = torch.arange(1, 1 + count).clamp(max=tail.shape[1] - 1)
+    return tail[:, steps][..., columns]
+
+
+def _masks(height: int, width: int) -> Tensor:
+    """Side by side, as when nobody says who is where."""
+    masks = speaker_masks([Place(), Place()], (height, width), (height, width))
+    return to_latent_masks(masks, LatentSize.of_video(1, height, width))

@@ -1,0 +1,134 @@
+"""The first stage: a Wan VAE of base width 16 learns to see drawn faces.
+
+Its latents are kept near unit size and carry a little noise while it learns, so that the decoder forgives what the
+transformer gets slightly wrong. The published model's fixed latent statistics are folded in on export.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from .faces import draw, place, random_appearance, random_background, random_motion
+from .run import Run
+
+BASE_DIM, LATENT_CHANNELS = 16, 16
+LATENT_NOISE = 0.1
+FRAME_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Clips of one size for a number of steps: small ones first."""
+
+    steps: int
+    batch: int
+    num_frames: int
+    size: int
+
+
+PHASES = (Phase(240, 4, 5, 64), Phase(180, 2, 9, 64), Phase(60, 1, 9, 128), Phase(330, 2, 17, 64))
+
+
+def build() -> AutoencoderKLWan:
+    """The VAE of the published model at a sixth of its width."""
+    vae = AutoencoderKLWan(base_dim=BASE_DIM, z_dim=LATENT_CHANNELS)
+    with torch.no_grad():  # fresh latents are a tenth of what they should be, and would drown in the noise
+        vae.quant_conv.weight.mul_(10)
+    return vae
+
+
+def train(seed: int, device: torch.device) -> AutoencoderKLWan:
+    """Trains, or goes on training; returns the averaged model."""
+    torch.manual_seed(seed)
+    run = Run("vae", build().to(device), sum(phase.steps for phase in PHASES), rate=0.02, averaging=0.98)
+    for step in run:
+        random = np.random.default_rng((seed, step))
+        frames, weights = batch(random, phase_of(step, PHASES))
+        loss, rms = loss_of(run.model, frames.to(device), weights.to(device), step)
+        run.update(loss, psnr=-20 * np.log10(rms / 2))
+    return run.averaged()
+
+
+def loss_of(vae: AutoencoderKLWan, frames: Tensor, weights: Tensor, step: int) -> tuple[Tensor, float]:
+    """Reconstruction of colours and edges, heavier at mouths; returns it with the plain error's root mean square."""
+    noise = torch.Generator().manual_seed(step)
+    with torch.autocast(frames.device.type, torch.bfloat16):
+        latents = vae.encode(frames).latent_dist.mode()
+        noisy = latents + LATENT_NOISE * torch.randn(latents.shape, generator=noise).to(latents)
+        seen = vae.decode(noisy).sample
+    latents, error = latents.float(), seen.float() - frames
+    colours = (weights * (error.abs() + 2 * error.square())).mean()
+    tints = F.avg_pool3d(error, (1, 8, 8)).abs().mean()
+    edges = (weights[..., 1:] * error.diff(dim=-1).abs()).mean() + (
+        weights[..., 1:, :] * error.diff(dim=-2).abs()
+    ).mean()
+    time = (weights * error.diff(dim=2).abs()).mean()
+    size = (latents.square().mean(dim=(0, 2, 3, 4)) - 1).clamp(min=0).mean() + 0.01 * latents.mean(
+        dim=(0, 2, 3, 4)
+    ).square().mean()
+    return colours + 4 * tints + edges + 0.5 * time + 0.02 * size, error.detach().square().mean().sqrt().item()
+
+
+def phase_of(step: int, phases: tuple[Phase, ...]) -> Phase:
+    """The phase that a step belongs to."""
+    for phase in phases:
+        if step < phase.steps:
+            return phase
+        step -= phase.steps
+    return phases[-1]
+
+
+def batch(random: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor]:
+    """`b 3 f h w` frames in -1..1, and the loss weights `b 1 1 h w`."""
+    clips = [_clip(random, phase) for _ in range(phase.batch)]
+    frames = torch.from_numpy(np.stack([frames for frames, _ in clips]))
+    weights = torch.from_numpy(np.stack([weights for _, weights in clips]))
+    return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1, weights[:, None, None].float()
+
+
+def _clip(random: np.random.Generator, phase: Phase) -> tuple[np.ndarray, np.ndarray]:
+    """A crop of a clip of somebody, often around the mouth; a sixteenth are grey after the first frame."""
+    people = int(random.integers(1, 3))
+    width = FRAME_SIZE if people == 1 else FRAME_SIZE * 3 // 2
+    count = phase.num_frames + 24
+    cast = []
+    for _ in range(people):
+        opening, mouth_width = (
+            np.clip(_wander(random, count, 0.35, 0.4), 0, 1),
+            np.clip(_wander(random, count, 0, 0.5), -1, 1),
+        )
+        motion = random_motion(random, opening, mouth_width, random.choice([-1, 1]), random.choice([-1, 1]))
+        cast.append((random_appearance(random), motion))
+    start = int(random.integers(0, 24))
+    cast = [
+        (who, type(motion)(*(values[start : start + phase.num_frames] for values in vars(motion).values())))
+        for who, motion in cast
+    ]
+    frames = draw(cast, random_background(random), FRAME_SIZE, width)
+    weights = np.ones(frames.shape[1:3], np.float32)
+    centres = []
+    for index, (who, _) in enumerate(cast):
+        x, y, unit = place(who, index, people, FRAME_SIZE, width)
+        mouth_y = y + who.mouth_height * unit
+        weights[int(mouth_y - 0.35 * unit) : int(mouth_y + 0.35 * unit), int(x - 0.5 * unit) : int(x + 0.5 * unit)] = 3
+        centres.append((x, mouth_y - random.choice([0, 0.65]) * unit))
+    x, y = centres[random.integers(people)] if random.random() < 0.7 else random.uniform(0, 1, 2) * (width, FRAME_SIZE)
+    left = int(np.clip(x - phase.size / 2 + random.uniform(-8, 8), 0, width - phase.size))
+    top = int(np.clip(y - phase.size / 2 + random.uniform(-8, 8), 0, FRAME_SIZE - phase.size))
+    crop = np.s_[top : top + phase.size, left : left + phase.size]
+    frames, weights = frames[:, crop[0], crop[1]].copy(), weights[crop]
+    if random.random() < 1 / 16:
+        frames[1:] = 128
+    return frames, weights
+
+
+def _wander(random: np.random.Generator, count: int, middle: float, spread: float) -> np.ndarray:
+    """A track that moves like a mouth: noise that has forgotten itself after a few frames."""
+    noise = np.convolve(random.normal(size=count + 8), np.hanning(6) / np.linalg.norm(np.hanning(6)), "same")[4:-4]
+    return middle + spread * 1.3 * noise
