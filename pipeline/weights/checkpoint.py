@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 import struct
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from .gguf import read_gguf
-from .source import Entry, Loaded, MappedFile, Source, Together, readable_size
+from .source import DTYPES, Entry, Loaded, MappedFile, Source, Together, readable_size
 
 WEIGHTS_ENDINGS = (".safetensors", ".sft", ".gguf", ".bin", ".pth", ".pt", ".ckpt")  # in the order of preference
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)$")
@@ -65,10 +66,10 @@ def open_file(path: Path) -> Source:
         raise WeightsError(f"{path.name} is a web page, not the weights; download the file itself.")
     if start.startswith(b"GGUF"):
         return read_gguf(path)
+    if start[8:9] == b"{" and start[4:8] == bytes(4):  # a header's length comes first, and may look like a pickle
+        return _read_safetensors(path)
     if start.startswith(b"PK") or start[:1] == b"\x80":
         return _read_pickle(path)
-    if start[8:9] == b"{":
-        return _read_safetensors(path)
     raise WeightsError(f"{path.name} is no weights file: it is neither safetensors, GGUF nor a PyTorch file.")
 
 
@@ -82,15 +83,23 @@ def _read_safetensors(path: Path) -> Source:
     try:
         fields = json.loads(header)
         metadata = fields.pop("__metadata__", None) or {}
-        entries = {key: _safetensors_entry(field, 8 + length) for key, field in fields.items()}
+        entries = {key: _safetensors_entry(path, field, 8 + length) for key, field in fields.items()}
+    except WeightsError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path.name} is damaged: its header cannot be read; download it again.") from error
     return MappedFile(path, entries, metadata)
 
 
-def _safetensors_entry(field: Mapping[str, Any], data_start: int) -> Entry:
-    begin, end = field["data_offsets"]
-    return Entry(tuple(field["shape"]), field["dtype"], end - begin, data_start + begin)
+def _safetensors_entry(path: Path, field: Mapping[str, Any], data_start: int) -> Entry:
+    shape, (begin, end) = tuple(field["shape"]), field["data_offsets"]
+    if field["dtype"] not in DTYPES:
+        raise WeightsError(
+            f"{path.name} has tensors of type {field['dtype']}, which is not supported; use fp8 or GGUF."
+        )
+    if begin < 0 or end - begin != math.prod(shape) * DTYPES[field["dtype"]].itemsize:
+        raise ValueError(f"{shape} of {field['dtype']} cannot lie in bytes {begin} to {end}")
+    return Entry(shape, field["dtype"], end - begin, data_start + begin)
 
 
 def _read_pickle(path: Path) -> Source:
@@ -106,9 +115,12 @@ def _read_pickle(path: Path) -> Source:
 
 
 def _load_pickle(path: Path) -> Any:
+    """Maps what can be mapped: not torch's older format, nor what a wrong ending would lead torch astray with."""
     with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"  # the older format cannot be mapped
-    return torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
+        if file.read(2) == b"PK" and path.suffix not in (".safetensors", ".sft"):
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _tensors(state: Any, name: str) -> dict[str, Tensor]:
