@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -82,8 +83,11 @@ def recognize(source: Source) -> Kind:
     return Kind(f"none of the models that MultiTalk uses (its first tensors: {first})")
 
 
+LORA_PART = re.compile(r"lora[_.](down|up|A|B)|lokr_w|hada_w|dora_scale|\.diff(_[bm])?$")
+
+
 def _lora(header: Header) -> Kind | None:
-    if header.contains("lora_down", "lora_up", "lora_A", "lora_B", "lokr_w", "hada_w", "dora_scale"):
+    if any(LORA_PART.search(key) for key in header.shapes):
         return Kind("a LoRA", Component.LORA, "Put it into the LoRA loader")
     return None
 
