@@ -45,7 +45,7 @@ class MultiTalkFal(io.ComfyNode):
             node_id="MultiTalkFal",
             display_name="MultiTalk on fal",
             category="MultiTalk",
-            description="Sends a portrait, a voice and a prompt to fal, which makes the video for about $0.25 a second. "
+            description="Sends a portrait, a voice and a prompt to fal, that makes a video for about $0.25 a second. "
             "The key comes from the environment variable FAL_KEY or a private file, never from the workflow.",
             inputs=[
                 io.Image.Input(

@@ -279,7 +279,8 @@ def test_the_key_is_nowhere_in_comfyui(place):
     pages = ["/history", "/queue", "/object_info/MultiTalkFal", "/internal/logs", "/internal/logs/raw", "/settings"]
     shown = json.dumps([place.server.call(page)[1] for page in pages]) + "".join(place.server.log)
     saved = [path.read_bytes() for path in place.base.rglob("*") if path.is_file()]
-    assert any(b"as the page sends it" in content for content in saved)  # the saved mp4 does carry the workflow
+    (mp4,) = (place.base / "output").glob("saved_13*.mp4")
+    assert b"as the page sends it" in mp4.read_bytes()  # so it would carry a key as well
     for secret in (KEY, *KEY.split(":")):
         assert secret not in shown and not [content for content in saved if secret.encode() in content]
     private = place.base / "user" / "__multitalk" / "fal_ledger.sqlite3"
@@ -292,7 +293,7 @@ def test_control_c_leaves_the_job_to_the_next_start(place):
     place.fal.script = [RUNNING]
     place.server.queue(graph(14))
     running(place)
-    assert place.server.control_c() < 5 + 3
+    assert place.server.control_c() < 5
     assert not place.fal.cancels
     place.fal.script = [DONE]
     server = place.start()
