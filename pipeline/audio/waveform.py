@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
-import soxr
 import torch
 from torch import Tensor
 
@@ -77,12 +75,13 @@ def check(sound: Sound, name: str = "The audio") -> None:
 
 
 def resample(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:
-    """`... n` to another rate, `ceil(n to_hz / from_hz)` samples, by soxr's high quality (librosa's default)."""
+    """`... n` to another rate, `ceil(n to_hz / from_hz)` samples, by soxr's high quality."""
     if from_hz == to_hz:
         return samples
-    num_samples = math.ceil(samples.shape[-1] * to_hz / from_hz)
-    resampled = soxr.resample(samples.float().movedim(-1, 0).numpy(), from_hz, to_hz, quality="HQ")
-    return fit_length(torch.from_numpy(resampled).movedim(0, -1), num_samples)
+    from librosa import resample as librosa_resample  # here, because it brings scipy and numba: 2 s
+
+    resampled = librosa_resample(samples.float().numpy(), orig_sr=from_hz, target_sr=to_hz, res_type="soxr_hq")
+    return torch.from_numpy(resampled)
 
 
 def fit_length(samples: Tensor, num_samples: int) -> Tensor:
