@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,7 +72,11 @@ class Source(ABC):
 
 
 class MappedFile(Source):
-    """A file whose tensors lie in it as plain bytes; they are mapped, and read when they are first used."""
+    """A file whose tensors lie in it as plain bytes; they are mapped, and read when they are first used.
+
+    The mapping is read-only, so that a file may be larger than the memory: a private one would be charged in full by
+    Windows, and refused by Linux. Whoever wants to write into a tensor has to copy it first.
+    """
 
     def __init__(self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, Any]):
         self.path, self.entries, self.metadata, self.config = path, entries, metadata, {}
@@ -88,8 +94,11 @@ class MappedFile(Source):
 
     @cached_property
     def _bytes(self) -> Tensor:
-        size = self.path.stat().st_size
-        return torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8)
+        with self.path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            return torch.frombuffer(mapping, dtype=torch.uint8)
 
     def _check_length(self) -> None:
         wanted = max((entry.offset + entry.num_bytes for entry in self.entries.values()), default=0)
