@@ -14,8 +14,9 @@ from torch import Tensor
 from ..pipeline.audio.waveform import Sound
 from ..pipeline.config import CARD_NUM_FRAMES, Acceleration, GenerationConfig, Resolution, SamplingConfig
 from ..pipeline.errors import AudioError, ConfigError, MultiTalkError, RemoteError
+from ..pipeline.remote.collect import RemoteVideo
 from ..pipeline.remote.desk import Desk
-from ..pipeline.remote.generate import RemoteVideo, Resume, start
+from ..pipeline.remote.generate import Resume, start, start_collecting
 from ..pipeline.remote.job import Job
 from ..pipeline.remote.media import Media, encode_image, encode_sound
 from ..pipeline.remote.payload import AI_AVATAR, ENDPOINTS, MAX_SEED, MULTI, Endpoint, RemoteRequest, endpoint_named
@@ -104,12 +105,7 @@ class MultiTalkFal(io.ComfyNode):
                 ),
                 io.Audio.Input("audio_2", optional=True, tooltip="The second person's voice, for multi."),
             ],
-            outputs=[
-                io.Video.Output(display_name="video"),
-                io.Int.Output(display_name="seed"),
-                io.String.Output(display_name="request_id"),
-                io.String.Output(display_name="info"),
-            ],
+            outputs=_outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -154,8 +150,46 @@ class MultiTalkFal(io.ComfyNode):
             job = start_long(voices[0], lambda sound, frames: request([sound], frames), desk, Resume(resume))
         else:
             job = start(request(voices, num_frames), desk, Resume(resume))
-        video = await _watched(job, cls.hidden.unique_id)
-        return io.NodeOutput(InputImpl.VideoFromFile(str(video.path)), video.seed, video.request_id, video.info)
+        return _output(await _watched(job, cls.hidden.unique_id))
+
+
+class MultiTalkFalCollect(io.ComfyNode):
+    """Fetches a video that fal has made, or is making, by its request id; it never buys."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkFalCollect",
+            display_name="MultiTalk Collect from fal",
+            category="MultiTalk",
+            description="Fetches a video by its request id, whoever bought it with this account; it never buys.",
+            inputs=[
+                io.String.Input("request_id", default="", tooltip="From MultiTalk on fal, or from fal.ai/dashboard."),
+                io.Combo.Input(
+                    "endpoint", options=list(ENDPOINTS), default=AI_AVATAR.id, tooltip="The model that made it."
+                ),
+            ],
+            outputs=_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    async def execute(cls, request_id: str, endpoint: str) -> io.NodeOutput:
+        job = start_collecting(request_id, ENDPOINTS[endpoint], _desk())
+        return _output(await _watched(job, cls.hidden.unique_id))
+
+
+def _outputs() -> list:
+    return [
+        io.Video.Output(display_name="video"),
+        io.Int.Output(display_name="seed"),
+        io.String.Output(display_name="request_id"),
+        io.String.Output(display_name="info"),
+    ]
+
+
+def _output(video: RemoteVideo) -> io.NodeOutput:
+    return io.NodeOutput(InputImpl.VideoFromFile(str(video.path)), video.seed, video.request_id, video.info)
 
 
 def _voice(audio: dict | None, name: str) -> Sound:

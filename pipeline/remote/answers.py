@@ -60,6 +60,11 @@ class Answer:
         return body if isinstance(body, dict) else {}
 
     @property
+    def too_busy(self) -> bool:
+        """Whether the request was certainly turned away; a 502 or 504 of the door may have let it in."""
+        return self.status == 429 or (self.status == 503 and self.from_ingress)
+
+    @property
     def detail(self) -> str:
         """fal's own words about a failure; a model's copy of the input is left out."""
         detail = self.body.get("detail") or self.body.get("error") or ""
@@ -67,7 +72,7 @@ class Answer:
 
     @property
     def from_ingress(self) -> bool:
-        """Whether fal's front door answered, without the queue having seen the request."""
+        """Whether fal's front door answered, in the queue's place."""
         return self.status in (502, 503, 504) and b"nginx" in self.content and "x-fal-request-id" not in self.headers
 
 

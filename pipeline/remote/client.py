@@ -97,14 +97,17 @@ class FalClient:
 
         for tries in range(1, UPLOAD_TRIES + 1):
             try:
-                return self._library.upload(
+                url = self._library.upload(
                     media.data,
                     media.content_type,
                     media.file_name,
                     fallback_repository=[],  # the fallback hands the key to a storage host
                     lifecycle=fal_client.StorageSettings(expires_in="1d"),
                 )
-            except (fal_client.FalClientError, httpx.HTTPError, ValueError, KeyError) as error:
+                if isinstance(url, str) and url.startswith("http"):
+                    return url
+                raise ValueError("an answer without an address")
+            except (fal_client.FalClientError, httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 status = getattr(getattr(error, "response", None), "status_code", None)
                 reason = type(error).__name__ if status is None else f"HTTP {status}"
             if status in (401, 403):
@@ -133,7 +136,7 @@ class FalClient:
                     raise
                 wait(self._backoff.after(unsent, first=0.5))
                 continue
-            if answer.status != 429 and not answer.from_ingress:
+            if not answer.too_busy:
                 return self._request_id(answer)
             busy += 1
             if busy >= BUSY_TRIES:

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 from ..errors import RemoteError
 from ..host import Host, Progress
-from .answers import BadAnswer, JobFailed, KeyRefused, Lost, MaybeSent, NotSent, Rejected, Result, Stopped, printable
+from .answers import BadAnswer, JobFailed, KeyRefused, Lost, MaybeSent, NotSent, Rejected, Stopped
 from .client import FalClient
+from .collect import Collector, RemoteVideo, on_disk
 from .desk import Caps, Desk
-from .download import RemoteFile, fetch, target_stem
 from .job import Job, Watch, turn
 from .ledger import Ledger, Row, State, check_day
-from .media import VideoFacts, inspect
-from .payload import Estimate, RemoteRequest, dollars
-from .progress import RUN_SHARE, Tale
-
-logger = logging.getLogger(__name__)
+from .payload import Endpoint, Estimate, RemoteRequest
 
 DOUBT_S = 600  # after so long, a job that fal does not list was never there
 CLOCK_SKEW_S = 120
-SILENCE_UNITS = 600  # without one good answer
-PATIENCE_UNITS = 7200  # from the start of the processing
-POLL_ATTEMPTS = 8  # at a result that does not come
 
 
 class Resume(str, Enum):
@@ -34,35 +24,6 @@ class Resume(str, Enum):
 
     AUTO = "auto"
     ALWAYS_NEW = "always new"
-
-
-@dataclass(frozen=True)
-class RemoteVideo:
-    """A video that is here.
-
-    Attributes:
-        seed: fal's, or the one that was sent where fal tells none.
-        units: what fal bills, in seconds; None where it does not say.
-        waited_s: from the start of this run; 0 for a video that was here before.
-    """
-
-    path: Path
-    seed: int
-    request_id: str
-    facts: VideoFacts
-    estimate: Estimate
-    units: float | None
-    billed_usd: float | None
-    waited_s: float
-
-    @property
-    def info(self) -> str:
-        """For the user: cost, wait, and what the file holds."""
-        billed = "fal told no billed units"
-        if self.units is not None:
-            billed = f"{self.units:g} billed units, {dollars(self.billed_usd)}"
-        waited = f"{self.waited_s:.0f} s waited" if self.waited_s else "taken from disk, nothing bought"
-        return f"{self.estimate}; {billed}\n{waited}\n{self.path.name}: {self.facts}"
 
 
 def generate(request: RemoteRequest, desk: Desk, host: Host, resume: Resume = Resume.AUTO) -> RemoteVideo:
@@ -97,6 +58,34 @@ def run(request: RemoteRequest, desk: Desk, resume: Resume, watch: Watch) -> Rem
         return _Run(request, desk, watch).video(resume)
 
 
+def start_collecting(request_id: str, endpoint: Endpoint, desk: Desk) -> Job[RemoteVideo]:
+    """The video of a job that fal knows by this id, whoever bought it; never buys."""
+    return Job(lambda watch: collect(request_id.strip(), endpoint, desk, watch))
+
+
+def collect(request_id: str, endpoint: Endpoint, desk: Desk, watch: Watch) -> RemoteVideo:
+    """The same in the present thread."""
+    if not request_id:
+        raise RemoteError("There is no request id. Copy one from fal.ai/dashboard, or from the node that bought it.")
+    ledger = Ledger(desk.private)
+    known = ledger.by_request_id(request_id)
+    with turn(known.job_key if known else f"id:{request_id}", watch):
+        row = ledger.by_request_id(request_id) or _found_row(request_id, endpoint, ledger)
+        estimate = Estimate(row.usd, row.usd)
+        if row.state is State.DONE and row.path.exists():
+            return on_disk(row, estimate)
+        with FalClient(desk.key, endpoint, desk.backoff) as client:
+            return Collector(client, ledger, desk, endpoint, watch).video(row, estimate)
+
+
+def _found_row(request_id: str, endpoint: Endpoint, ledger: Ledger) -> Row:
+    """For a job that was bought elsewhere: it counts against no cap of ours until fal tells its units."""
+    now, state, seed = time.time(), State.SUBMITTED, endpoint.default_seed
+    row = Row(f"id:{request_id}", 1, endpoint.id, state, request_id, {}, seed, now, now, 0.0, None, None)
+    ledger.begin(row)
+    return row
+
+
 def check_affordable(requests: list[RemoteRequest], desk: Desk, caps: Caps, resume: Resume, ledger: Ledger) -> None:
     """Raises RemoteError when `requests` would pass the cap of a run, or what is still to be bought that of the day."""
     caps.check_run(sum((request.estimate for request in requests), Estimate(0, 0)))
@@ -117,19 +106,23 @@ class _Run:
         self.request, self.desk, self.watch = request, desk, watch
         self.job_key = request.job_key(desk.key.fingerprint)
         self.ledger = Ledger(desk.private)
-        self.began = time.monotonic()
 
     def video(self, resume: Resume) -> RemoteVideo:
+        """Found in the ledger, or bought."""
         row = self.ledger.newest(self.job_key)
         wanted = row if resume is Resume.AUTO else None
         if wanted and wanted.state is State.DONE and wanted.path and wanted.path.exists():
-            return self._video(wanted, waited_s=0)
+            return on_disk(wanted, self.request.estimate)
         with FalClient(self.desk.key, self.request.endpoint, self.desk.backoff) as self.client:
             if wanted:
                 found = self._collected(wanted)
                 if found:
                     return found
             return self._followed(self._bought(1 + row.attempt if row else 1))
+
+    def _followed(self, row: Row) -> RemoteVideo:
+        collector = Collector(self.client, self.ledger, self.desk, self.request.endpoint, self.watch)
+        return collector.video(row, self.request.estimate)
 
     def _collected(self, row: Row) -> RemoteVideo | None:
         """The video of an earlier attempt, None where that attempt has come to nothing."""
@@ -206,90 +199,3 @@ class _Run:
             urls[name] = self.ledger.uploaded(media.sha256) or self.client.upload(media, self.watch.wait)
             self.ledger.remember_upload(media.sha256, urls[name])
         return urls
-
-    def _followed(self, row: Row) -> RemoteVideo:
-        """Waits for a job that has an id and fetches its video; a stop on the way cancels it, once."""
-        try:
-            if row.state is not State.DONE:
-                self._wait_for(row)
-            return self._fetched(row)
-        except Stopped:
-            if row.state is State.DONE:
-                raise
-            with self.watch.urgently():
-                self.ledger.update(row, state=State.CANCEL_REQUESTED)
-                logger.info("Cancelled at fal: %s.", printable(self.client.cancel(row.request_id), 60))
-            raise
-        except JobFailed:
-            self.ledger.update(row, state=State.FAILED)
-            raise
-        except Lost:
-            self.ledger.update(row, state=State.LOST)
-            raise
-
-    def _wait_for(self, row: Row) -> None:
-        """Returns when the job is completed.
-
-        Raises:
-            JobFailed, Lost, KeyRefused: it will not be.
-            RemoteError: it is not yet; the row stays, and the next run goes on waiting.
-        """
-        unit_s, tale = self.desk.backoff.unit_s, Tale(self.request.estimate)
-        last_good, bad, running_since = time.monotonic(), 0, None
-        while True:
-            waited_s, pause = time.monotonic() - self.began, self.desk.backoff.poll(time.monotonic() - self.began)
-            self.watch.wait(0)
-            try:
-                poll = self.client.status(row.request_id)
-            except BadAnswer as error:
-                bad += 1
-                logger.warning("Looking at the job at fal, try %d: %s", bad, error)
-                if time.monotonic() - last_good > SILENCE_UNITS * unit_s:
-                    raise RemoteError(f"{error} The job goes on at fal: run again to collect it.") from None
-                self.watch.wait(self.desk.backoff.after(bad))
-                continue
-            last_good, bad = time.monotonic(), 0
-            if poll.word == "COMPLETED":
-                if poll.error:
-                    raise JobFailed(f"The job failed at fal: {poll.error}; request {printable(row.request_id, 80)}.")
-                return
-            if poll.word == "IN_PROGRESS":
-                running_since = running_since or time.monotonic()
-                if time.monotonic() - running_since > PATIENCE_UNITS * unit_s:
-                    raise RemoteError("The job is still running at fal after two hours. Run again to collect it.")
-            self.watch.say(*tale.of(poll, waited_s))
-            self.watch.wait(pause)
-
-    def _fetched(self, row: Row) -> RemoteVideo:
-        self.watch.say("fetching the result", RUN_SHARE)
-        result = self._result(row.request_id)
-        file = RemoteFile.of(result.body)
-        stem = target_stem(self.desk.output, row.request_id)
-        path = fetch(file, stem, self.desk.backoff, self.watch.wait, self._say_bytes)
-        seed, usd = result.body.get("seed"), row.usd
-        if result.units is not None:
-            usd = round(result.units * self.request.endpoint.price.usd_per_s, 4)
-        seed = seed if isinstance(seed, int) and 0 <= seed < 2**63 else row.seed
-        row = self.ledger.update(row, state=State.DONE, path=path, units=result.units, usd=usd, seed=seed)
-        return self._video(row, waited_s=time.monotonic() - self.began)
-
-    def _result(self, request_id: str) -> Result:
-        for tries in range(1, POLL_ATTEMPTS + 1):
-            try:
-                return self.client.result(request_id)
-            except BadAnswer as error:
-                last = error
-                self.watch.wait(self.desk.backoff.after(tries))
-        raise RemoteError(f"{last} The video is ready at fal: run again to fetch it.")
-
-    def _say_bytes(self, here: int, total: int) -> None:
-        of = f" of {total / 1e6:.1f}" if total else ""
-        share = here / total if total else 0
-        self.watch.say(f"downloading {here / 1e6:.1f}{of} MB", RUN_SHARE + (1 - RUN_SHARE) * share)
-
-    def _video(self, row: Row, waited_s: float) -> RemoteVideo:
-        billed = row.usd if row.units is not None else None
-        facts = inspect(row.path)
-        return RemoteVideo(
-            row.path, row.seed, row.request_id, facts, self.request.estimate, row.units, billed, waited_s
-        )

@@ -21,8 +21,9 @@ from ..errors import RemoteError
 from ..shapes import FPS, VAE_STRIDE_TIME, nearest_num_frames
 from ..video import VideoWriter
 from .answers import Stopped
+from .collect import RemoteVideo
 from .desk import Desk
-from .generate import RemoteVideo, Resume, check_affordable, run
+from .generate import Resume, check_affordable, run
 from .job import Job, Watch
 from .ledger import Ledger
 from .media import inspect

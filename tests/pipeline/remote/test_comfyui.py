@@ -31,7 +31,7 @@ from comfy_api.latest import ComfyExtension, io
 for name, folder in (("multitalk", {str(PACK)!r}), ("multitalk.nodes", {str(PACK / "nodes")!r})):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [folder]
-from multitalk.nodes.remote import MultiTalkFal
+from multitalk.nodes.remote import MultiTalkFal, MultiTalkFalCollect
 
 def schema(name):
     return io.Schema(node_id=name, category="trial", inputs=[io.Float.Input("after_s", default=1.0)],
@@ -62,7 +62,7 @@ class Eats(io.ComfyNode):
 
 class Trial(ComfyExtension):
     async def get_node_list(self):
-        return [MultiTalkFal, Raises, Eats]
+        return [MultiTalkFal, MultiTalkFalCollect, Raises, Eats]
 
 async def comfy_entrypoint():
     return Trial()
@@ -263,6 +263,18 @@ def test_a_late_cancel_and_a_job_that_finished_anyhow(place):
     place.fal.script = [DONE]
     assert status(place.server.wait(place.server.queue(graph(11)))) == "execution_success"
     assert len(place.fal.cancels) == 1 and len(place.fal.submits) == 1
+
+
+def test_a_video_is_collected_by_its_id(place):
+    place.server.wait(place.server.queue(graph(17)))
+    (request_id,) = place.fal.jobs
+    prompt = graph(18)
+    prompt["10"] = {
+        "class_type": "MultiTalkFalCollect",
+        "inputs": {"request_id": request_id, "endpoint": "fal-ai/ai-avatar"},
+    }
+    assert status(place.server.wait(place.server.queue(prompt))) == "execution_success"
+    assert len(place.fal.submits) == 1
 
 
 def test_bad_inputs_are_told_before_anything_runs(place):

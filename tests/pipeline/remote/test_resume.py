@@ -16,6 +16,7 @@ from multitalk.pipeline.remote.credentials import Key
 from multitalk.pipeline.remote.generate import Resume
 from multitalk.pipeline.remote.job import Watch
 from multitalk.pipeline.remote.ledger import Ledger, State
+from multitalk.pipeline.remote.payload import AI_AVATAR
 from support.fake_fal import DONE, KEY
 from support.remote import make_request, until
 
@@ -180,3 +181,27 @@ def test_two_processes_cannot_begin_the_same_attempt(fal, desk):
     row = newest(desk)
     with pytest.raises(RemoteError, match="Another ComfyUI"):
         Ledger(desk.private).begin(row)
+
+
+def collected(desk, request_id):
+    return generate.start_collecting(request_id, AI_AVATAR, desk).result()
+
+
+def test_a_job_is_collected_by_its_id_whoever_bought_it(fal, desk, tmp_path):
+    bought = buy(desk)
+    elsewhere = replace(desk, private=tmp_path / "another machine", output=tmp_path / "another output")
+    video = collected(elsewhere, f" {bought.request_id}\n")
+    assert video.path.read_bytes() == fal.video and len(fal.submits) == 1
+    assert Ledger(elsewhere.private).spent_usd() == video.billed_usd == 1.45
+    asked = len(fal.log)
+    assert collected(elsewhere, bought.request_id).path == video.path
+    assert collected(desk, bought.request_id).path == bought.path
+    assert len(fal.log) == asked
+
+
+def test_an_id_that_fal_does_not_know_is_told(fal, desk):
+    with pytest.raises(answers.Lost, match="no longer knows request nobody"):
+        collected(desk, "nobody")
+    with pytest.raises(RemoteError, match="no request id"):
+        collected(desk, " ")
+    assert not fal.submits

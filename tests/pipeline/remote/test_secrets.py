@@ -1,7 +1,9 @@
 """After a full run, and after every failure, the key is nowhere to be found."""
 
 import logging
+import re
 import traceback
+from pathlib import Path
 
 import pytest
 from multitalk.pipeline.errors import RemoteError
@@ -66,3 +68,9 @@ def test_the_console_shows_no_line_for_each_look(fal, desk, caplog):
     caplog.set_level(logging.INFO, "httpx")
     generate.start(make_request(), desk).result()
     assert not [record for record in caplog.records if record.name == "httpx"]
+
+
+def test_the_shipped_workflows_hold_no_secret():
+    pack = Path(__file__).resolve().parents[3]
+    for workflow in [*pack.glob("workflows/**/*.json"), *pack.glob("example_workflows/**/*.json")]:
+        assert not re.search(r'FAL_KEY|fal_key|api_key|"Key \S|Bearer ', workflow.read_text(encoding="utf-8")), workflow

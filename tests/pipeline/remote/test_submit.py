@@ -90,6 +90,8 @@ LOST_ANSWERS = {
     "500": {"kind": "status", "status": 500},
     "502": {"kind": "status", "status": 502, "body": "bad gateway"},
     "504": {"kind": "status", "status": 504},
+    "502 of the front door": {"kind": "status", "status": 502, "body": "<center>nginx</center>"},
+    "504 of the front door": {"kind": "status", "status": 504, "body": "<center>nginx</center>"},
     "a portal's page with 200": {"kind": "status", "status": 200, "body": "<html>Welcome</html>"},
     "200 without an id": {"kind": "status", "status": 200, "body": "{}"},
     "a body that breaks off": {"kind": "truncate"},
@@ -265,3 +267,10 @@ def test_a_key_that_the_storage_refuses_is_told_at_once(fal, desk):
     with pytest.raises(answers.KeyRefused, match="key from the test"):
         buy(desk)
     assert len(fal.log) == 1
+
+
+@pytest.mark.parametrize("body", ["[]", "{}", '{"access_url": 7}', "<html>"])
+def test_an_upload_without_an_address_is_a_failed_upload(fal, desk, body):
+    fal.fault("^POST cdn", "status", times=1, status=200, body=body)
+    buy(desk)
+    assert len(fal.calls("^POST cdn")) == 3 and all("https" in call.body.decode() for call in fal.submits)

@@ -7,7 +7,7 @@ import time
 import pytest
 from multitalk.pipeline.errors import RemoteError
 from multitalk.pipeline.host import TorchHost
-from multitalk.pipeline.remote import answers, client, generate
+from multitalk.pipeline.remote import answers, client, collect, generate
 from multitalk.pipeline.remote.generate import Resume
 from multitalk.pipeline.remote.job import Watch
 from multitalk.pipeline.remote.ledger import Ledger, State
@@ -57,7 +57,7 @@ def test_a_key_refused_or_a_job_forgotten_ends_the_wait(fal, desk, status, error
 
 
 def test_a_service_that_stays_silent_is_given_up_and_the_job_kept(fal, desk, monkeypatch):
-    monkeypatch.setattr(generate, "SILENCE_UNITS", 10)
+    monkeypatch.setattr(collect, "SILENCE_UNITS", 10)
     fal.fault(LOOK, "status", status=500, times=99)
     with pytest.raises(RemoteError, match="run again to collect it"):
         buy(desk)
@@ -68,7 +68,7 @@ def test_a_service_that_stays_silent_is_given_up_and_the_job_kept(fal, desk, mon
 
 
 def test_a_job_that_never_ends_is_left_to_the_next_run(fal, desk, monkeypatch):
-    monkeypatch.setattr(generate, "PATIENCE_UNITS", 5)
+    monkeypatch.setattr(collect, "PATIENCE_UNITS", 5)
     fal.script = [RUNNING]
     with pytest.raises(RemoteError, match="still running at fal"):
         buy(desk)

@@ -1,0 +1,154 @@
+"""Waits for a job that fal has, and fetches its video; a stop on the way cancels it, once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import RemoteError
+from .answers import BadAnswer, JobFailed, Lost, Result, Stopped, printable
+from .client import FalClient
+from .desk import Desk
+from .download import RemoteFile, fetch, target_stem
+from .job import Watch
+from .ledger import Ledger, Row, State
+from .media import VideoFacts, inspect
+from .payload import Endpoint, Estimate, dollars
+from .progress import RUN_SHARE, Tale
+
+logger = logging.getLogger(__name__)
+
+SILENCE_UNITS = 600  # without one good answer
+PATIENCE_UNITS = 7200  # from the start of the processing
+RESULT_TRIES = 8
+
+
+@dataclass(frozen=True)
+class RemoteVideo:
+    """A video that is here.
+
+    Attributes:
+        seed: fal's, or the one that was sent where fal tells none.
+        units: what fal bills, in seconds; None where it does not say.
+        waited_s: from the start of this run; 0 for a video that was here before.
+    """
+
+    path: Path
+    seed: int
+    request_id: str
+    facts: VideoFacts
+    estimate: Estimate
+    units: float | None
+    billed_usd: float | None
+    waited_s: float
+
+    @property
+    def info(self) -> str:
+        """For the user: cost, wait, and what the file holds."""
+        billed = "fal told no billed units"
+        if self.units is not None:
+            billed = f"{self.units:g} billed units, {dollars(self.billed_usd)}"
+        waited = f"{self.waited_s:.0f} s waited" if self.waited_s else "taken from disk, nothing bought"
+        return f"{self.estimate}; {billed}\n{waited}\n{self.path.name}: {self.facts}"
+
+
+def on_disk(row: Row, estimate: Estimate, waited_s: float = 0) -> RemoteVideo:
+    """The video of a row that is done."""
+    billed = row.usd if row.units is not None else None
+    return RemoteVideo(row.path, row.seed, row.request_id, inspect(row.path), estimate, row.units, billed, waited_s)
+
+
+class Collector:
+    """Follows one job from its id to its file."""
+
+    def __init__(self, client: FalClient, ledger: Ledger, desk: Desk, endpoint: Endpoint, watch: Watch):
+        self.client, self.ledger, self.desk, self.endpoint, self.watch = client, ledger, desk, endpoint, watch
+        self.began = time.monotonic()
+
+    def video(self, row: Row, estimate: Estimate) -> RemoteVideo:
+        """The video of a row that has a request id.
+
+        Raises:
+            Stopped: the job has been cancelled.
+            JobFailed, Lost: there is none, and the row says so.
+            RemoteError: it could not be had now; the row stays as it is, and the next run goes on.
+        """
+        try:
+            if row.state is not State.DONE:
+                self._wait_for(row, estimate)
+            row = self._fetched(row)
+            return on_disk(row, estimate, time.monotonic() - self.began)
+        except Stopped:
+            if row.state is State.DONE:
+                raise
+            with self.watch.urgently():
+                self.ledger.update(row, state=State.CANCEL_REQUESTED)
+                logger.info("Cancelled at fal: %s.", printable(self.client.cancel(row.request_id), 60))
+            raise
+        except JobFailed:
+            self.ledger.update(row, state=State.FAILED)
+            raise
+        except Lost:
+            self.ledger.update(row, state=State.LOST)
+            raise
+
+    def _wait_for(self, row: Row, estimate: Estimate) -> None:
+        """Returns when the job is completed.
+
+        Raises:
+            JobFailed, Lost, KeyRefused: it will not be.
+            RemoteError: it is not yet; the row stays, and the next run goes on waiting.
+        """
+        unit_s, tale = self.desk.backoff.unit_s, Tale(estimate)
+        last_good, bad, running_since = time.monotonic(), 0, None
+        while True:
+            waited_s, pause = time.monotonic() - self.began, self.desk.backoff.poll(time.monotonic() - self.began)
+            self.watch.wait(0)
+            try:
+                poll = self.client.status(row.request_id)
+            except BadAnswer as error:
+                bad += 1
+                logger.warning("Looking at the job at fal, try %d: %s", bad, error)
+                if time.monotonic() - last_good > SILENCE_UNITS * unit_s:
+                    raise RemoteError(f"{error} The job goes on at fal: run again to collect it.") from None
+                self.watch.wait(self.desk.backoff.after(bad))
+                continue
+            last_good, bad = time.monotonic(), 0
+            if poll.word == "COMPLETED":
+                if poll.error:
+                    raise JobFailed(f"The job failed at fal: {poll.error}; request {printable(row.request_id, 80)}.")
+                return
+            if poll.word == "IN_PROGRESS":
+                running_since = running_since or time.monotonic()
+                if time.monotonic() - running_since > PATIENCE_UNITS * unit_s:
+                    raise RemoteError("The job is still running at fal after two hours. Run again to collect it.")
+            self.watch.say(*tale.of(poll, waited_s))
+            self.watch.wait(pause)
+
+    def _fetched(self, row: Row) -> Row:
+        self.watch.say("fetching the result", RUN_SHARE)
+        result = self._result(row.request_id)
+        file = RemoteFile.of(result.body)
+        stem = target_stem(self.desk.output, row.request_id)
+        path = fetch(file, stem, self.desk.backoff, self.watch.wait, self._say_bytes)
+        seed, usd = result.body.get("seed"), row.usd
+        if result.units is not None:
+            usd = round(result.units * self.endpoint.price.usd_per_s, 4)
+        seed = seed if isinstance(seed, int) and 0 <= seed < 2**63 else row.seed
+        return self.ledger.update(row, state=State.DONE, path=path, units=result.units, usd=usd, seed=seed)
+
+    def _result(self, request_id: str) -> Result:
+        for tries in range(1, RESULT_TRIES + 1):
+            try:
+                return self.client.result(request_id)
+            except BadAnswer as error:
+                last = error
+                self.watch.wait(self.desk.backoff.after(tries))
+        raise RemoteError(f"{last} The video is ready at fal: run again to fetch it.")
+
+    def _say_bytes(self, here: int, total: int) -> None:
+        of = f" of {total / 1e6:.1f}" if total else ""
+        share = here / total if total else 0
+        self.watch.say(f"downloading {here / 1e6:.1f}{of} MB", RUN_SHARE + (1 - RUN_SHARE) * share)

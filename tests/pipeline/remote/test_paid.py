@@ -1,0 +1,29 @@
+"""One real purchase of 41 frames, for about $0.33: what only fal itself can tell."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from multitalk.pipeline.config import GenerationConfig
+from multitalk.pipeline.host import TorchHost
+from multitalk.pipeline.remote import generate, media, payload
+from multitalk.pipeline.remote.desk import Desk
+from support.remote import tone
+
+PAID = os.environ.get("MULTITALK_FAL_PAID_TESTS") == "1" and "FAL_KEY" in os.environ
+
+
+@pytest.mark.paid
+@pytest.mark.skipif(not PAID, reason="MULTITALK_FAL_PAID_TESTS=1 and FAL_KEY are wanted, and about $0.33")
+def test_the_first_real_video(tmp_path: Path):
+    files = {
+        "image_url": media.encode_image(torch.rand(1, 480, 480, 3)),
+        "audio_url": media.encode_sound(tone(3, 16000), 16000, 41),
+    }
+    config = GenerationConfig(num_frames=41)
+    request = payload.RemoteRequest(payload.AI_AVATAR, "a person speaks to the camera", config, files)
+    video = generate.generate(request, Desk.open(tmp_path / "private", tmp_path / "output"), TorchHost("cpu"))
+    assert video.units is not None, "fal sends its billed units"
+    assert video.billed_usd == pytest.approx(video.estimate.usd), "neither rounding nor acceleration changes the price"
+    assert (video.facts.num_frames, video.facts.fps) == (41, 25), "the length is exact"
