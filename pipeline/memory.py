@@ -77,25 +77,50 @@ def num_bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(module))
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What a transformer takes, as far as its placement is concerned; known from its files' headers too.
+
+    Attributes:
+        block_bytes: of the largest block.
+        outer_bytes: of all that is in no block.
+        width: channels of a token.
+    """
+
+    num_blocks: int
+    block_bytes: int
+    outer_bytes: int
+    width: int
+
+    @classmethod
+    def of(cls, transformer: nn.Module) -> Footprint:
+        """That of a network."""
+        blocks = [num_bytes(block) for block in transformer.blocks]
+        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+        return cls(len(blocks), max(blocks), num_bytes(transformer) - sum(blocks), width)
+
+
 def plan_placement(transformer: nn.Module, config: MemoryConfig, size: LatentSize, free: int) -> Placement:
-    """How to place `transformer` for windows of `size`, given `free` bytes on the device.
+    """How to place `transformer` for windows of `size`, given `free` bytes on the device; see `place`."""
+    return place(Footprint.of(transformer), config, size, free)
+
+
+def place(footprint: Footprint, config: MemoryConfig, size: LatentSize, free: int) -> Placement:
+    """How to place a transformer for windows of `size`, given `free` bytes on the device.
 
     The estimate is weights + `ACTIVATION_TENSORS` tensors of tokens x width in two bytes + a reserve. Whole placement
     is chosen where it fits; else as many blocks stay as fit beside the two in flight.
     """
-    blocks = list(transformer.blocks)
-    block_bytes = max(num_bytes(block) for block in blocks)
-    outer = num_bytes(transformer) - sum(num_bytes(block) for block in blocks)
-    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    base = outer + ACTIVATION_TENSORS * 2 * width * size.num_tokens + RESERVE
+    num_blocks, block_bytes = footprint.num_blocks, footprint.block_bytes
+    base = footprint.outer_bytes + ACTIVATION_TENSORS * 2 * footprint.width * size.num_tokens + RESERVE
     resident = config.resident_blocks
     if resident is None:
         budget = free if config.memory.limit is None else min(config.memory.limit, free)
-        fits = config.memory is Memory.ALL or base + block_bytes * len(blocks) <= budget
-        resident = len(blocks) if fits else max(0, (budget - base) // block_bytes - WINDOW)
-    resident = min(resident, len(blocks))
-    in_flight = min(WINDOW, len(blocks) - resident)
-    return Placement(resident, len(blocks), base + block_bytes * (resident + in_flight))
+        fits = config.memory is Memory.ALL or base + block_bytes * num_blocks <= budget
+        resident = num_blocks if fits else max(0, (budget - base) // block_bytes - WINDOW)
+    resident = min(resident, num_blocks)
+    in_flight = min(WINDOW, num_blocks - resident)
+    return Placement(resident, num_blocks, base + block_bytes * (resident + in_flight))
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from math import isqrt, prod
-from typing import Any
-
-from transformers import CLIPVisionConfig, UMT5Config, Wav2Vec2Config
+from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsError
 from ..shapes import VAE_STRIDE_TIME
+
+if TYPE_CHECKING:  # a second to import, which headers alone do not need
+    from transformers import CLIPVisionConfig, UMT5Config, Wav2Vec2Config
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of all weights of a network, by our names."""
@@ -60,6 +61,8 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
 
 def text_config(shapes: Shapes) -> UMT5Config:
     """umT5's encoder."""
+    from transformers import UMT5Config
+
     attention, mlp = "encoder.block.0.layer.0.SelfAttention", "encoder.block.0.layer.1.DenseReluDense"
     vocabulary, width = shapes["shared.weight"]
     buckets, heads = shapes[f"{attention}.relative_attention_bias.weight"]
@@ -80,6 +83,8 @@ def text_config(shapes: Shapes) -> UMT5Config:
 
 def image_config(shapes: Shapes, num_heads: int | None = None) -> CLIPVisionConfig:
     """CLIP's vision tower, with the exact GELU that open-CLIP's ViT-H was trained with."""
+    from transformers import CLIPVisionConfig
+
     width, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
     return CLIPVisionConfig(
         hidden_size=width,
@@ -94,6 +99,8 @@ def image_config(shapes: Shapes, num_heads: int | None = None) -> CLIPVisionConf
 
 def speech_config(shapes: Shapes, num_heads: int | None = None) -> Wav2Vec2Config:
     """wav2vec2's encoder."""
+    from transformers import Wav2Vec2Config
+
     convolutions = [shapes[f"feature_extractor.conv_layers.{i}.conv.weight"] for i in range(len(SPEECH_STRIDES))]
     width, group_width, kernel = shapes["encoder.pos_conv_embed.conv.parametrizations.weight.original1"]
     return Wav2Vec2Config(
