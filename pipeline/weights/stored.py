@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from .gguf import BLOCKS
-from .quantization import Blocks, Encoding, Mxfp8, Numbers, Nvfp4, Packed, to_bytes
+from .quantization import Blocks, Encoding, Mxfp8, Numbers, Nvfp4, Packed, comfy_kitchen, to_bytes
 from .source import DTYPES, Entry, Source
 
 VALUES, SCALE, OUTER_SCALE, FORMAT, UNUSED = "values", "scale", "outer_scale", "format", "unused"
@@ -75,7 +75,7 @@ class Stored:
         kind = self.entry.dtype
         if self.is_nvfp4:
             return "nvfp4"
-        if self._is_mxfp8:
+        if self.is_mxfp8:
             return "mxfp8"
         name = {"F8_E4M3": "fp8 e4m3", "F8_E5M2": "fp8 e5m2", "I8": "int8"}.get(kind, kind.lower())
         if kind in BLOCKS:
@@ -106,7 +106,7 @@ class Stored:
         if SCALE not in self.keys:
             return None
         scale = self.source.get(self.keys[SCALE])
-        return to_bytes(scale if self.is_nvfp4 or self._is_mxfp8 else scale.float().reshape(-1, 1))
+        return to_bytes(scale if self.is_nvfp4 or self.is_mxfp8 else scale.float().reshape(-1, 1))
 
     def _outer_scale(self) -> Tensor | None:
         return to_bytes(self.source.get(self.keys[OUTER_SCALE]).float()) if OUTER_SCALE in self.keys else None
@@ -116,7 +116,7 @@ class Stored:
             return Blocks(self.entry.dtype)
         if self.is_nvfp4:
             return Nvfp4()
-        if self._is_mxfp8:
+        if self.is_mxfp8:
             return Mxfp8()
         rotation = self.format.get("convrot_groupsize", ROTATION_SIZE) if self.format.get("convrot") else 0
         return Numbers(DTYPES[self.entry.dtype], rotation)
@@ -127,7 +127,8 @@ class Stored:
         return self.entry.dtype == "U8" and OUTER_SCALE in self.keys
 
     @property
-    def _is_mxfp8(self) -> bool:
+    def is_mxfp8(self) -> bool:
+        """Whether it is in 8 bits with powers of two as scales."""
         scale = self.source.entries[self.keys[SCALE]] if SCALE in self.keys else None
         return scale is not None and scale.dtype in ("U8", "F8_E8M0")
 
@@ -140,7 +141,7 @@ def collect(source: Source, rename: Callable[[str], str | None]) -> dict[str, St
     """All weights of `source` that `rename` knows, by our names.
 
     Raises:
-        WeightsError: values without the scales they need, or scales without values.
+        WeightsError: values without the scales they need, scales without values, or a format that cannot be read here.
     """
     weights: dict[str, Stored] = {}
     formats = _formats_in_header(source)
@@ -182,7 +183,9 @@ def _check(source: Source, weights: Mapping[str, Stored]) -> None:
             raise WeightsError(_damaged(source, "an 8-bit weight without its scale", name))
         if is_scaled and kind not in (*EIGHT_BIT, "U8"):
             raise WeightsError(_damaged(source, "a scale for a weight that is not 8-bit", name))
-        if kind not in BLOCKS and kind not in PLAIN and kind not in EIGHT_BIT and not stored.is_nvfp4:
+        if stored.is_nvfp4 or stored.is_mxfp8:
+            comfy_kitchen(stored.packing)
+        elif kind not in BLOCKS and kind not in PLAIN and kind not in EIGHT_BIT:
             form = stored.format.get("format", kind)
             raise WeightsError(
                 f"{source.name} stores {name} as {form}, which is not supported; use fp8_scaled or GGUF."

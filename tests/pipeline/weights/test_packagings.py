@@ -1,10 +1,13 @@
 import copy
+import sys
 import time
 
 import pytest
 import torch
+from multitalk.pipeline.errors import WeightsError
 from multitalk.pipeline.weights.build import load_transformer
 from multitalk.pipeline.weights.catalog import check_transformer
+from multitalk.pipeline.weights.key_maps import rename_transformer
 from multitalk.pipeline.weights.quantization import QuantizedLinear
 from safetensors.torch import save_file
 from support.packagings import E4M3, PACKAGINGS, fp8_matrices, gguf_file, plain, scaled
@@ -38,10 +41,16 @@ def test_headers_alone_tell_what_it_is(packaging, tmp_path):
         assert "native names, fp8 e4m3 scaled per tensor and f16" in report
 
 
-def test_float_packagings_load_exactly(tmp_path):
-    base, adapter, numbers = plain(torch.float16)(base_state(), adapter_state(), tmp_path)
-    assert torch.equal(velocity(load_transformer(base, adapter, dtype=torch.float32)),
-                       velocity(reference(numbers, tmp_path)))  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_floats_are_the_files_own_bit_for_bit(dtype, tmp_path):
+    base, adapter, numbers = plain(dtype)(base_state(), adapter_state(), tmp_path)
+    model = load_transformer(base, adapter, dtype=torch.float32)
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    plain_ones = dict(model.named_parameters())
+    for key, tensor in numbers.items():
+        name = rename_transformer(key)
+        layer = layers.get(name.removesuffix(".weight"))
+        assert torch.equal(plain_ones[name] if layer is None else layer.dense(torch.float32), tensor)
 
 
 def test_matrices_of_the_same_dtype_are_not_copied(tmp_path):
@@ -88,3 +97,33 @@ def test_heads_are_taken_from_the_file_where_it_names_them(tmp_path):
     assert load_transformer(base, adapter, num_heads=4).config.num_attention_heads == 4
     save_file(base_state(), base, {"num_heads": "8"})
     assert load_transformer(base, adapter).config.num_attention_heads == 8
+
+
+@pytest.mark.parametrize("form", ["nvfp4", "mxfp8"])
+def test_what_comfy_kitchen_decodes(form, tmp_path):
+    kitchen = pytest.importorskip("comfy_kitchen")
+    base, key = dict(base_state()), "blocks.0.ffn.0"
+    weight, numbers = base.pop(f"{key}.weight"), dict(base)
+    if form == "nvfp4":
+        outer = weight.abs().max() / (6 * 448)
+        packed, scale = kitchen.quantize_nvfp4(weight, outer)
+        base[f"{key}.weight_scale_2"] = outer
+        numbers[f"{key}.weight"] = kitchen.dequantize_nvfp4(packed, outer, scale, torch.float32)
+    else:
+        packed, scale = kitchen.quantize_mxfp8(weight)
+        numbers[f"{key}.weight"] = kitchen.dequantize_mxfp8(packed, scale, torch.float32)
+    save_file(base | {f"{key}.weight": packed, f"{key}.weight_scale": scale}, tmp_path / "base.safetensors")
+    save_file(adapter_state(), tmp_path / "audio.safetensors")
+    model = load_transformer(tmp_path / "base.safetensors", tmp_path / "audio.safetensors", dtype=torch.float32)
+    got, wanted = velocity(model), velocity(reference(numbers | adapter_state(), tmp_path))
+    assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_without_comfy_kitchen_its_formats_are_refused_before_loading(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "comfy_kitchen", None)
+    packed = {"blocks.0.ffn.0.weight": torch.zeros(512, 128, dtype=torch.uint8), "blocks.0.ffn.0.weight_scale_2":
+              torch.ones(()), "blocks.0.ffn.0.weight_scale": torch.zeros(512, 16).to(E4M3)}  # fmt: skip
+    save_file(base_state() | packed, tmp_path / "base.safetensors")
+    save_file(adapter_state(), tmp_path / "audio.safetensors")
+    with pytest.raises(WeightsError, match="format nvfp4: pip install comfy-kitchen"):
+        check_transformer(tmp_path / "base.safetensors", tmp_path / "audio.safetensors")
