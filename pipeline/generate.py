@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .acceleration.accelerate import AccelerationOptions, accelerated, preset
+from .acceleration.attention_kernels import AttentionKernel, find_kernel
 from .acceleration.step_cache import StepCache, cached_forward, make_cache
 from .audio.embeds import AudioEmbeds
 from .color import match_colors
@@ -36,6 +37,7 @@ from .transformer.prepared import PreparedPass
 logger = logging.getLogger(__name__)
 
 DENOISING = 0.9  # a window's share of progress that its steps take; the rest is the VAE's
+BLACK = -0.97  # a frame without a brighter value shows nothing
 
 
 def generate(
@@ -196,18 +198,58 @@ def generate_window(run: Run, transformer: PlacedTransformer, window: Window, mo
     """The frames of one window, `c f h w` in -1..1 on the CPU; `motion` are the last ones of the window before."""
     run.report("image", window, 0.0)
     conditioning = run.conditioning
-    with conditioning.coders_on(run.host):
-        start = start_window(run.config.windows.recipe, conditioning, window, motion, run.noise)
-    latents = _denoise(run, transformer, window, start)
+    latents = _sample_safely(run, transformer, window, motion)
     run.report("decode", window, DENOISING)
     with conditioning.coders_on(run.host):
         frames = torch.cat([chunk.cpu() for chunk in conditioning.vae.decode(latents)], 1)
+    _check_frames(frames, conditioning.source, window)
     if window.index or run.config.windows.plan is WindowPlan.PUBLISHED:
         frames = match_colors(frames, conditioning.source[:, 0], run.config.color_strength)
-    if not torch.isfinite(frames).all():
-        raise NumericalError("The VAE gave values that are not finite. Run it in float32.")
     run.report("done", window, 1.0)
     return frames
+
+
+def _sample_safely(run: Run, transformer: PlacedTransformer, window: Window, motion: Tensor | None) -> Tensor:
+    """The clean latents of a window; where numbers go bad, once more, and from then on, with the plain attention."""
+    try:
+        return _sample(run, transformer, window, motion)
+    except NumericalError as error:
+        model = run.transformer
+        plain = find_kernel(AttentionKernel.MATH, run.host.device, model.compute_dtype, model.config.attention_head_dim)
+        if model.blocks[0].attn1.attend is plain:
+            raise
+        logger.warning("%s The window is made again with the math attention kernel.", error)
+        model.set_attention(plain)
+        return _sample(run, transformer, window, motion)
+
+
+def _sample(run: Run, transformer: PlacedTransformer, window: Window, motion: Tensor | None) -> Tensor:
+    """The clean latents of a window."""
+    with run.conditioning.coders_on(run.host):
+        start = start_window(run.config.windows.recipe, run.conditioning, window, motion, run.noise)
+    latents = _denoise(run, transformer, window, start)
+    _check_finite(latents, "after the last step")
+    return latents
+
+
+def _check_finite(latents: Tensor, when: str) -> None:
+    if not torch.isfinite(latents).all():
+        raise NumericalError(
+            f"The latents are not finite {when}. Likely causes: float16 weights that overflow (choose bfloat16 as "
+            f"precision), or a faulty attention kernel (choose math in the options)."
+        )
+
+
+def _check_frames(frames: Tensor, source: Tensor, window: Window) -> None:
+    """Raises `NumericalError` for frames that show nothing though the picture does."""
+    if not torch.isfinite(frames).all():
+        raise NumericalError("The VAE gave values that are not finite. Run it in float32.")
+    num_black = int((frames.amax((0, 2, 3)) < BLACK).sum())
+    if 2 * num_black > frames.shape[1] and source.max() > BLACK:
+        raise NumericalError(
+            f"{num_black} of {frames.shape[1]} frames of window {window.index + 1} are black. Likely causes: a VAE "
+            f"that overflows in float16 (load it in float32 or bfloat16), or a file that is no Wan2.1 VAE."
+        )
 
 
 def _denoise(run: Run, transformer: PlacedTransformer, window: Window, start: WindowStart) -> Tensor:
@@ -266,11 +308,8 @@ def _predict(
 
 def _after_step(run: Run, window: Window, step: int, clean: Tensor) -> None:
     """Tells the host, and looks once a window whether the numbers are sound."""
-    if step == 0 and not torch.isfinite(clean).all():
-        raise NumericalError(
-            "The latents are not finite after the first step. Likely causes: float16 weights that overflow (choose "
-            "bfloat16 as precision), or a faulty attention kernel (choose math in the options)."
-        )
+    if step == 0:
+        _check_finite(clean, "after the first step")
     steps = run.config.sampling.steps
     run.report("sampling", window, DENOISING * (step + 1) / steps, step + 1, clean)
 
