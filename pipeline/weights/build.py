@@ -57,9 +57,9 @@ def load_transformer(
     dtype = dtype or torch.bfloat16
     weights, sources = transformer_weights(base, adapter)
     shapes = {name: stored.shape for name, stored in weights.items()}
-    heads = num_heads or _named_heads(sources)
+    config = transformer_config(shapes, num_heads or _named_heads(sources), _named(sources, "audio_layers"))
     with init_empty_weights():
-        model = MultiTalkTransformer(**transformer_config(shapes, heads))
+        model = MultiTalkTransformer(**config)
     fill(model, weights, dtype, sources[0].name, eager=EAGER)
     stack = LoraStack(model)
     for path, strength in loras:
@@ -184,12 +184,16 @@ def _vision_key(key: str) -> str | None:
 
 
 def _named_heads(sources: Iterable[Source]) -> int | None:
-    """How many heads the files' own metadata or configuration name."""
+    return _named(sources, "num_heads", "num_attention_heads")
+
+
+def _named(sources: Iterable[Source], *fields: str) -> int | None:
+    """A number that the files' own metadata or configuration state."""
     for source in sources:
-        for named in (source.metadata, source.config):
-            for field in ("num_heads", "num_attention_heads"):
-                if field in named:
-                    return int(named[field])
+        for stated in (source.metadata, source.config):
+            for field in fields:
+                if field in stated:
+                    return int(stated[field])
     return None
 
 

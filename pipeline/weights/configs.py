@@ -22,8 +22,14 @@ SPEECH_HEAD_DIM = 64  # of all wav2vec2 models
 SPEECH_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 
 
-def transformer_config(shapes: Shapes, num_heads: int | None = None) -> dict[str, Any]:
-    """Arguments of `MultiTalkTransformer`. Heads leave no trace in shapes; None takes 128 channels each."""
+def transformer_config(shapes: Shapes, num_heads: int | None = None, audio_layers: int | None = None) -> dict[str, Any]:
+    """Arguments of `MultiTalkTransformer`.
+
+    Args:
+        shapes: of base and adapter.
+        num_heads: leaves no trace in shapes; None takes 128 channels for each.
+        audio_layers: of the speech encoder; None takes its layers to be as wide as the audio tokens, as published.
+    """
     width, in_channels, *patch = shapes["patch_embedding.weight"]
     heads = num_heads or width // HEAD_DIM
     if not heads or width % heads:
@@ -31,6 +37,9 @@ def transformer_config(shapes: Shapes, num_heads: int | None = None) -> dict[str
     audio_dim = shapes["audio_proj.norm.weight"][0]
     first, later = shapes["audio_proj.proj1.weight"][1], shapes["audio_proj.proj1_vf.weight"][1]
     feature_dim = (later - first) // (VAE_STRIDE_TIME - 1)  # later frames hear w+3 features, the first w
+    audio_layers = audio_layers or max(1, feature_dim // audio_dim)
+    if feature_dim % audio_layers:
+        raise WeightsError(f"{feature_dim} speech features cannot be of {audio_layers} layers; name audio_layers.")
     return {
         "patch_size": tuple(patch),
         "num_attention_heads": heads,
@@ -43,7 +52,7 @@ def transformer_config(shapes: Shapes, num_heads: int | None = None) -> dict[str
         "num_layers": count(shapes, r"blocks\.(\d+)\."),
         "image_dim": shapes["condition_embedder.image_embedder.norm1.weight"][0],
         "audio_window": first // feature_dim,
-        "audio_features": (feature_dim // audio_dim, audio_dim),  # the adapter is as wide as the speech features
+        "audio_features": (audio_layers, feature_dim // audio_layers),
         "audio_intermediate_dim": shapes["audio_proj.proj1.bias"][0],
         "audio_dim": audio_dim,
         "audio_tokens": shapes["audio_proj.proj3.bias"][0] // audio_dim,

@@ -8,9 +8,9 @@ is held as bytes, so that `module.to(dtype)` cannot widen it by accident.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,14 @@ from torch.nn.functional import linear
 from ..errors import WeightsError
 from .gguf import dequantize
 
+CHUNK_BYTES = 2**23  # of packed rows that are decoded at once; their float32 is up to eight times as large
 ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))  # a regular Hadamard matrix, times 2
 
 
 class Encoding(Protocol):
-    """How bytes become numbers."""
+    """How bytes become numbers; `by_rows` tells whether some of the rows can be decoded without the others."""
+
+    by_rows: ClassVar[bool]
 
     def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The numbers `rows columns` in `dtype`, from bytes `rows row_bytes` and the bytes of the scales."""
@@ -40,6 +43,7 @@ class Numbers:
 
     dtype: torch.dtype
     rotation: int = 0
+    by_rows: ClassVar[bool] = True
 
     def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         """`w s` in float32, rounded once; without a scale the numbers themselves."""
@@ -55,6 +59,7 @@ class Blocks:
     """GGUF's blocks of a type such as "Q4_K", which hold their scales."""
 
     kind: str
+    by_rows: ClassVar[bool] = True
 
     def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The blocks' values, computed in float32."""
@@ -65,6 +70,8 @@ class Blocks:
 class Nvfp4:
     """Pairs of 4-bit floats with an 8-bit scale for each 16 and one for the tensor; comfy-kitchen decodes them."""
 
+    by_rows: ClassVar[bool] = False  # the scales of 128 rows are interleaved
+
     def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The values in `dtype`."""
         scale, outer_scale = scale.view(torch.float8_e4m3fn), outer_scale.view(torch.float32).reshape(())
@@ -74,6 +81,8 @@ class Nvfp4:
 @dataclass(frozen=True)
 class Mxfp8:
     """8-bit floats with a power of two for each 32; comfy-kitchen decodes them."""
+
+    by_rows: ClassVar[bool] = False  # the scales of 128 rows are interleaved
 
     def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The values in `dtype`."""
@@ -98,8 +107,21 @@ class Packed:
     outer_scale: Tensor | None = None
 
     def decode(self, dtype: torch.dtype) -> Tensor:
-        """The numbers, `rows columns`."""
-        return self.encoding.decode(self.data, self.scale, self.outer_scale, dtype)
+        """The numbers, `rows columns`; some rows at a time, for what lies between is several times as large."""
+        step = max(1, CHUNK_BYTES // self.data.shape[1])
+        if not self.encoding.by_rows or step >= len(self.data):
+            return self.encoding.decode(self.data, self.scale, self.outer_scale, dtype)
+        first = self.rows(slice(0, step)).decode(dtype)
+        whole = first.new_empty(len(self.data), first.shape[1])
+        whole[:step] = first
+        for start in range(step, len(self.data), step):
+            whole[start : start + step] = self.rows(slice(start, start + step)).decode(dtype)
+        return whole
+
+    def rows(self, chosen: slice | Tensor) -> Packed:
+        """Some of the rows."""
+        has_row_scales = self.scale is not None and len(self.scale) == len(self.data)
+        return replace(self, data=self.data[chosen], scale=self.scale[chosen] if has_row_scales else self.scale)
 
 
 class QuantizedLinear(nn.Module):
@@ -163,12 +185,8 @@ class QuantizedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """`... d` of `...` row numbers."""
-        flat = ids.flatten()
-        scale = self.scale
-        if scale is not None and scale.shape[0] == self.data.shape[0] and scale.shape[0] > 1:
-            scale = scale[flat]
-        rows = self.encoding.decode(self.data[flat], scale, None, self.compute_dtype)
-        return rows.view(*ids.shape, -1)
+        rows = Packed(self.data, self.encoding, self.scale).rows(ids.flatten())
+        return rows.decode(self.compute_dtype).view(*ids.shape, -1)
 
 
 def to_bytes(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from multitalk.pipeline.errors import WeightsError
+from multitalk.pipeline.weights import quantization
 from multitalk.pipeline.weights.build import load_transformer
 from multitalk.pipeline.weights.catalog import check_transformer
 from multitalk.pipeline.weights.key_maps import rename_transformer
@@ -89,6 +90,25 @@ def test_bfloat16_follows_float32(tmp_path):
     wanted = velocity(load_transformer(base, adapter, dtype=torch.float32))
     got = velocity(load_transformer(base, adapter))
     assert (got - wanted).pow(2).mean().sqrt() < 0.02 * wanted.pow(2).mean().sqrt()
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "fp8"])
+def test_a_matrix_is_decoded_alike_in_parts_and_at_once(kind, tmp_path, monkeypatch):
+    write = gguf_file(kind) if kind == "Q4_K" else scaled(E4M3, True, ".weight", ".weight_scale", False)
+    base, adapter, numbers = write(base_state(), adapter_state(), tmp_path)
+    layer = load_transformer(base, adapter).blocks[0].ffn.net[2]
+    monkeypatch.setattr(quantization, "CHUNK_BYTES", 1000)
+    assert torch.equal(layer.dense(torch.float32), numbers["blocks.0.ffn.2.weight"])
+
+
+def test_the_speech_encoders_depth_may_be_named(tmp_path):
+    base, adapter, _ = plain(torch.float32)(base_state(), adapter_state(), tmp_path)
+    assert load_transformer(base, adapter).config.audio_features == (2, 128)
+    save_file(adapter_state(), adapter, {"audio_layers": "4"})
+    assert load_transformer(base, adapter).config.audio_features == (4, 64)
+    save_file(adapter_state(), adapter, {"audio_layers": "3"})
+    with pytest.raises(WeightsError, match="256 speech features cannot be of 3 layers"):
+        load_transformer(base, adapter)
 
 
 def test_heads_are_taken_from_the_file_where_it_names_them(tmp_path):
