@@ -16,7 +16,7 @@ from .loaders import (
     MultiTalkLoadVAE,
 )
 from .options import MultiTalkAccelerationOptions, MultiTalkLongVideoOptions
-from .remote import MultiTalkFal
+from .remote import MultiTalkFal, MultiTalkFalCollect
 from .sampler import MultiTalkSampler
 
 NODES: list[type[io.ComfyNode]] = [
@@ -35,6 +35,7 @@ NODES: list[type[io.ComfyNode]] = [
     MultiTalkEmbedsToKijai,
     MultiTalkEmbedsFromKijai,
     MultiTalkFal,
+    MultiTalkFalCollect,
 ]
 
 
