@@ -13,12 +13,15 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from .comfy_events import CLIENT
+
 
 class ComfyServer:
     """One process of ComfyUI; its base directory outlives it, so that the next one finds what this one left."""
 
     def __init__(self, base: Path, environ: dict[str, str], *options: str):
         comfy = Path(os.environ["COMFYUI_DIR"])
+        self.base = base
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -75,7 +78,7 @@ class ComfyServer:
     def queue(self, prompt: dict, workflow: dict | None = None) -> str:
         """Queues a prompt and returns its id."""
         extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
-        status, answer = self.call("/prompt", {"prompt": prompt, "extra_data": extra})
+        status, answer = self.call("/prompt", {"prompt": prompt, "extra_data": extra, "client_id": CLIENT})
         if status != 200:
             raise ValueError(json.dumps(answer))
         return answer["prompt_id"]

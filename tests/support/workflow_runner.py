@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from multitalk.pipeline.audio.waveform import read
 from PIL import Image
 
 from .pack import describe
@@ -53,8 +55,8 @@ def _check_value(where: str, value: Any, socket: Any, prompt: dict[str, Any], no
 class Runner:
     """Executes workflows and keeps results by what went into them: a second queueing repeats what changed."""
 
-    def __init__(self, nodes: dict[str, type], files: dict[str, Any]):
-        self.nodes, self.files = nodes, files
+    def __init__(self, nodes: dict[str, type], folder: Path):
+        self.nodes, self.folder = nodes, folder  # ComfyUI's input folder
         self.cache: dict[str, tuple] = {}
         self.ran: list[str] = []
 
@@ -86,10 +88,11 @@ class Runner:
 
     def _execute(self, kind: str, inputs: dict[str, Any]) -> tuple:
         if kind == "LoadImage":
-            picture = np.asarray(Image.open(self.files[inputs["image"]]).convert("RGB")).astype("float32") / 255
+            picture = np.asarray(Image.open(self.folder / inputs["image"]).convert("RGB")).astype("float32") / 255
             return torch.from_numpy(picture)[None], torch.zeros(1, 64, 64)
         if kind == "LoadAudio":
-            return (self.files[inputs["audio"]],)
+            sound = read(self.folder / inputs["audio"])
+            return ({"waveform": sound.samples[None], "sample_rate": sound.rate_hz},)
         if kind == "SaveVideo":
             return (inputs["video"],)
         result = self.nodes[kind].execute(**inputs)

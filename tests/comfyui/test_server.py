@@ -1,0 +1,143 @@
+"""The shipped workflows in a real ComfyUI: run to a video, cached, shown, cancelled, refused."""
+
+import io
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from support import pack
+from support.workflow_files import inputs_of, small
+
+pytestmark = [
+    pytest.mark.comfyui,
+    pytest.mark.skipif(
+        "COMFYUI_DIR" not in os.environ or "COMFYUI_PYTHON" not in os.environ,
+        reason="COMFYUI_DIR and COMFYUI_PYTHON name no ComfyUI",
+    ),
+]
+API = pack.PACK / "workflows" / "api"
+LOCAL = sorted(path.stem for path in API.glob("*.json") if path.stem != "remote")
+QUALITY = "single_speaker_quality"
+VIDEO_S = 300  # how long a tiny video may take on a busy machine
+
+
+def workflow(name: str, **sampler: object) -> dict:
+    """A shipped workflow at a tiny size; `sampler` are inputs of its sampler."""
+    prompt = small(json.loads((API / f"{name}.json").read_text()))
+    inputs_of(prompt, "MultiTalkSampler").update(sampler)
+    return prompt
+
+
+def messages(history: dict) -> dict[str, dict]:
+    """What was told of a run, by the message's name."""
+    return dict(history["status"]["messages"])
+
+
+def video(server, history: dict) -> Path:
+    """The file that SaveVideo wrote."""
+    assert history["status"]["status_str"] == "success", messages(history)
+    saved = [entry for output in history["outputs"].values() for entry in output.get("images", [])]
+    video = next(entry for entry in saved if entry["filename"].endswith(".mp4"))
+    return server.base / "output" / video["subfolder"] / video["filename"]
+
+
+def frames(path: Path) -> np.ndarray:
+    """`f h w c`, uint8."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def loudness(path: Path, num_frames: int) -> np.ndarray:
+    """The sound's level in each video frame."""
+    with av.open(str(path)) as container:
+        rate = container.streams.audio[0].rate
+        sound = np.concatenate([chunk.to_ndarray() for chunk in container.decode(audio=0)], 1).mean(0)
+    edges = np.arange(num_frames + 1) * rate // 25
+    return np.array([np.abs(sound[start:end]).mean() for start, end in itertools.pairwise(edges)])
+
+
+def test_the_start_has_no_message_of_ours(server):
+    ours = [line for line in server.log if "multitalk" in line.lower()]
+    assert len(ours) == 1 and "seconds:" in ours[0] and "FAILED" not in ours[0], ours
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_workflow_runs_to_a_video_with_the_sound_in_step(name, server):
+    prompt = workflow(name, seed=1)
+    path = video(server, server.wait(server.queue(prompt), VIDEO_S))
+    asked = inputs_of(prompt, "MultiTalkSampler")["num_frames"]
+    voices = sum(entry["class_type"] == "LoadAudio" for entry in prompt.values())  # in turn, 2 s each
+    pictures = frames(path)
+    assert pictures.shape == (asked or 50 * voices, 64, 64, 3)
+    times = np.arange(len(pictures)) / 25 % 2.0
+    inside = np.abs(times % 0.2 + 0.02 - 0.1) < 0.05  # frames that no edge of a pulse falls into
+    speaks = times % 0.4 < 0.2
+    level = loudness(path, len(pictures))
+    assert level[speaks & inside].min() > 3 * level[~speaks & inside].max()
+
+
+def test_a_new_seed_runs_only_the_sampler_and_the_saving_again(server):
+    prompt = workflow(QUALITY, seed=2)
+    server.wait(server.queue(prompt), VIDEO_S)
+    inputs_of(prompt, "MultiTalkSampler")["seed"] = 3
+    cached = messages(server.wait(server.queue(prompt), VIDEO_S))["execution_cached"]["nodes"]
+    ran = {entry["class_type"] for number, entry in prompt.items() if number not in cached}
+    assert ran == {"MultiTalkSampler", "SaveVideo"}
+
+
+def test_pictures_arrive_while_it_samples(server, events):
+    prompt = workflow(QUALITY, seed=4, steps=3)
+    server.wait(server.queue(prompt), VIDEO_S)
+    pictures = [Image.open(io.BytesIO(event.data)) for event in events.of("preview")]
+    assert len(pictures) == 3 and {picture.size for picture in pictures} == {(512, 512)}
+    told = [event.data["value"] / event.data["max"] for event in events.of("progress")]
+    assert told == sorted(told) and told[-1] == 1
+
+
+def test_cancel_ends_within_a_forward_and_the_next_run_is_unharmed(server, events):
+    prompt = workflow(QUALITY, seed=5, steps=4)
+    whole = frames(video(server, server.wait(server.queue(prompt), VIDEO_S)))
+    server.call("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(1)  # the server forgets what it has cached when it next looks
+    inputs_of(prompt, "MultiTalkSampler")["steps"] = 200
+    events.heard.clear()
+    long = server.queue(prompt)
+    events.wait(lambda event: event.kind == "preview")
+    second = events.wait(lambda event: event.kind == "preview" and event is not events.of("preview")[0])
+    step_s = second.at_s - events.of("preview")[0].at_s
+    asked = time.monotonic()
+    server.interrupt()
+    ended = events.wait(lambda event: event.kind == "execution_interrupted")
+    assert ended.at_s - asked < step_s + 0.5
+    assert "execution_interrupted" in messages(server.wait(long))
+    inputs_of(prompt, "MultiTalkSampler")["steps"] = 4
+    again = frames(video(server, server.wait(server.queue(prompt), VIDEO_S)))
+    assert np.array_equal(whole, again)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "said"),
+    [
+        ("MultiTalkEncodeAudio", {"start_times": "soon"}, "start_times must be seconds"),
+        ("MultiTalkLoadModel", {"adapter": "none"}, "audio"),
+    ],
+)
+def test_a_wrong_input_is_answered_by_one_plain_sentence(kind, wrong, said, server):
+    prompt = workflow(QUALITY, seed=6)
+    inputs_of(prompt, kind).update(wrong)
+    error = messages(server.wait(server.queue(prompt), VIDEO_S))["execution_error"]
+    text = error["exception_message"].strip()
+    assert said in text and "\n" not in text and text.endswith("."), text
+
+
+def test_a_value_out_of_range_is_refused_before_anything_runs(server):
+    status, answer = server.call("/prompt", {"prompt": workflow(QUALITY, steps=0)})
+    assert status == 400
+    errors = [error["type"] for node in answer["node_errors"].values() for error in node["errors"]]
+    assert errors == ["value_smaller_than_min"]
