@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from .config import (
     WindowConfig,
 )
 from .errors import MultiTalkError
+from .findings import Findings
 from .host import Progress, TorchHost
 from .memory import Memory, MemoryConfig
 from .request import Files, Request, run
@@ -61,8 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; 0 when the video is written, 2 when the request cannot be served."""
     args = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
+    findings = Findings()
     try:
-        path = run(_request(args), TerminalHost(args.device))
+        path = run(_request(args, findings), TerminalHost(args.device), findings)
     except MultiTalkError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
@@ -79,11 +82,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--audio", type=Path, action="append", help="a voice; once for each speaker, in the order of their places")
     add("--prompt", default="A person is talking to the camera.", help="| parts prompts for the windows")
     add("--negative-prompt", default="", help="empty takes the published one")
-    add("--box", action="append", metavar="L,T,R,B", help="a speaker's place in percent of the image; once for each")
+    add(
+        "--box",
+        type=_box,
+        action="append",
+        metavar="L,T,R,B",
+        help="a speaker's place in percent of the image; once for each",
+    )
     add("--num-frames", type=int, help=f"{CARD_NUM_FRAMES[0]}..{CARD_NUM_FRAMES[-1]}, 0 takes the audio's length")
     add("--long", action="store_true", help="allow any number of frames")
     add("--resolution", type=Resolution, choices=list(Resolution), default=Resolution.P480)
-    add("--size", metavar="WxH", help="width and height in pixels instead of --resolution, multiples of 16")
+    add(
+        "--size", type=_sides, metavar="WxH", help="width and height in pixels instead of --resolution, multiples of 16"
+    )
     add("--seed", type=int, default=SamplingConfig.seed)
     add("--acceleration", type=Acceleration, choices=list(Acceleration), default=GenerationConfig.acceleration)
     add("--steps", type=int, help=f"denoising steps ({SamplingConfig.steps})")
@@ -93,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--in-turn", action="store_true", help="several voices one after the other instead of together")
     add("--recipe", type=Recipe, choices=list(Recipe), help="how the adapter was trained; the default goes by its name")
     add("--memory", type=Memory, choices=list(Memory), default=Memory.AUTO)
-    add("--device", help="cpu, cuda, cuda:1 ...")
+    add("--device", type=_device, help="cpu, cuda, cuda:1 ...")
     add("--fps", type=float, default=25.0, help="frames a second of the video")
     for part in ("base", "adapter", "vae", "text-encoder", "image-encoder", "audio-encoder"):
         add(f"--{part}", type=Path, help="weights file; the small bundled model where none is given")
@@ -104,8 +115,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _request(args: argparse.Namespace) -> Request:
-    """The request that the arguments describe; the demos fill in what is not given."""
+def _sides(text: str) -> tuple[int, int]:
+    """(height, width) of WxH."""
+    width, height = (int(side) for side in text.lower().split("x"))
+    return height, width
+
+
+def _box(text: str) -> tuple[float, float, float, float]:
+    """The edges of L,T,R,B."""
+    left, top, right, bottom = (float(edge) for edge in text.split(","))
+    return left, top, right, bottom
+
+
+def _device(text: str) -> str:
+    """A device that torch knows and this machine has."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is none
+        raise argparse.ArgumentTypeError(f"{text} cannot be used here; cpu always can.") from error
+    return text
+
+
+def _request(args: argparse.Namespace, findings: Findings) -> Request:
+    """The request that the arguments describe; the demos fill in what is not given.
+
+    What is wrong with an option goes to `findings`, and its default takes its place.
+    """
     demo = args.demo or args.demo_two
     if args.demo_two:
         image, audio = ASSETS / "drawn_two.png", [ASSETS / "drawn_speech.wav", ASSETS / "drawn_answer.wav"]
@@ -113,14 +148,25 @@ def _request(args: argparse.Namespace) -> Request:
         image, audio = ASSETS / "drawn_portrait.png", [ASSETS / "drawn_speech.wav"]
     windows = WindowConfig() if args.recipe is None else WindowConfig(recipe=args.recipe)
     num_frames = args.num_frames if args.num_frames is not None else (0 if demo else GenerationConfig.num_frames)
-    size = args.size or (("256x128" if args.demo_two else "128x128") if demo else None)
+    size = args.size or (((128, 256) if args.demo_two else (128, 128)) if demo else None)
+    steps = args.steps if args.steps is not None else (20 if demo else SamplingConfig.steps)
+    sampling = findings.attempt("", SamplingConfig, steps, args.shift, args.seed) or SamplingConfig()
+    guidance = findings.attempt("", GuidanceConfig, args.text_scale, args.audio_scale) or GuidanceConfig()
+    config = partial(
+        GenerationConfig,
+        resolution=args.resolution,
+        acceleration=args.acceleration,
+        sampling=sampling,
+        guidance=guidance,
+        windows=windows,
+    )
     return Request(
         image=args.image or (image if demo else None),
         audio=tuple(args.audio or (audio if demo else ())),
         prompt=args.prompt,
         negative_prompt=args.negative_prompt,
-        boxes=tuple(tuple(float(edge) for edge in box.split(",")) for box in args.box or ()),
-        size=None if size is None else tuple(int(side) for side in reversed(size.split("x"))),
+        boxes=tuple(args.box or ()),
+        size=size,
         in_turn=args.in_turn or args.demo_two,
         fps=args.fps,
         files=Files(
@@ -128,15 +174,7 @@ def _request(args: argparse.Namespace) -> Request:
         ),
         recipe=args.recipe,
         memory=MemoryConfig(args.memory),
-        config=GenerationConfig(
-            num_frames=num_frames,
-            resolution=args.resolution,
-            acceleration=args.acceleration,
-            allow_long=args.long or num_frames == 0,
-            sampling=SamplingConfig(args.steps or (20 if demo else SamplingConfig.steps), args.shift, args.seed),
-            guidance=GuidanceConfig(args.text_scale, args.audio_scale),
-            windows=windows,
-        ),
+        config=findings.attempt("", partial(config, num_frames, allow_long=args.long or num_frames == 0)) or config(),
         resume_folder=args.resume_folder,
         output=args.output,
     )

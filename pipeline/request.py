@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import Wav2Vec2Model
 
 from .audio.dialogue import Arrangement, Speech, soundtrack
 from .audio.embeds import AudioEmbeds, encode_audio
 from .audio.waveform import read
-from .conditioning.conditioning import Conditioning
-from .conditioning.prompt import DEFAULT_NEGATIVE_PROMPT, split_prompts
 from .conditioning.reference import bucket, check_size, fit, read_image
-from .conditioning.speakers import Place, speaker_masks
+from .conditioning.speakers import Place
 from .config import GenerationConfig, Recipe
-from .errors import AudioError, ConfigError, ImageError
-from .generate import generate, open_store
+from .errors import ConfigError
+from .estimate import Estimate
+from .findings import Findings
 from .host import Host, Progress
 from .memory import MemoryConfig, resident
+from .preflight import Draft, check_places, check_voices, describe, inspect, measuring
 from .shapes import FPS
 from .video import write_video
 from .weights import handles
+from .weights.fit import WeightFiles
+
+if TYPE_CHECKING:  # seconds to import; what is wrong with a request is told before
+    from transformers import Wav2Vec2Model
+
+    from .conditioning.conditioning import Conditioning
 
 logger = logging.getLogger(__name__)
 
@@ -75,21 +82,44 @@ class Request:
     resume_folder: Path | None = None
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a look at a request gave, before any weights are read; what could not be told is None.
+
+    Attributes:
+        picture: uint8 `h w c`.
+        masks: `p+1 h w`, None for one speaker.
+    """
+
+    picture: Tensor | None
+    speeches: list[Speech]
+    draft: Draft
+    masks: Tensor | None
+    estimate: Estimate | None
+
+
 @torch.inference_mode()
-def run(request: Request, host: Host) -> Path:
+def run(request: Request, host: Host, findings: Findings | None = None) -> Path:
     """Makes the video and returns its path.
 
+    Args:
+        findings: what is known to be wrong already.
+
     Raises:
-        MultiTalkError: the request cannot be served; what is known before the weights are read is told before.
+        ConfigError: the request cannot be served; all that is known before the weights are read is told at once.
+        MultiTalkError: it turned out later.
     """
-    picture, speeches, target, masks = _look(request)
+    findings = findings or Findings()
+    seen = look(request, findings, host)
+    findings.raise_problems()
+    logger.info("%s", describe(findings, seen.estimate))
+    from .generate import generate, open_store  # imports diffusers, which takes seconds
+
     model = _files(request)
     parts = {name: getattr(handles, name)(getattr(request.files, name)) for name in _ENCODERS}
-    model.check()
-
+    config, speeches = seen.draft.config, seen.speeches
     embeds = _hear(parts["audio_encoder"].model, request, speeches, host)
-    conditioning = _see(parts, request, fit(picture, target)[:, None], masks, host)
-    config = replace(request.config, windows=replace(request.config.windows, recipe=model.recipe))
+    conditioning = _see(parts, request, fit(seen.picture, seen.draft.target)[:, None], seen.masks, host)
     transformer = model.transformer
     store = None
     if request.resume_folder:
@@ -97,7 +127,8 @@ def run(request: Request, host: Host) -> Path:
     windows = generate(transformer, embeds, conditioning, config, host, memory=request.memory, store=store)
     num_output = embeds.output_frames(config.num_frames)
     sound = soundtrack(speeches, _arrangement(request), num_output, embeds.fps)
-    write_video(request.output, windows, config.num_frames or embeds.num_frames, embeds.fps, num_output, sound)
+    with measuring(seen.draft, seen.estimate, host, is_whole=not store or not any(store.folder.iterdir())):
+        write_video(request.output, windows, config.num_frames or embeds.num_frames, embeds.fps, num_output, sound)
     if store:
         store.discard()
     return request.output
@@ -106,20 +137,82 @@ def run(request: Request, host: Host) -> Path:
 _ENCODERS = ("audio_encoder", "text_encoder", "image_encoder", "vae")
 
 
-def _look(request: Request) -> tuple[Tensor, list[Speech], tuple[int, int], Tensor | None]:
-    """The picture, the voices, the video's size and the speakers' masks: all that can be wrong without weights."""
+def look(request: Request, findings: Findings, host: Host) -> Seen:
+    """Everything that can be known without weights; all that is wrong goes to `findings`."""
+    picture = _picture(request, findings)
+    target = None if picture is None else findings.attempt("size", _target, request, picture)
+    speeches = _speeches(request, findings)
+    places = _places(request, findings)
+    if len(request.boxes) not in (0, len(request.audio)):
+        findings.problem("box", f"{len(request.audio)} voices need as many boxes, got {len(request.boxes)}.")
+        places = []
+    masks = check_places(places, tuple(picture.shape[:2]), target, findings) if target else None
+    asked = round(request.config.num_frames * request.fps / FPS)
+    num_frames = check_voices(speeches, _arrangement(request), asked, request.fps, findings) if speeches else None
+    draft = _draft(request, target, num_frames, findings)
+    return Seen(picture, speeches, draft, masks, inspect(draft, findings, host))
+
+
+def _picture(request: Request, findings: Findings) -> Tensor | None:
     if request.image is None:
-        raise ImageError("There is no image. Name a portrait with --image.")
+        findings.problem("image", "There is none. Name a portrait with --image.")
+        return None
+    return findings.attempt("image", read_image, request.image)
+
+
+def _target(request: Request, picture: Tensor) -> tuple[int, int]:
+    return check_size(*request.size) if request.size else bucket(*picture.shape[:2], request.config.resolution)
+
+
+def _speeches(request: Request, findings: Findings) -> list[Speech]:
     if not request.audio:
-        raise AudioError("There is no audio. Name a voice with --audio, once for each speaker.")
-    if request.boxes and len(request.boxes) != len(request.audio):
-        raise ConfigError(f"{len(request.audio)} voices need as many boxes, got {len(request.boxes)}.")
-    picture = read_image(request.image)
-    speeches = [Speech(read(path)) for path in request.audio]
-    size = picture.shape[:2]
-    target = check_size(*request.size) if request.size else bucket(*size, request.config.resolution)
-    places = [Place(box=box, percent=True) for box in request.boxes] or [Place()] * len(speeches)
-    return picture, speeches, target, speaker_masks(places, size, target) if len(places) > 1 else None
+        findings.problem("audio", "There is none. Name a voice with --audio, once for each speaker.")
+    sounds = [findings.attempt("audio", read, path) for path in request.audio]
+    return [Speech(sound) for sound in sounds if sound is not None]
+
+
+def _places(request: Request, findings: Findings) -> list[Place]:
+    if not request.boxes:
+        return [Place()] * len(request.audio)
+    places = [findings.attempt("box", Place, None, box, True) for box in request.boxes]
+    return [place for place in places if place is not None]
+
+
+def _draft(request: Request, target: tuple[int, int] | None, num_frames: int | None, findings: Findings) -> Draft:
+    files, voices = request.files, max(1, len(request.audio))
+    recipe = request.recipe or handles.recipe_of("auto", (files.adapter or files.base).name)
+    windows = findings.attempt("windows", lambda: replace(request.config.windows, recipe=recipe))
+    loras = [findings.attempt("lora", parse_lora, lora) for lora in files.loras]
+    return Draft(
+        config=replace(request.config, windows=windows or request.config.windows),
+        memory=request.memory,
+        files=WeightFiles(**{name: getattr(files, name) for name in Files.names()}, loras=tuple(filter(None, loras))),
+        dtype=handles.Precision.AUTO.dtype,
+        num_frames=num_frames,
+        target=target,
+        num_voices=voices,
+        num_places=voices,  # boxes that do not match are told already
+        runs=request.resume_folder,
+        output=request.output,
+    )
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """File and strength from FILE or FILE:STRENGTH; a colon may be part of the file's path.
+
+    Raises:
+        ConfigError: the strength is no number.
+    """
+    path, _, strength = text.rpartition(":")
+    if not path or Path(text).exists() or any(mark in strength for mark in "/\\"):
+        return Path(text), 1.0
+    try:
+        number = float(strength)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"The strength of {path} must be a number such as 0.8, got {strength}.")
+    return Path(path), number
 
 
 def _files(request: Request) -> handles.TransformerFiles:
@@ -131,8 +224,7 @@ def _files(request: Request) -> handles.TransformerFiles:
         memory=request.memory,
     )
     for lora in files.loras:
-        path, _, strength = lora.rpartition(":") if ":" in lora else (lora, "", "1")
-        model = model.with_lora(Path(path), float(strength))
+        model = model.with_lora(*parse_lora(lora))
     return model
 
 
@@ -154,6 +246,9 @@ def _hear(encoder: Wav2Vec2Model, request: Request, speeches: list[Speech], host
 
 
 def _see(parts: dict, request: Request, source: Tensor, masks: Tensor | None, host: Host) -> Conditioning:
+    from .conditioning.conditioning import Conditioning  # imports diffusers
+    from .conditioning.prompt import DEFAULT_NEGATIVE_PROMPT, split_prompts
+
     host.report(Progress("prompt", 0))
     encoder = parts["text_encoder"].model
     with resident(encoder.model, host):

@@ -83,7 +83,7 @@ class LoraStack:
             WeightsError: nothing in it fits this model, or it needs a network of its own.
         """
         source, _ = open_as(path, Component.LORA)
-        _refuse_special(source)
+        refuse_special(source)
         report = LoraReport(source.name, strength)
         alpha, is_rank_stabilized = _peft_scale(source)
         for target, tensors in self._layers(source, report).items():
@@ -180,7 +180,8 @@ def _carries(module: nn.Module, owner: int) -> bool:
     return isinstance(module, QuantizedLinear) and any(delta.owner == owner for delta in module.deltas)
 
 
-def _refuse_special(source: Source) -> None:
+def refuse_special(source: Source) -> None:
+    """Raises `WeightsError` for a LoRA that needs a network of its own."""
     for part, name in SPECIAL.items():
         if any(part in key for key in source.entries):
             raise WeightsError(f"{source.name} is {name}, which is not supported; use a plain LoRA for Wan2.1 14B.")

@@ -36,12 +36,19 @@ def find_tokenizer(source: Source, given: Path | str | None = None) -> SentenceP
     for candidate in _around(folder):
         if candidate.exists():
             return _load(candidate)
-    if "tokenizer.ggml.tokens" in source.metadata:
-        return SentencePieceProcessor(model_proto=_rebuild(source.metadata))
-    raise WeightsError(
-        f"{source.name} has no tokenizer inside: put google/umt5-xxl's {FILE} next to it, or use umt5_xxl_fp16 or "
-        f"umt5_xxl_fp8_e4m3fn_scaled."
-    )
+    check_tokenizer(source)
+    return SentencePieceProcessor(model_proto=_rebuild(source.metadata))
+
+
+def check_tokenizer(source: Source) -> None:
+    """Raises `WeightsError` where the text encoder `source` has no tokenizer, inside or around it."""
+    folder = source.path if source.path.is_dir() else source.path.parent
+    is_there = INSIDE in source.entries or any(candidate.exists() for candidate in _around(folder))
+    if not is_there and "tokenizer.ggml.tokens" not in source.metadata:
+        raise WeightsError(
+            f"{source.name} has no tokenizer inside: put google/umt5-xxl's {FILE} next to it, or use umt5_xxl_fp16 or "
+            f"umt5_xxl_fp8_e4m3fn_scaled."
+        )
 
 
 def _around(folder: Path) -> Iterator[Path]:

@@ -1,0 +1,284 @@
+"""Everything that can be known before any weights are read: what is wrong, and what the run will take."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .acceleration.accelerate import FEW_STEPS, AccelerationOptions, preset
+from .audio.dialogue import Arrangement, Speech, plan_turns
+from .audio.embeds import TAIL_FRAMES, num_frames_of, num_model_frames
+from .conditioning.speakers import Place, speaker_masks
+from .config import GenerationConfig, Recipe
+from .estimate import Estimate, Measurements, estimate, machine_key
+from .findings import Findings
+from .host import Host
+from .memory import GB, Memory, MemoryConfig, place
+from .sampling.windows import Window, plan_windows
+from .shapes import TOKEN_PIXELS, LatentSize
+from .weights.fit import TransformerFacts, WeightFiles, check_weights
+
+FPS_RANGE = (1, 120)
+SILENT = 1e-4  # below -80 dB nothing is heard
+SHORTEST_VOICE_S = 0.4
+SAME_PLACE = 0.9  # of the smaller place, covered by another
+FLOAT_FRAME_BYTES = 2 * 3 * 4  # a pixel of an IMAGE, twice: the windows and what they are joined to
+SMALLER_WINDOWS = (81, 61, 41, 21, 5)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A request as it stands before any weights are read; None for what is not known yet.
+
+    Attributes:
+        num_frames: of the model, 25 a second.
+        target: height and width of the video.
+        num_voices: who is heard.
+        num_places: who is seen; 1 where nobody was told apart.
+        audio_features: layers and channels of speech that is already encoded.
+        runs: where finished windows are kept.
+        output: the file to write.
+        keeps_frames: whether all frames are kept in memory too.
+    """
+
+    config: GenerationConfig
+    options: AccelerationOptions | None = None
+    memory: MemoryConfig = MemoryConfig()
+    files: WeightFiles = WeightFiles()
+    dtype: torch.dtype = torch.bfloat16
+    num_frames: int | None = None
+    target: tuple[int, int] | None = None
+    num_voices: int = 1
+    num_places: int = 1
+    audio_features: tuple[int, int] | None = None
+    runs: Path | None = None
+    output: Path | None = None
+    keeps_frames: bool = False
+
+
+def inspect(draft: Draft, findings: Findings, host: Host) -> Estimate | None:
+    """Adds to `findings` all that is wrong with `draft`; what it will take, None where too little is known."""
+    options = draft.options or findings.attempt("acceleration", preset, draft.config)
+    if options is not None:
+        findings.attempt("acceleration", options.check, draft.config)
+    _check_fit(draft, findings)
+    facts = check_weights(draft.files, draft.dtype, findings)
+    _check_features(draft, facts, findings)
+    _note_steps(draft, findings)
+    if draft.target is None or draft.num_frames is None or options is None:
+        return None
+    windows = findings.attempt("num_frames", _plan, draft)
+    if not windows:
+        return None
+    found = estimate(draft.config, options, windows, draft.target)
+    if facts is not None:
+        found = _with_memory(found, draft, facts, findings, host)
+        found = _with_seconds(found, draft, facts, options, host)
+    _check_disk(found, draft, findings)
+    _check_kept_frames(found, draft, findings)
+    return found
+
+
+@contextmanager
+def measuring(draft: Draft, found: Estimate | None, host: Host, is_whole: bool = True) -> Iterator[None]:
+    """Keeps how long the run inside takes, for later estimates; not that of a run that goes on from an earlier one."""
+    if draft.runs is None or found is None or found.footprint is None or not is_whole:
+        yield
+        return
+    key = machine_key(host.device, found.footprint, draft.options or preset(draft.config))
+    with Measurements(draft.runs).measure(key, found.token_forwards):
+        yield
+
+
+def describe(findings: Findings, found: Estimate | None) -> str:
+    """All of it as text, for people."""
+    parts = [found.describe()] if found else []
+    if findings.problems:
+        parts.insert(0, "\n".join(["This cannot run:", *(f"- {problem}" for problem in findings.problems)]))
+    else:
+        parts.insert(0, "Nothing was found that keeps this from running.")
+    if findings.notes:
+        parts.append("\n".join(["Worth knowing:", *(f"- {note}" for note in findings.notes)]))
+    return "\n\n".join(parts)
+
+
+def check_places(
+    places: Sequence[Place], image_hw: tuple[int, int], target: tuple[int, int], findings: Findings
+) -> Tensor | None:
+    """The speakers' masks; None for one speaker, or where they cannot be made."""
+    if len(places) < 2:
+        return None
+    masks = findings.attempt("speakers", speaker_masks, places, image_hw, target)
+    if masks is None:
+        return None
+    for (first, a), (second, b) in combinations(enumerate(masks[:-1], start=1), 2):
+        share = float((a * b).sum() / min(a.sum(), b.sum()))
+        if share > SAME_PLACE:
+            findings.problem(
+                "speakers",
+                f"Speakers {first} and {second} are in the same place: {share:.0%} of the smaller one is inside the "
+                f"other. Mark each person alone.",
+            )
+        elif share > 0:
+            findings.note(f"Speakers {first} and {second} overlap on {share:.0%} of the smaller one.")
+    return masks
+
+
+def check_voices(
+    speeches: Sequence[Speech], arrangement: Arrangement, num_frames: int, fps: float, findings: Findings
+) -> int | None:
+    """The model's frames, 25 a second, of a video with these voices.
+
+    Args:
+        num_frames: asked for, at `fps`; 0 takes the voices' length.
+    """
+    if not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
+        findings.problem("fps", f"It must be in {FPS_RANGE[0]}..{FPS_RANGE[1]}, got {fps:g}. 25 is the model's own.")
+        return None
+    turns = findings.attempt("audio", plan_turns, speeches, arrangement)
+    if turns is None:
+        return None
+    for speaker, speech in enumerate(speeches, start=1):
+        if speech.sound is None or speech.sound.samples.abs().max() < SILENT:
+            findings.note(f"Voice {speaker} is silent: its lips will stay closed.")
+        elif speech.sound.duration_s < SHORTEST_VOICE_S:
+            findings.note(f"Voice {speaker} lasts {speech.sound.duration_s:.2f} s; speech needs about half a second.")
+    heard_s = max(turn.end_s for turn in turns)
+    asked_s = num_frames / fps
+    if num_frames and asked_s > heard_s + 1:
+        findings.note(f"The voices end after {heard_s:.1f} s, the video after {asked_s:.1f} s; 0 frames takes theirs.")
+    elif num_frames and heard_s > asked_s + 1:
+        findings.note(f"The voices last {heard_s:.1f} s, the video {asked_s:.1f} s; the rest is cut off.")
+    return num_model_frames(num_frames or max(1, num_frames_of(heard_s, fps)), fps)
+
+
+def _plan(draft: Draft) -> list[Window]:
+    return plan_windows(draft.num_frames, draft.config.windows, [draft.num_frames + TAIL_FRAMES] * draft.num_voices)
+
+
+def _check_fit(draft: Draft, findings: Findings) -> None:
+    """Sizes, voices against places, recipe against the adapter's name."""
+    if draft.target is not None and any(side < TOKEN_PIXELS or side % TOKEN_PIXELS for side in draft.target):
+        findings.problem(
+            "size", f"{draft.target[1]}x{draft.target[0]} is not possible; both sides must be multiples of 16."
+        )
+    if draft.num_voices > 1 and draft.num_places != draft.num_voices:
+        findings.problem(
+            "speakers",
+            f"{draft.num_voices} voices need as many places in the picture, got {draft.num_places}. Give a box or a "
+            f"mask for each voice.",
+        )
+    adapter = draft.files.adapter or draft.files.base
+    recipe = draft.config.windows.recipe
+    if adapter is not None and ("infinite" in adapter.name.lower()) != (recipe is Recipe.INFINITETALK):
+        findings.note(f"recipe is {recipe.value}, though the audio weights are called {adapter.name}.")
+
+
+def _check_features(draft: Draft, facts: TransformerFacts | None, findings: Findings) -> None:
+    heard = draft.audio_features
+    if facts is not None and heard is not None and heard != facts.audio_features:
+        findings.problem(
+            "audio_embeds",
+            f"They have {heard[0]} layers of {heard[1]}, the audio weights want {facts.audio_features[0]} of "
+            f"{facts.audio_features[1]}. Encode the audio with chinese-wav2vec2-base.",
+        )
+
+
+def _note_steps(draft: Draft, findings: Findings) -> None:
+    """Steps and guidance against what the LoRAs were made for."""
+    steps, scale, lora = draft.config.sampling.steps, draft.config.guidance.text_scale, draft.files.few_step_lora
+    if lora and steps > 2 * FEW_STEPS:
+        findings.note(f"{lora} was made for few steps; {steps} cost time and gain nothing. Take 4 to 8.")
+    if lora and scale > 1:
+        findings.note(f"{lora} was made without text guidance; set the text scale from {scale:g} to 1.")
+    if not lora and draft.files.base is not None and steps <= FEW_STEPS:
+        findings.note(f"{steps} steps without a few-step LoRA give a blurred video. Take 20 or more, or such a LoRA.")
+
+
+def _with_memory(found: Estimate, draft: Draft, facts: TransformerFacts, findings: Findings, host: Host) -> Estimate:
+    free = host.free_memory()
+    placement = place(facts.footprint, draft.memory, found.size, free)
+    if placement.estimate > free:
+        kind = "of the machine's memory" if host.device.type == "cpu" else f"on {host.device}"
+        findings.problem(
+            "memory",
+            f"{draft.memory.memory.value} takes about {placement.estimate / GB:.1f} GB, {free / GB:.1f} GB "
+            f"{kind} are free. {_cure(draft, facts, found, free)}",
+        )
+    limit = draft.memory.memory.limit
+    if limit is not None and limit < placement.estimate <= free:
+        findings.note(
+            f"memory = {draft.memory.memory.value} cannot be kept: about {placement.estimate / GB:.1f} GB are taken."
+        )
+    return replace(found, placement=placement, footprint=facts.footprint, free_bytes=free)
+
+
+def _cure(draft: Draft, facts: TransformerFacts, found: Estimate, free: int) -> str:
+    """The setting that would fit into `free` bytes."""
+    automatic = MemoryConfig(Memory.AUTO)
+    if place(facts.footprint, automatic, found.size, free).estimate <= free:
+        return "Set memory to auto and resident_blocks to -1: blocks that do not fit are then streamed."
+    for frames in (frames for frames in SMALLER_WINDOWS if frames < found.windows[0]):
+        size = LatentSize.of_video(frames, *draft.target)
+        if place(facts.footprint, automatic, size, free).estimate <= free:
+            return f"Set memory to auto and window_frames to {frames}, or take a smaller size."
+    smallest = place(facts.footprint, automatic, LatentSize.of_video(5, 128, 128), free).estimate
+    if smallest <= free:
+        return "Take a smaller size: 480p, or custom with smaller sides."
+    return (
+        f"Even the smallest video needs {smallest / GB:.1f} GB: take smaller weights (GGUF or fp8) or another device."
+    )
+
+
+def _with_seconds(
+    found: Estimate, draft: Draft, facts: TransformerFacts, options: AccelerationOptions, host: Host
+) -> Estimate:
+    if draft.runs is None:
+        return found
+    key = machine_key(host.device, facts.footprint, options)
+    return replace(found, seconds=Measurements(draft.runs).seconds(key, found.token_forwards))
+
+
+def _check_disk(found: Estimate, draft: Draft, findings: Findings) -> None:
+    """Room for the finished windows, and whether the video's file can be written."""
+    for where, path, needed in (("resume", draft.runs, found.disk_bytes), ("output", draft.output, 0)):
+        if path is None:
+            continue
+        folder = _existing(path)
+        free = shutil.disk_usage(folder).free
+        if not os.access(folder, os.W_OK):
+            findings.problem(where, f"{folder} cannot be written to. Choose another folder.")
+        elif needed > free:
+            findings.problem(
+                where,
+                f"Finished windows need up to {needed / GB:.2f} GB in {folder}, {free / GB:.2f} GB are free. Make "
+                f"room, or turn resuming off.",
+            )
+
+
+def _check_kept_frames(found: Estimate, draft: Draft, findings: Findings) -> None:
+    if not draft.keeps_frames:
+        return
+    import psutil  # the one use
+
+    needed = found.frames * draft.target[0] * draft.target[1] * FLOAT_FRAME_BYTES
+    free = psutil.virtual_memory().available
+    if needed > free:
+        findings.problem(
+            "keep_frames",
+            f"{found.frames} frames take {needed / GB:.1f} GB of memory, {free / GB:.1f} GB are free. Turn keep_frames "
+            f"off and take the video output.",
+        )
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that is there already."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
