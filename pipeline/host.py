@@ -58,7 +58,8 @@ class TorchHost:
     def free_memory(self) -> int:
         """Bytes free on the device, or of the machine's memory on a CPU."""
         if self._device.type == "cuda":
-            return torch.cuda.mem_get_info(self._device)[0]
+            unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+            return torch.cuda.mem_get_info(self._device)[0] + unused  # what torch keeps for itself is ours to take
         import psutil  # the one use, and only on a CPU
 
         return psutil.virtual_memory().available

@@ -5,22 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import ConfigError
 from .host import Host
 from .shapes import LatentSize
+from .streaming import WINDOW, BlockStream, Home, tensors_of
 
 logger = logging.getLogger(__name__)
 
 GB = 10**9
-WINDOW = 2  # blocks in flight: the one that runs and the one that is being copied
-ACTIVATION_TENSORS = 20  # tokens x width tensors alive in a block: q, k, v, the FFN's middle, norms
+ACTIVATION_TENSORS = 12  # tokens x width tensors alive at a block's fullest moment, counted on the meta device
 RESERVE = GB // 2  # left to the allocator, the kernels' scratch and whoever else draws on the card
+TEXT_TOKENS, IMAGE_TOKENS, VOICE_TOKENS = 512, 257, 32  # what a block keeps: of a prompt, a picture, a moment's voice
+DECODE_BYTES = 20_000  # a pixel's share of the VAE decoder's memory in float32: causal caches 9, work 9, output 2
 
 
 class Memory(str, Enum):
@@ -55,11 +56,19 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class Placement:
-    """How many blocks stay on the device, and what the run is expected to take there (bytes)."""
+    """How many blocks stay on the device, and what that means there, in bytes.
+
+    Attributes:
+        estimate: what the whole run is expected to take while it samples.
+        weights: the part of it that the transformer's weights take.
+        budget: what it may take.
+    """
 
     resident_blocks: int
     num_blocks: int
     estimate: int
+    weights: int
+    budget: int
 
     @property
     def streams(self) -> bool:
@@ -74,7 +83,7 @@ class Placement:
 
 def num_bytes(module: nn.Module) -> int:
     """Bytes of the module's parameters and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(module))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(module))
 
 
 @dataclass(frozen=True)
@@ -99,58 +108,99 @@ class Footprint:
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         return cls(len(blocks), max(blocks), num_bytes(transformer) - sum(blocks), width)
 
+    def tokens_bytes(self, size: LatentSize) -> int:
+        """A window's tokens, once, in two bytes a number."""
+        return 2 * size.num_tokens * self.width
 
-def plan_placement(transformer: nn.Module, config: MemoryConfig, size: LatentSize, free: int) -> Placement:
+    def constant_bytes(self, size: LatentSize, num_prompts: int, num_voices: int) -> int:
+        """The keys and values that the blocks keep of prompts, picture and voices from step to step."""
+        rows = num_prompts * TEXT_TOKENS + IMAGE_TOKENS + num_voices * size.t * VOICE_TOKENS
+        return 2 * 2 * rows * self.width * self.num_blocks
+
+
+def plan_placement(
+    transformer: nn.Module, config: MemoryConfig, size: LatentSize, free: int, beside: int = 0
+) -> Placement:
     """How to place `transformer` for windows of `size`, given `free` bytes on the device; see `place`."""
-    return place(Footprint.of(transformer), config, size, free)
+    return place(Footprint.of(transformer), config, size, free, beside)
 
 
-def place(footprint: Footprint, config: MemoryConfig, size: LatentSize, free: int) -> Placement:
+def place(footprint: Footprint, config: MemoryConfig, size: LatentSize, free: int, beside: int = 0) -> Placement:
     """How to place a transformer for windows of `size`, given `free` bytes on the device.
 
-    The estimate is weights + `ACTIVATION_TENSORS` tensors of tokens x width in two bytes + a reserve. Whole placement
-    is chosen where it fits; else as many blocks stay as fit beside the two in flight.
+    The estimate is weights + `ACTIVATION_TENSORS` tensors of tokens x width in two bytes + `beside`, what the run keeps
+    there besides (see `constant_bytes`), + a reserve. Whole placement is chosen where it fits; else as many blocks stay
+    as fit beside the two in flight.
     """
-    num_blocks, block_bytes = footprint.num_blocks, footprint.block_bytes
-    base = footprint.outer_bytes + ACTIVATION_TENSORS * 2 * footprint.width * size.num_tokens + RESERVE
+    num_blocks, block_bytes, outer = footprint.num_blocks, footprint.block_bytes, footprint.outer_bytes
+    work = ACTIVATION_TENSORS * footprint.tokens_bytes(size) + beside + RESERVE
+    budget = free if config.memory.limit is None else min(config.memory.limit, free)
     resident = config.resident_blocks
     if resident is None:
-        budget = free if config.memory.limit is None else min(config.memory.limit, free)
-        fits = config.memory is Memory.ALL or base + block_bytes * num_blocks <= budget
-        resident = num_blocks if fits else max(0, (budget - base) // block_bytes - WINDOW)
+        num_fitting = max(0, (budget - work - outer) // block_bytes)
+        fits = config.memory is Memory.ALL or num_fitting >= num_blocks
+        resident = num_blocks if fits else max(0, num_fitting - WINDOW)
     resident = min(resident, num_blocks)
     in_flight = min(WINDOW, num_blocks - resident)
-    return Placement(resident, num_blocks, base + block_bytes * (resident + in_flight))
+    weights = outer + block_bytes * (resident + in_flight)
+    return Placement(resident, num_blocks, weights + work, weights, budget)
+
+
+def decode_bytes(height: int, width: int, itemsize: int = 4) -> int:
+    """What Wan's VAE takes to decode frames of this size untiled, in numbers of `itemsize` bytes."""
+    return DECODE_BYTES * height * width * itemsize // 4
 
 
 @contextmanager
 def resident(module: nn.Module, host: Host) -> Iterator[nn.Module]:
-    """Keeps `module` on the host's device for a while, and takes it back to where it was."""
-    home = next(_tensors(module)).device
+    """Keeps `module` on the host's device for a while; afterwards its tensors are where and what they were."""
+    home = Home(module)
     module.to(host.device)
     try:
         yield module
     finally:
-        module.to(home)
+        home.restore()  # `to` and back would copy what a file backs
 
 
 class PlacedTransformer:
-    """A transformer on the device, wholly or block by block; `lower` makes room when memory runs out."""
+    """A transformer that goes to the device to sample, wholly or block by block, and steps aside for others."""
 
     def __init__(self, transformer: nn.Module, placement: Placement, host: Host):
         self.transformer, self.host = transformer, host
         self.placement = placement
-        self._home = _Home(transformer)
+        self._home = Home(transformer)
         self._stream: BlockStream | None = None
-        self._place()
+        self._is_placed = False
+
+    def place(self) -> None:
+        """Puts the weights where the placement says, if they are not there."""
+        if self._is_placed:
+            return
+        self._is_placed = True
+        streamed = list(self.transformer.blocks)[self.placement.resident_blocks :]
+        inside = {id(tensor) for block in streamed for tensor in tensors_of(block)}
+        for tensor in tensors_of(self.transformer):
+            if id(tensor) not in inside:
+                tensor.data = tensor.data.to(self.host.device)
+        if streamed:
+            self._stream = BlockStream(streamed, self.host.device)
+
+    def make_room(self, needed: int) -> None:
+        """Steps aside when `needed` bytes are not left beside it; `place` brings it back."""
+        if not self._is_placed:
+            return
+        left = min(self.host.free_memory(), self.placement.budget - self.placement.weights)
+        if left < needed:
+            logger.info("The transformer leaves the device: the VAE wants %.1f GB.", needed / GB)
+            self.release()
 
     def lower(self) -> bool:
         """Streams all blocks from now on; False when it already did."""
         if self.placement.resident_blocks == 0:
             return False
         self.release()
-        self.placement = Placement(0, self.placement.num_blocks, 0)
-        self._place()
+        self.placement = replace(self.placement, resident_blocks=0)
+        self.place()
         logger.warning("The device ran out of memory: all blocks are streamed from here on.")
         return True
 
@@ -160,97 +210,25 @@ class PlacedTransformer:
             self._stream.close()
             self._stream = None
         self._home.restore()
-
-    def _place(self) -> None:
-        blocks = list(self.transformer.blocks)
-        streamed = blocks[self.placement.resident_blocks :]
-        inside = {id(tensor) for block in streamed for tensor in _tensors(block)}
-        for tensor in _tensors(self.transformer):
-            if id(tensor) not in inside:
-                tensor.data = tensor.data.to(self.host.device)
-        if streamed:
-            self._stream = BlockStream(streamed, self.host.device)
+        self._is_placed = False
 
 
 @contextmanager
-def placed(transformer: nn.Module, config: MemoryConfig, size: LatentSize, host: Host) -> Iterator[PlacedTransformer]:
-    """Places `transformer` for windows of `size` as `config` says, and puts it back afterwards."""
-    placement = plan_placement(transformer, config, size, host.free_memory())
-    logger.info("memory = %s: %s.", config.memory.value, placement.describe())
+def placed(
+    transformer: nn.Module, config: MemoryConfig, size: LatentSize, host: Host, beside: int = 0
+) -> Iterator[PlacedTransformer]:
+    """Plans where `transformer` stays for windows of `size`, and puts it back afterwards; `place` moves it there."""
+    placement = plan_placement(transformer, config, size, host.free_memory(), beside)
+    logger.info("memory = %s: %s of %.1f.", config.memory.value, placement.describe(), placement.budget / GB)
+    if placement.estimate > placement.budget:
+        logger.warning(
+            "The run may need %.1f GB and has %.1f. Smaller pictures, shorter windows, 8-bit weights or a few-step "
+            "LoRA with text_scale 1 need less.",
+            placement.estimate / GB,
+            placement.budget / GB,
+        )
     holder = PlacedTransformer(transformer, placement, host)
     try:
         yield holder
     finally:
         holder.release()
-
-
-class BlockStream:
-    """Brings each block to the device when its turn comes, the next one being copied meanwhile.
-
-    Blocks run in a fixed order, round and round. On CUDA the copies run on a stream of their own, from a pinned window
-    of `WINDOW` blocks; elsewhere they are plain copies.
-    """
-
-    def __init__(self, blocks: list[nn.Module], device: torch.device):
-        self._blocks, self._device = blocks, device
-        self._homes = [_Home(block) for block in blocks]
-        self._copies: dict[int, list[Tensor]] = {}
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._hooks = []
-        for index, block in enumerate(blocks):
-            self._hooks.append(block.register_forward_pre_hook(lambda *_, index=index: self._enter(index)))
-            self._hooks.append(
-                block.register_forward_hook(lambda *_, index=index: self._leave(index), always_call=True)
-            )
-
-    def close(self) -> None:
-        """Ends the streaming; the blocks' weights are at home again."""
-        for hook in self._hooks:
-            hook.remove()
-        for home in self._homes:
-            home.restore()
-        self._copies.clear()
-
-    def _enter(self, index: int) -> None:
-        self._fetch(index)
-        if self._side is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._side)
-        for tensor, copy in zip(_tensors(self._blocks[index]), self._copies[index], strict=True):
-            tensor.data = copy
-        if len(self._blocks) > 1:
-            self._fetch((index + 1) % len(self._blocks))
-
-    def _leave(self, index: int) -> None:
-        self._homes[index].restore()
-        if self._side is not None:
-            for copy in self._copies[index]:
-                copy.record_stream(torch.cuda.current_stream(self._device))
-        del self._copies[index]
-
-    def _fetch(self, index: int) -> None:
-        if index in self._copies:
-            return
-        sources = self._homes[index].tensors
-        if self._side is None:
-            self._copies[index] = [source.to(self._device, copy=True) for source in sources]
-            return
-        with torch.cuda.stream(self._side):
-            pinned = [source.pin_memory() for source in sources]
-            self._copies[index] = [source.to(self._device, non_blocking=True) for source in pinned]
-
-
-class _Home:
-    """Remembers where a module's tensors were, and brings them back without a copy."""
-
-    def __init__(self, module: nn.Module):
-        self._module = module
-        self.tensors = [tensor.data for tensor in _tensors(module)]
-
-    def restore(self) -> None:
-        for tensor, data in zip(_tensors(self._module), self.tensors, strict=True):
-            tensor.data = data
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()

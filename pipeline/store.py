@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,16 @@ import av
 import numpy as np
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 2  # raised when the same inputs come to give other frames, or the files change
 SAMPLES = 64  # values of each weight that its fingerprint looks at
+LIMIT_BYTES = 50 * 10**9
+GB = 10**9
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class FinishedWindow:
     """A window's frames as the video shows them, and the motion frames as they were.
 
     Attributes:
-        frames: `c f h w`, -1..1, of 8 bits.
+        frames: `c f h w`, -1..1, of 8 bits where they come from a store.
         motion: `c m h w`, -1..1, the last frames unrounded, for the window that follows.
     """
 
@@ -38,57 +43,89 @@ class WindowStore:
     """The finished windows of one run, in a folder that its inputs name.
 
     A window is two files: `<index>.mkv`, its frames in lossless FFV1, and `<index>.safetensors`, its motion frames.
-    Both are renamed into place when they are whole, the second last, so what is found is finished.
+    Both are renamed into place when they are whole, the second last, so what is found is finished. Two processes may
+    work on the same run: they write the same. What the disk refuses is not kept, and the run goes on.
+
+    Args:
+        root: the folder of all runs.
+        key: the run's name, from `run_key`.
+        limit_bytes: what all runs together may take. Other runs go first, the oldest before the others.
     """
 
-    def __init__(self, root: Path, key: str, limit_bytes: int = 50 * 10**9):
-        self.folder = Path(root) / key
+    def __init__(self, root: Path, key: str, limit_bytes: int = LIMIT_BYTES):
+        self._root, self.folder, self._limit_bytes = Path(root), Path(root) / key, limit_bytes
+        self._is_full = False
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.touch()
-        _drop_oldest(Path(root), limit_bytes, keep=self.folder)
+        _tell(_drop_oldest(self._root, limit_bytes, keep=self.folder), self._root, limit_bytes)
 
     def load(self, index: int) -> FinishedWindow | None:
-        """The finished window number `index`, or None."""
+        """The finished window number `index`; None where there is none, or a damaged one."""
         video, motion = self._paths(index)
         if not motion.exists():
             return None
+        try:
+            finished = FinishedWindow(_to_float(_read_lossless(video)), load_file(motion)["motion"])
+        except (OSError, ValueError, SafetensorError, av.error.FFmpegError) as error:
+            logger.warning("Window %d in %s is damaged (%s) and is made again.", index + 1, self.folder, error)
+            return None
         logger.info("Window %d is already finished; it is read from %s.", index + 1, video)
-        with av.open(str(video)) as container:
-            pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        return FinishedWindow(_to_float(np.stack(pictures)), load_file(motion)["motion"])
+        return finished
 
     def save(self, index: int, frames: Tensor, num_motion: int) -> FinishedWindow:
         """Writes a window (`c f h w`, -1..1) and returns it as a later run would read it."""
-        video, motion = self._paths(index)
         pictures = _to_bytes(frames)
-        unfinished = video.with_suffix(".part.mkv")
-        _write_lossless(unfinished, pictures)
-        _put(unfinished, video)
-        finished = FinishedWindow(_to_float(pictures), frames[:, -num_motion:].contiguous())
-        unfinished = motion.with_suffix(".part")
-        save_file({"motion": finished.motion}, unfinished)
-        _put(unfinished, motion)
+        finished = FinishedWindow(_to_float(pictures), last_frames(frames, num_motion))
+        if not self._is_full:
+            self._keep(index, pictures, finished.motion)
         return finished
+
+    def clear(self) -> None:
+        """Forgets the windows that an earlier run has left, so that all are made again."""
+        self.discard()
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def discard(self) -> None:
         """Removes the run's files; the video is written."""
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _keep(self, index: int, pictures: np.ndarray, motion: Tensor) -> None:
+        video_path, motion_path = self._paths(index)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # another process may have dropped it
+            _put(video_path, lambda path: _write_lossless(path, pictures))
+            _put(motion_path, lambda path: save_file({"motion": motion}, path))
+            total = _drop_oldest(self._root, self._limit_bytes, keep=self.folder)
+            self._is_full = total > self._limit_bytes
+            reason = f"{total / GB:.1f} GB are used, {self._limit_bytes / GB:.1f} are allowed"
+        except (OSError, SafetensorError, av.error.FFmpegError) as error:
+            self._is_full, reason = True, str(error)
+        if self._is_full:
+            logger.warning("No more windows are kept in %s: %s. The run goes on.", self.folder, reason)
 
     def _paths(self, index: int) -> tuple[Path, Path]:
         return self.folder / f"{index:04d}.mkv", self.folder / f"{index:04d}.safetensors"
 
 
+def last_frames(frames: Tensor, num_frames: int) -> Tensor:
+    """The last of `c f h w` in memory of their own: a view would hold all of them."""
+    return frames[:, -num_frames:].clone(memory_format=torch.contiguous_format)
+
+
 def run_key(*parts: object) -> str:
     """A name for a run, from everything that its frames depend on: tensors, modules, configurations, text."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{FORMAT}".encode())
     for part in parts:
         _feed(digest, part)
     return digest.hexdigest()[:32]
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Tells two sets of weights apart by their names, shapes, types and `SAMPLES` values of each."""
+    """Tells two networks apart by their layers, and by the names, shapes, types and `SAMPLES` values of each weight."""
     digest = hashlib.sha256()
+    for name, layer in module.named_modules():
+        if not isinstance(layer, nn.ParameterDict):  # which tells of the device
+            digest.update(f"{name} {type(layer).__name__} {layer.extra_repr()}".encode())
     for name, tensor in module.state_dict().items():
         flat = tensor.detach().flatten()
         stride = max(1, flat.numel() // SAMPLES)
@@ -120,6 +157,11 @@ def _to_float(pictures: np.ndarray) -> Tensor:
     return rearrange(torch.from_numpy(pictures).float() / 127.5 - 1, "f h w c -> c f h w").contiguous()
 
 
+def _read_lossless(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
 def _write_lossless(path: Path, pictures: np.ndarray) -> None:
     with av.open(str(path), "w", format="matroska") as container:
         stream = container.add_stream("ffv1", rate=25)
@@ -129,25 +171,30 @@ def _write_lossless(path: Path, pictures: np.ndarray) -> None:
         container.mux(stream.encode())
 
 
-def _put(unfinished: Path, path: Path) -> None:
+def _put(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes a file beside `path`, waits for the disk, and renames it into place."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    write(unfinished)
     with unfinished.open("rb+") as file:
         os.fsync(file.fileno())
     unfinished.replace(path)
 
 
-def _drop_oldest(root: Path, limit_bytes: int, keep: Path) -> None:
-    """Removes other runs' folders, the oldest first, until what is left is within the limit."""
+def _drop_oldest(root: Path, limit_bytes: int, keep: Path) -> int:
+    """Removes other runs' folders, the oldest first, until the rest is within the limit; returns what is left."""
     folders = sorted((f for f in root.iterdir() if f.is_dir()), key=lambda folder: folder.stat().st_mtime)
     sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
     total = sum(sizes.values())
     for folder in folders:
-        if total <= limit_bytes:
-            break
-        if folder != keep:
+        if total > limit_bytes and folder != keep:
             logger.info(
-                "Removing the unfinished run %s (%.1f GB) to stay within the limit.", folder, sizes[folder] / 1e9
+                "Removing the unfinished run %s (%.1f GB) to stay within the limit.", folder, sizes[folder] / GB
             )
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             total -= sizes[folder]
+    return total
+
+
+def _tell(total: int, root: Path, limit_bytes: int) -> None:
     if total:
-        logger.info("Unfinished runs take %.2f GB in %s.", total / 1e9, root)
+        logger.info("Unfinished runs take %.2f of at most %.0f GB in %s.", total / GB, limit_bytes / GB, root)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Resolution
 from ..errors import ConfigError
 from ..host import Host
 from ..memory import resident
 from .image_encoder import ImageEncoder
+from .tiling import Tiling
 from .vae import VideoCoder, VideoVae
 
 LARGEST_480P = 640 * 960  # pixels, between the largest bucket of 480p and the smallest of 720p
@@ -76,11 +77,25 @@ class Conditioning:
             return self.image_embeds
         return self.image_encoder.encode(frame)
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Our own coders' networks, on which the frames depend; others' are not ours to look into."""
+        coders = (self.vae, self.image_encoder)
+        return tuple(coder.model for coder in coders if isinstance(coder, VideoVae | ImageEncoder))
+
+    @property
+    def can_tile(self) -> bool:
+        """Whether the VAE still works on whole frames and could work on tiles, in less memory."""
+        return isinstance(self.vae, VideoVae) and self.vae.tiling is None
+
+    def tiled(self) -> Conditioning:
+        """The same with a VAE that works on tiles."""
+        return replace(self, vae=VideoVae(self.vae.model, Tiling()))
+
     @contextmanager
     def coders_on(self, host: Host) -> Iterator[None]:
         """Keeps our own coders on the host's device for a while; others look after themselves."""
         with ExitStack() as stack:
-            for coder in (self.vae, self.image_encoder):
-                if isinstance(coder, VideoVae | ImageEncoder):
-                    stack.enter_context(resident(coder.model, host))
+            for network in self.networks:
+                stack.enter_context(resident(network, host))
             yield

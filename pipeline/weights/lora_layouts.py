@@ -70,6 +70,9 @@ class Update(nn.Module):
         """The update, in float32."""
         raise NotImplementedError
 
+    def extra_repr(self) -> str:
+        return repr(self.factor)  # tells the same LoRA at two strengths apart
+
     def _part(self, role: str) -> Tensor:
         return self.parts[role].float()
 

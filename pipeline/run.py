@@ -1,0 +1,127 @@
+"""Everything that one run is made of, what follows from it, and whether it fits together."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from .acceleration.accelerate import AccelerationOptions, CacheKind
+from .audio.embeds import AudioEmbeds
+from .conditioning.conditioning import Conditioning
+from .config import GenerationConfig
+from .errors import ConfigError
+from .host import Host, Progress
+from .memory import Footprint, MemoryConfig, decode_bytes
+from .sampling.guidance import Guidance
+from .sampling.noise import Noise
+from .sampling.schedule import timesteps
+from .sampling.windows import Window, plan_windows
+from .shapes import TOKEN_PIXELS, LatentSize
+from .transformer.model import MultiTalkTransformer
+
+logger = logging.getLogger(__name__)
+
+TRAINED_SPEAKERS = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that one run is made of."""
+
+    transformer: MultiTalkTransformer
+    audio_embeds: AudioEmbeds
+    conditioning: Conditioning
+    config: GenerationConfig
+    options: AccelerationOptions
+    memory: MemoryConfig
+    host: Host
+    noise: Noise
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """The plan."""
+        embeds = self.audio_embeds
+        num_features = [embeds.features.shape[1]] * embeds.num_speakers
+        return plan_windows(self.config.num_frames or embeds.num_frames, self.config.windows, num_features)
+
+    @cached_property
+    def timesteps(self) -> Tensor:
+        """`steps+1` values of 1000..0."""
+        sampling = self.config.sampling
+        return timesteps(sampling.steps, sampling.shift_for(self.config.resolution), sampling.skip_tail)
+
+    @property
+    def decode_bytes(self) -> int:
+        """What the VAE takes on the device; another's VAE is taken for ours."""
+        networks = self.conditioning.networks
+        itemsize = networks[0].dtype.itemsize if networks else 4
+        return decode_bytes(self.conditioning.height, self.conditioning.width, itemsize)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What stays on the device from step to step beside the weights: keys and values, and a cache's residuals."""
+        size, passes = self.size(self.windows[0]), self.guidance().passes
+        prompts = len({role.hears_prompt for role in passes})
+        voices = sum({self.audio_embeds.num_speakers if role.hears_audio else 1 for role in passes})
+        residuals = 0 if self.options.cache is CacheKind.NONE else len(passes)
+        footprint = Footprint.of(self.transformer)
+        return footprint.constant_bytes(size, prompts, voices) + residuals * footprint.tokens_bytes(size)
+
+    def guidance(self) -> Guidance:
+        """What compares the passes of a window's steps; it remembers, so every window takes a new one."""
+        return Guidance(self.config.guidance, self.options.guidance_every)
+
+    def size(self, window: Window) -> LatentSize:
+        """The size of a window's latents."""
+        return LatentSize.of_video(window.num_frames, self.conditioning.height, self.conditioning.width)
+
+    def report(self, stage: str, window: Window, done: float, step: int = 0, latents: Tensor | None = None) -> None:
+        """Tells the host; `done` is the share of this window."""
+        fraction = (window.index + done) / len(self.windows)
+        steps = self.config.sampling.steps
+        self.host.report(Progress(stage, fraction, window.index + 1, len(self.windows), step, steps), latents)
+        self.host.check_cancelled()
+
+    def check(self) -> None:
+        """Looks at everything that can be known before a network runs.
+
+        Raises:
+            ConfigError: the audio, the picture, the speakers or the sizes do not fit the model or each other.
+        """
+        conditioning, embeds = self.conditioning, self.audio_embeds
+        self.options.check(self.config)
+        if conditioning.height % TOKEN_PIXELS or conditioning.width % TOKEN_PIXELS:
+            raise ConfigError(
+                f"The picture is {conditioning.width}x{conditioning.height}; "
+                f"its sides must be multiples of {TOKEN_PIXELS}."
+            )
+        wanted = tuple(self.transformer.config.audio_features)
+        if tuple(embeds.features.shape[2:]) != wanted:
+            raise ConfigError(
+                f"The audio embeds have {tuple(embeds.features.shape[2:])} layers x channels, the adapter wants "
+                f"{wanted}. Encode the audio with chinese-wav2vec2-base."
+            )
+        _check_speakers(embeds.num_speakers, conditioning.speaker_masks)
+        logger.info("%d frames in %d windows.", sum(_length(w.keep) for w in self.windows), len(self.windows))
+
+
+def _check_speakers(num_voices: int, masks: Tensor | None) -> None:
+    places = 1 if masks is None else len(masks) - 1
+    if num_voices > 1 and places != num_voices:
+        raise ConfigError(
+            f"{num_voices} voices need as many places in the picture, got {places}. "
+            f"Connect a speaker or a mask for each voice."
+        )
+    if num_voices > TRAINED_SPEAKERS:
+        logger.warning(
+            "%d speakers: the model was trained with %d at most, more is untrained territory.",
+            num_voices,
+            TRAINED_SPEAKERS,
+        )
+
+
+def _length(keep: slice) -> int:
+    return keep.stop - keep.start

@@ -1,0 +1,177 @@
+"""One window from noise to frames: its start, its steps, its pictures, and what is done when something goes wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .acceleration.attention_kernels import AttentionKernel, find_kernel
+from .acceleration.step_cache import StepCache, cached_forward, make_cache
+from .color import match_colors
+from .conditioning.conditioning import Conditioning
+from .conditioning.speakers import to_latent_masks
+from .config import WindowPlan
+from .errors import NumericalError
+from .memory import PlacedTransformer
+from .recipes import WindowStart, start_window
+from .run import Run
+from .sampling.denoise import denoise
+from .sampling.guidance import Guidance, Pass
+from .sampling.windows import Window
+from .transformer.prepared import PreparedPass
+
+logger = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
+
+DENOISING = 0.9  # a window's share of progress that its steps take; the rest is the VAE's
+BLACK = -0.97  # a frame without a brighter value shows nothing
+
+
+def generate_window(run: Run, transformer: PlacedTransformer, window: Window, motion: Tensor | None) -> Tensor:
+    """The frames of one window, `c f h w` in -1..1 on the CPU; `motion` are the last ones of the window before."""
+    run.report("image", window, 0.0)
+    latents = _sample_safely(run, transformer, window, motion)
+    run.report("decode", window, DENOISING)
+    frames = _with_coders(run, transformer, partial(_decode, latents))
+    _check_frames(frames, run.conditioning.source, window)
+    if window.index or run.config.windows.plan is WindowPlan.PUBLISHED:
+        frames = match_colors(frames, run.conditioning.source[:, 0], run.config.color_strength)
+    run.report("done", window, 1.0)
+    return frames
+
+
+def _with_coders(run: Run, transformer: PlacedTransformer, work: Callable[[Conditioning], Made]) -> Made:
+    """`work` with the VAE and the image encoder on the device; where memory runs out, once more in tiles."""
+    conditioning = run.conditioning
+    transformer.make_room(run.decode_bytes)
+    try:
+        with conditioning.coders_on(run.host):
+            return work(conditioning)
+    except torch.OutOfMemoryError:
+        if not conditioning.can_tile:
+            raise
+    logger.warning("The device ran out of memory: the VAE works on tiles in this window, which may show a little.")
+    transformer.release()
+    with conditioning.coders_on(run.host):
+        return work(conditioning.tiled())
+
+
+def _start(run: Run, window: Window, motion: Tensor | None, conditioning: Conditioning) -> WindowStart:
+    """What the window is given before its first step."""
+    return start_window(run.config.windows.recipe, conditioning, window, motion, run.noise)
+
+
+def _decode(latents: Tensor, conditioning: Conditioning) -> Tensor:
+    """All frames of a window; each chunk leaves the device as it comes."""
+    return torch.cat([chunk.cpu() for chunk in conditioning.vae.decode(latents)], 1)
+
+
+def _sample_safely(run: Run, transformer: PlacedTransformer, window: Window, motion: Tensor | None) -> Tensor:
+    """The clean latents of a window; where numbers go bad, once more, and from then on, with the plain attention."""
+    try:
+        return _sample(run, transformer, window, motion)
+    except NumericalError as error:
+        model = run.transformer
+        plain = find_kernel(AttentionKernel.MATH, run.host.device, model.compute_dtype, model.config.attention_head_dim)
+        if model.blocks[0].attn1.attend is plain:
+            raise
+        logger.warning("%s The window is made again with the math attention kernel.", error)
+        model.set_attention(plain)
+        return _sample(run, transformer, window, motion)
+
+
+def _sample(run: Run, transformer: PlacedTransformer, window: Window, motion: Tensor | None) -> Tensor:
+    """The clean latents of a window."""
+    start = _with_coders(run, transformer, partial(_start, run, window, motion))
+    transformer.place()
+    latents = _denoise(run, transformer, window, start)
+    _check_finite(latents, "after the last step")
+    return latents
+
+
+def _check_finite(latents: Tensor, when: str) -> None:
+    if not torch.isfinite(latents).all():
+        raise NumericalError(
+            f"The latents are not finite {when}. Likely causes: float16 weights that overflow (choose bfloat16 as "
+            f"precision), or a faulty attention kernel (choose math in the options)."
+        )
+
+
+def _check_frames(frames: Tensor, source: Tensor, window: Window) -> None:
+    """Raises `NumericalError` for frames that show nothing though the picture does."""
+    if not torch.isfinite(frames).all():
+        raise NumericalError("The VAE gave values that are not finite. Run it in float32.")
+    num_black = int((frames.amax((0, 2, 3)) < BLACK).sum())
+    if 2 * num_black > frames.shape[1] and source.max() > BLACK:
+        raise NumericalError(
+            f"{num_black} of {frames.shape[1]} frames of window {window.index + 1} are black. Likely causes: a VAE "
+            f"that overflows in float16 (load it in float32 or bfloat16), or a file that is no Wan2.1 VAE."
+        )
+
+
+def _denoise(run: Run, transformer: PlacedTransformer, window: Window, start: WindowStart) -> Tensor:
+    """The clean latents of a window."""
+    guidance = run.guidance()
+    heard = _prepare_passes(run, window, start, guidance)
+    cache = make_cache(run.options, run.transformer, run.timesteps, run.config.resolution)
+    noise = run.noise.for_window(window.index, run.size(window).shape).to(run.host.device)
+    predict = partial(_predict, run, transformer, heard, cache)
+    return denoise(predict, noise, run.timesteps, guidance, start.anchor, partial(_after_step, run, window))
+
+
+def _prepare_passes(run: Run, window: Window, start: WindowStart, guidance: Guidance) -> dict[Pass, PreparedPass]:
+    """The passes that the guidance needs, each with its prompt and its voices."""
+    size, conditioning, device = run.size(window), run.conditioning, run.host.device
+    masks = conditioning.speaker_masks
+    if masks is not None:
+        masks = to_latent_masks(masks, size).to(device)
+    shared = run.transformer.prepare_window(
+        size,
+        start.condition.to(device),
+        start.image_embeds.to(device),
+        masks if run.audio_embeds.num_speakers > 1 else None,
+    )
+    prompts = {True: conditioning.prompt_for(window.index).to(device), False: conditioning.negative_embeds.to(device)}
+    voices = {
+        True: run.audio_embeds.window(window.feature_frames).to(device),
+        False: run.transformer.zero_audio(window.num_frames).to(device),
+    }
+    return {
+        role: run.transformer.prepare_pass(shared, prompts[role.hears_prompt], voices[role.hears_audio])
+        for role in guidance.passes
+    }
+
+
+def _predict(
+    run: Run,
+    transformer: PlacedTransformer,
+    heard: dict[Pass, PreparedPass],
+    cache: StepCache | None,
+    latents: Tensor,
+    timestep: Tensor,
+    step: int,
+    role: Pass,
+) -> Tensor:
+    """One forward. When the device's memory runs out, once, the blocks are streamed and the forward is done again."""
+    run.host.check_cancelled()
+    forward = partial(cached_forward, run.transformer, cache, latents, timestep, step, heard[role], role)
+    try:
+        return forward()
+    except torch.OutOfMemoryError:
+        if not transformer.lower():
+            raise
+    return forward()  # outside the except, where the failed forward's tensors are gone
+
+
+def _after_step(run: Run, window: Window, step: int, clean: Tensor) -> None:
+    """Tells the host, and looks once a window whether the numbers are sound."""
+    if step == 0:
+        _check_finite(clean, "after the first step")
+    steps = run.config.sampling.steps
+    run.report("sampling", window, DENOISING * (step + 1) / steps, step + 1, clean)
