@@ -24,7 +24,7 @@ from multitalk.pipeline.generate import generate
 from multitalk.pipeline.host import TorchHost
 from multitalk.pipeline.shapes import VAE_STRIDE_SPACE
 from multitalk.pipeline.transformer.model import MultiTalkTransformer
-from multitalk.pipeline.weights.key_maps import rename_clip, rename_text, rename_transformer, rename_vae
+from multitalk.pipeline.weights.key_maps import for_live_keys, rename_clip, rename_text, rename_transformer, rename_vae
 from support.golden import Golden
 from support.transformer import sizes
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
@@ -149,7 +149,7 @@ def load_image_encoder(golden: Golden) -> CLIPVisionModel:
             layer_norm_eps=config["norm_eps"],
         )
     ).eval()  # fmt: skip
-    state = rename_clip(weights(golden, "clip"))
+    state = for_live_keys(rename_clip(weights(golden, "clip")), model.state_dict())
     model.load_state_dict({key: state[key] for key in model.state_dict()})
     return model
 
