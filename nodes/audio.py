@@ -9,11 +9,10 @@ from ..pipeline.audio.dialogue import Arrangement, Speech, soundtrack
 from ..pipeline.audio.embeds import AudioEmbeds, encode_audio
 from ..pipeline.errors import AudioError
 from ..pipeline.host import Progress
-from ..pipeline.memory import resident
 from ..pipeline.weights import handles
 from ..pipeline.weights.handles import Lazy
 from . import sockets
-from .comfy_host import ComfyHost
+from .comfy_host import ComfyHost, at_work
 from .conversions import from_audio, to_audio
 
 CATEGORY = "MultiTalk"
@@ -48,7 +47,7 @@ class MultiTalkEncodeAudio(io.ComfyNode):
                     default=0,
                     min=0,
                     max=100000,
-                    tooltip="Length of the video in frames; 0 takes it from the audio.",
+                    tooltip="Length of the video in frames, counted at fps; 0 takes it from the audio.",
                 ),
                 io.Float.Input(
                     "fps",
@@ -56,7 +55,8 @@ class MultiTalkEncodeAudio(io.ComfyNode):
                     min=1.0,
                     max=60.0,
                     step=0.01,
-                    tooltip="Frames a second that num_frames counts.",
+                    tooltip="Frames a second of the finished video. The model makes 25; other rates leave some out or "
+                    "repeat some.",
                 ),
                 io.Combo.Input(
                     "multi_audio_type",
@@ -103,7 +103,7 @@ class MultiTalkEncodeAudio(io.ComfyNode):
         speeches = [Speech(sound, start) for sound, start in zip(sounds, starts, strict=True)]
         arrangement = Arrangement(multi_audio_type)
         host.report(Progress("audio", 0))
-        with resident(audio_encoder.model, host) as encoder:
+        with at_work(audio_encoder.model, host) as encoder:
             embeds = encode_audio(
                 encoder, speeches, arrangement, num_frames, normalize_loudness, handles.normalizes_input(encoder), fps
             )

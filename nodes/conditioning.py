@@ -11,10 +11,9 @@ from ..pipeline.conditioning.speakers import Place, draw_places, speaker_masks
 from ..pipeline.config import Resolution
 from ..pipeline.errors import ConfigError
 from ..pipeline.host import Progress
-from ..pipeline.memory import resident
 from ..pipeline.weights.handles import Lazy
 from . import sockets
-from .comfy_host import ComfyHost
+from .comfy_host import ComfyHost, at_work
 from .conversions import CoreVae, from_conditioning, from_image, from_masks, to_image
 
 CATEGORY = "MultiTalk"
@@ -206,7 +205,7 @@ def _encode_prompts(
     host = ComfyHost()
     host.report(Progress("prompt", 0))
     encoder = text_encoder.model
-    with resident(encoder.model, host):
+    with at_work(encoder.model, host):
         prompts = prompts or tuple(encoder.encode(part).cpu() for part in split_prompts(prompt))
         if negative_embeds is None:
             negative_embeds = encoder.encode(negative_prompt.strip() or DEFAULT_NEGATIVE_PROMPT).cpu()

@@ -5,25 +5,29 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
 from comfy_api.latest import InputImpl, io
+from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..pipeline.acceleration.accelerate import preset
 from ..pipeline.audio.embeds import AudioEmbeds
+from ..pipeline.audio.waveform import Sound, fit_length
 from ..pipeline.config import (
     Acceleration,
     GenerationConfig,
     GuidanceConfig,
     SamplingConfig,
 )
-from ..pipeline.video import write_video
+from ..pipeline.shapes import FPS
+from ..pipeline.video import resample_frame_times, write_video
 from ..pipeline.weights.handles import TransformerFiles
 from . import model_files, sockets
 from .comfy_host import ComfyHost
-from .conversions import from_audio, to_image
+from .conversions import from_audio, to_audio, to_image
 from .options import SamplerOptions
 
 if TYPE_CHECKING:
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 CATEGORY = "MultiTalk"
 FIRST_LOOK_FRAMES = 41
+NO_FRAMES = "The frames are not handed on because keep_frames is off. Turn it on in the sampler, or use its video."
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +63,8 @@ class MultiTalkSampler(io.ComfyNode):
                     default=GenerationConfig.num_frames,
                     min=0,
                     max=100000,
-                    tooltip="Length in frames at 25 a second; 0 takes the audio's. Above 97 it is made in windows.",
+                    tooltip="Length in frames of the model, which makes 25 a second; 0 takes the audio's. Above 97 it "
+                    "is made in windows.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -138,7 +144,7 @@ class MultiTalkSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..pipeline.generate import generate, open_store  # imports diffusers, which takes seconds
 
-        options = options or SamplerOptions()
+        options, fps = options or SamplerOptions(), audio_embeds.fps
         config = GenerationConfig(
             num_frames=FIRST_LOOK_FRAMES if options.first_look else num_frames,
             resolution=conditioning.resolution,
@@ -151,7 +157,9 @@ class MultiTalkSampler(io.ComfyNode):
         )
         knobs = options.acceleration or preset(config)
         knobs.check(config)
-        sound = None if soundtrack is None else from_audio(soundtrack, "soundtrack")
+        num_frames = config.num_frames or audio_embeds.num_frames
+        num_output_frames = audio_embeds.output_frames(config.num_frames)
+        sound = None if soundtrack is None else _as_long(from_audio(soundtrack, "soundtrack"), num_output_frames, fps)
         parts = (model.transformer, audio_embeds, conditioning, config)
         store = open_store(model_files.runs_directory(), *parts, knobs) if options.resume else None
         windows = generate(*parts, ComfyHost(), options=knobs, memory=model.memory, store=store)
@@ -159,15 +167,19 @@ class MultiTalkSampler(io.ComfyNode):
         path = write_video(
             model_files.new_video(),
             _kept(windows, frames) if keep_frames else windows,
-            config.num_frames or audio_embeds.num_frames,
-            audio_embeds.fps,
-            audio_embeds.output_frames(config.num_frames),
+            num_frames,
+            fps,
+            num_output_frames,
             sound,
         )
         if store:
             store.discard()
-        video = InputImpl.VideoFromFile(str(path))
-        return io.NodeOutput(torch.cat(frames) if frames else None, video, soundtrack, float(audio_embeds.fps))
+        images = ExecutionBlocker(NO_FRAMES)
+        if frames:
+            images = torch.cat(frames)
+            images = images if fps == FPS else images[resample_frame_times(num_frames, fps, num_output_frames)]
+        audio = None if sound is None else to_audio(sound)
+        return io.NodeOutput(images, InputImpl.VideoFromFile(str(path)), audio, float(fps))
 
 
 def _kept(windows: Iterator[Tensor], frames: list[Tensor]) -> Iterator[Tensor]:
@@ -175,3 +187,8 @@ def _kept(windows: Iterator[Tensor], frames: list[Tensor]) -> Iterator[Tensor]:
     for window in windows:
         frames.append(to_image(window))
         yield window
+
+
+def _as_long(sound: Sound, num_frames: int, fps: Fraction) -> Sound:
+    """The sound, cut or continued with silence to the length of the video."""
+    return Sound(fit_length(sound.samples, round(num_frames / fps * sound.rate_hz)), sound.rate_hz)

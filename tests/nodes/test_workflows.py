@@ -46,7 +46,18 @@ def test_a_workflow_runs_to_a_video_with_sound(path, runner):
     if prompt[sampler]["inputs"]["keep_frames"]:
         assert frames.shape == (len(pictures), 64, 64, 3) and frames.min() >= 0 and frames.max() <= 1
     else:
-        assert frames is None
+        assert "keep_frames" in frames.message
+
+
+def test_frames_video_and_sound_of_another_rate_are_equally_long(runner):
+    prompt = small(json.loads((PACK / "workflows" / "api" / "single_speaker_quality.json").read_text()))
+    inputs_of(prompt, "MultiTalkEncodeAudio").update(num_frames=9, fps=30.0)  # 0.3 s, for which the model makes 8
+    inputs_of(prompt, "MultiTalkSampler")["num_frames"] = 0
+    sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
+    frames, video, audio, fps = runner.run(prompt)[sampler]
+    with av.open(video.path) as container:
+        shown = len(list(container.decode(video=0)))
+    assert (len(frames), shown, fps, audio["waveform"].shape[-1]) == (9, 9, 30.0, 4800)
 
 
 def test_a_new_seed_runs_only_the_sampler_again(runner):

@@ -107,6 +107,13 @@ class ComfyExtension:
         """Nothing to do."""
 
 
+class ExecutionBlocker:
+    """Stands in an output's place and keeps the nodes behind it from running."""
+
+    def __init__(self, message: str | None):
+        self.message = message
+
+
 @dataclass
 class Preview:
     value: Any
@@ -157,12 +164,14 @@ def install(models: Path, work: Path) -> None:
         InputImpl=types.SimpleNamespace(VideoFromFile=VideoFromFile),
     )  # fmt: skip
     _module("comfy_api", latest=latest)
+    _module("comfy_execution", graph_utils=_module("comfy_execution.graph_utils", ExecutionBlocker=ExecutionBlocker))
     management = _module(
         "comfy.model_management",
         get_torch_device=lambda: torch.device("cpu"),
         get_free_memory=lambda device: 8 * 10**9,
         get_total_memory=lambda device: 8 * 10**9,
         free_memory=lambda size, device: None,
+        minimum_inference_memory=lambda: 10**9,
         throw_exception_if_processing_interrupted=lambda: None,
         processing_interrupted=lambda: False,
     )

@@ -1,0 +1,65 @@
+"""Ours and other nodes' models make room for each other through ComfyUI's model management."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from support import pack
+
+
+class Card:
+    """A GPU of `total` bytes, of which other nodes' models hold `others`, as ComfyUI's management sees it."""
+
+    def __init__(self, total: int, others: int):
+        self.total, self.others = total, others
+        self.guests: list[torch.nn.Module] = []
+
+    @contextmanager
+    def resident(self, network: torch.nn.Module, host: object) -> Iterator[torch.nn.Module]:
+        self.guests.append(network)
+        yield network
+        self.guests.remove(network)
+
+    def free_memory(self, wanted: int, device: torch.device) -> None:
+        self.others = max(0, min(self.others, self.total - int(wanted)))
+
+    def get_free_memory(self, device: torch.device) -> int:
+        return self.total - self.others
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    pack.load(tmp_path, tmp_path)
+    card, management = Card(10_000, 8_000), sys.modules["comfy.model_management"]
+    monkeypatch.setattr(management, "get_torch_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(management, "get_total_memory", lambda device: card.total)
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 1_000)
+    monkeypatch.setattr(management, "free_memory", card.free_memory)
+    monkeypatch.setattr(management, "get_free_memory", card.get_free_memory)
+    return card
+
+
+@pytest.fixture
+def host_module(card, monkeypatch):
+    module = sys.modules[f"{pack.NAME}.nodes.comfy_host"]
+    monkeypatch.setattr(module, "resident", card.resident)
+    return module
+
+
+def test_an_encoder_takes_only_the_room_it_needs_and_goes_home(card, host_module):
+    network = torch.nn.Linear(10, 100, bias=False)  # 4000 bytes
+    with host_module.at_work(network, host_module.ComfyHost()):
+        assert card.guests == [network] and card.others == 5_000
+    assert not card.guests
+
+
+def test_an_encoder_that_does_not_fit_works_on_the_cpu(card, host_module):
+    network = torch.nn.Linear(30, 100, bias=False)  # 12000 bytes
+    with host_module.at_work(network, host_module.ComfyHost()):
+        assert not card.guests
+
+
+def test_a_run_may_take_the_whole_card(card, host_module):
+    assert host_module.ComfyHost().free_memory() == card.total
