@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import time
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from .request import Files, Request, run
 
 PACK = Path(__file__).parents[1]
 MODELS = PACK / "models"
+SILENT = "silent"  # instead of a file of sound
 ASSETS = PACK / "demo" / "assets"
 DEMO_FILES = Files(
     base=MODELS / "diffusion_models" / "wan2.1_i2v_480p_demo.safetensors",
@@ -79,7 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--demo", action="store_true", help="a drawn face says a sentence, with the small bundled model")
     add("--demo-two", action="store_true", help="two drawn faces in turn, with the small bundled model")
     add("--image", type=Path, help="the portrait")
-    add("--audio", type=Path, action="append", help="a voice; once for each speaker, in the order of their places")
+    add(
+        "--audio",
+        type=_voice,
+        action="append",
+        metavar="FILE",
+        help=f"a voice; once for each speaker, in the order of their places; {SILENT} for one who keeps quiet",
+    )
+    add("--start", type=float, action="append", metavar="SECONDS", help="when a voice starts; once for each")
+    add("--heard", type=Path, help="what the video sounds like, if not the voices: the mix they were separated from")
     add("--prompt", default="A person is talking to the camera.", help="| parts prompts for the windows")
     add("--negative-prompt", default="", help="empty takes the published one")
     add(
@@ -105,11 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--recipe", type=Recipe, choices=list(Recipe), help="how the adapter was trained; the default goes by its name")
     add("--memory", type=Memory, choices=list(Memory), default=Memory.AUTO)
     add("--device", type=_device, help="cpu, cuda, cuda:1 ...")
-    add("--fps", type=float, default=25.0, help="frames a second of the video")
+    add("--fps", type=_rate, default=25.0, help="frames a second of the video, such as 24 or 30000/1001")
     for part in ("base", "adapter", "vae", "text-encoder", "image-encoder", "audio-encoder"):
         add(f"--{part}", type=Path, help="weights file; the small bundled model where none is given")
     add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="once for each")
     add("--resume-folder", type=Path, help="keep finished windows here and go on from them")
+    add("--restart", action="store_true", help="make every window again, whatever --resume-folder holds")
     add("--output", type=Path, default=Path("output/multitalk.mp4"))
     add("--verbose", action="store_true")
     return parser
@@ -125,6 +136,16 @@ def _box(text: str) -> tuple[float, float, float, float]:
     """The edges of L,T,R,B."""
     left, top, right, bottom = (float(edge) for edge in text.split(","))
     return left, top, right, bottom
+
+
+def _voice(text: str) -> Path | None:
+    """The file of a voice; None for a speaker who keeps quiet."""
+    return None if text == SILENT else Path(text)
+
+
+def _rate(text: str) -> float:
+    """Frames a second, from a number or a fraction."""
+    return float(Fraction(text))
 
 
 def _device(text: str) -> str:
@@ -176,6 +197,9 @@ def _request(args: argparse.Namespace, findings: Findings) -> Request:
         memory=MemoryConfig(args.memory),
         config=findings.attempt("", partial(config, num_frames, allow_long=args.long or num_frames == 0)) or config(),
         resume_folder=args.resume_folder,
+        starts=tuple(args.start or ()),
+        heard=args.heard,
+        restart=args.restart,
         output=args.output,
     )
 

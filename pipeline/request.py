@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .audio.dialogue import Arrangement, Speech, soundtrack
 from .audio.embeds import AudioEmbeds, encode_audio
-from .audio.waveform import read
+from .audio.waveform import Sound, read
 from .conditioning.reference import bucket, check_size, fit, read_image
 from .conditioning.speakers import Place
 from .config import GenerationConfig, Recipe
@@ -29,8 +29,6 @@ from .weights import handles
 from .weights.fit import WeightFiles
 
 if TYPE_CHECKING:  # seconds to import; what is wrong with a request is told before
-    from transformers import Wav2Vec2Model
-
     from .conditioning.conditioning import Conditioning
 
 logger = logging.getLogger(__name__)
@@ -60,14 +58,19 @@ class Request:
 
     Attributes:
         image: the portrait.
-        audio: a voice for each speaker.
+        audio: a voice for each speaker; None for one who keeps quiet.
+        starts: when each voice starts, in seconds; none goes by `in_turn`.
+        heard: what the video sounds like where that is not the voices, such as the mix they were separated from.
         boxes: a place for each speaker, (left, top, right, bottom) in percent; none splits the image.
         size: (height, width) instead of the resolution's bucket.
         in_turn: several voices one after the other.
+        fps: frames a second of the file; the model itself runs at 25.
+        resume_folder: where finished windows are kept until the video is written.
+        restart: forget what an earlier run has left there, and make every window again.
     """
 
     image: Path | None
-    audio: tuple[Path, ...]
+    audio: tuple[Path | None, ...]
     files: Files
     output: Path
     config: GenerationConfig
@@ -80,6 +83,9 @@ class Request:
     recipe: Recipe | None = None
     memory: MemoryConfig = MemoryConfig()
     resume_folder: Path | None = None
+    starts: tuple[float, ...] = ()
+    heard: Path | None = None
+    restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,13 @@ class Seen:
 
     Attributes:
         picture: uint8 `h w c`.
+        heard: the soundtrack where it is not the voices.
         masks: `p+1 h w`, None for one speaker.
     """
 
     picture: Tensor | None
     speeches: list[Speech]
+    heard: Sound | None
     draft: Draft
     masks: Tensor | None
     estimate: Estimate | None
@@ -116,17 +124,19 @@ def run(request: Request, host: Host, findings: Findings | None = None) -> Path:
     from .generate import generate, open_store  # imports diffusers, which takes seconds
 
     model = _files(request)
-    parts = {name: getattr(handles, name)(getattr(request.files, name)) for name in _ENCODERS}
-    config, speeches = seen.draft.config, seen.speeches
-    embeds = _hear(parts["audio_encoder"].model, request, speeches, host)
-    conditioning = _see(parts, request, fit(seen.picture, seen.draft.target)[:, None], seen.masks, host)
+    config = seen.draft.config
+    embeds = _hear(request, seen.speeches, host)
+    conditioning = _see(request, fit(seen.picture, seen.draft.target)[:, None], seen.masks, host)
     transformer = model.transformer
     store = None
     if request.resume_folder:
         store = open_store(request.resume_folder, transformer, embeds, conditioning, config)
+        if request.restart:
+            store.clear()
     windows = generate(transformer, embeds, conditioning, config, host, memory=request.memory, store=store)
     num_output = embeds.output_frames(config.num_frames)
-    sound = soundtrack(speeches, _arrangement(request), num_output, embeds.fps)
+    heard = seen.speeches if seen.heard is None else [Speech(seen.heard)]
+    sound = soundtrack(heard, _arrangement(request), num_output, embeds.fps)
     with measuring(seen.draft, seen.estimate, host, is_whole=not store or not any(store.folder.iterdir())):
         write_video(request.output, windows, config.num_frames or embeds.num_frames, embeds.fps, num_output, sound)
     if store:
@@ -134,14 +144,12 @@ def run(request: Request, host: Host, findings: Findings | None = None) -> Path:
     return request.output
 
 
-_ENCODERS = ("audio_encoder", "text_encoder", "image_encoder", "vae")
-
-
 def look(request: Request, findings: Findings, host: Host) -> Seen:
     """Everything that can be known without weights; all that is wrong goes to `findings`."""
     picture = _picture(request, findings)
     target = None if picture is None else findings.attempt("size", _target, request, picture)
     speeches = _speeches(request, findings)
+    heard = None if request.heard is None else findings.attempt("heard", read, request.heard)
     places = _places(request, findings)
     if len(request.boxes) not in (0, len(request.audio)):
         findings.problem("box", f"{len(request.audio)} voices need as many boxes, got {len(request.boxes)}.")
@@ -150,7 +158,7 @@ def look(request: Request, findings: Findings, host: Host) -> Seen:
     asked = round(request.config.num_frames * request.fps / FPS)
     num_frames = check_voices(speeches, _arrangement(request), asked, request.fps, findings) if speeches else None
     draft = _draft(request, target, num_frames, findings)
-    return Seen(picture, speeches, draft, masks, inspect(draft, findings, host))
+    return Seen(picture, speeches, heard, draft, masks, inspect(draft, findings, host))
 
 
 def _picture(request: Request, findings: Findings) -> Tensor | None:
@@ -167,8 +175,17 @@ def _target(request: Request, picture: Tensor) -> tuple[int, int]:
 def _speeches(request: Request, findings: Findings) -> list[Speech]:
     if not request.audio:
         findings.problem("audio", "There is none. Name a voice with --audio, once for each speaker.")
-    sounds = [findings.attempt("audio", read, path) for path in request.audio]
-    return [Speech(sound) for sound in sounds if sound is not None]
+    starts = request.starts or (None,) * len(request.audio)
+    if len(starts) != len(request.audio):
+        findings.problem("start", f"{len(request.audio)} voices need as many starts, got {len(starts)}.")
+        starts = (None,) * len(request.audio)
+    pairs = zip(request.audio, starts, strict=True)
+    speeches = [findings.attempt("audio", _speech, path, start_s) for path, start_s in pairs]
+    return [speech for speech in speeches if speech is not None]
+
+
+def _speech(path: Path | None, start_s: float | None) -> Speech:
+    return Speech(None if path is None else read(path), start_s)
 
 
 def _places(request: Request, findings: Findings) -> list[Place]:
@@ -232,9 +249,10 @@ def _arrangement(request: Request) -> Arrangement:
     return Arrangement.IN_TURN if request.in_turn else Arrangement.PARALLEL
 
 
-def _hear(encoder: Wav2Vec2Model, request: Request, speeches: list[Speech], host: Host) -> AudioEmbeds:
+def _hear(request: Request, speeches: list[Speech], host: Host) -> AudioEmbeds:
+    """What is said; the encoder is read for it and dropped again."""
     host.report(Progress("audio", 0))
-    with resident(encoder, host):
+    with resident(handles.audio_encoder(request.files.audio_encoder).model, host) as encoder:
         return encode_audio(
             encoder,
             speeches,
@@ -245,13 +263,15 @@ def _hear(encoder: Wav2Vec2Model, request: Request, speeches: list[Speech], host
         )
 
 
-def _see(parts: dict, request: Request, source: Tensor, masks: Tensor | None, host: Host) -> Conditioning:
+def _see(request: Request, source: Tensor, masks: Tensor | None, host: Host) -> Conditioning:
+    """What is seen; the text encoder, the largest of the small networks, is read for it and dropped again."""
     from .conditioning.conditioning import Conditioning  # imports diffusers
     from .conditioning.prompt import DEFAULT_NEGATIVE_PROMPT, split_prompts
 
     host.report(Progress("prompt", 0))
-    encoder = parts["text_encoder"].model
+    encoder = handles.text_encoder(request.files.text_encoder).model
     with resident(encoder.model, host):
         prompts = tuple(encoder.encode(part).cpu() for part in split_prompts(request.prompt))
         negative = encoder.encode(request.negative_prompt.strip() or DEFAULT_NEGATIVE_PROMPT).cpu()
-    return Conditioning(source, prompts, negative, parts["vae"].model, parts["image_encoder"].model, None, masks)
+    vae, image_encoder = handles.vae(request.files.vae).model, handles.image_encoder(request.files.image_encoder).model
+    return Conditioning(source, prompts, negative, vae, image_encoder, None, masks)
