@@ -200,8 +200,8 @@ def _image(header: Header) -> Kind | None:
     width, tokens = header.axis(-1, *positions), header.axis(-2, *positions)
     if width in OTHER_TOWERS:
         return Kind(f"a {OTHER_TOWERS[width]} vision encoder (width {width})")
-    if tokens != 257 or not header.contains("cls_embedding", "class_embedding"):
-        return Kind(f"a vision encoder with {tokens} positions instead of 257")
+    if tokens > 257 or not header.contains("cls_embedding", "class_embedding"):
+        return Kind(f"a vision encoder with {tokens} positions instead of 257")  # ViT-H at a larger image
     return Kind("CLIP's vision encoder", Component.IMAGE_ENCODER)
 
 
