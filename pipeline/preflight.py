@@ -21,7 +21,7 @@ from .config import GenerationConfig, Recipe
 from .estimate import Estimate, Measurements, estimate, machine_key
 from .findings import Findings
 from .host import Host
-from .memory import GB, Memory, MemoryConfig, place
+from .memory import GB, Memory, MemoryConfig, Placement, place
 from .sampling.windows import Window, plan_windows
 from .shapes import TOKEN_PIXELS, LatentSize
 from .weights.fit import TransformerFacts, WeightFiles, check_weights
@@ -143,6 +143,8 @@ def check_voices(
     if not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
         findings.problem("fps", f"It must be in {FPS_RANGE[0]}..{FPS_RANGE[1]}, got {fps:g}. 25 is the model's own.")
         return None
+    if not speeches:
+        return None
     turns = findings.attempt("audio", plan_turns, speeches, arrangement)
     if turns is None:
         return None
@@ -151,6 +153,9 @@ def check_voices(
             findings.note(f"Voice {speaker} is silent: its lips will stay closed.")
         elif speech.sound.duration_s < SHORTEST_VOICE_S:
             findings.note(f"Voice {speaker} lasts {speech.sound.duration_s:.2f} s; speech needs about half a second.")
+    if not num_frames and all(speech.sound is None for speech in speeches):
+        findings.problem("audio", "No speaker has a sound, so the video has no length. Give audio, or num_frames.")
+        return None
     heard_s = max(turn.end_s for turn in turns)
     asked_s = num_frames / fps
     if num_frames and asked_s > heard_s + 1:
@@ -204,33 +209,41 @@ def _note_steps(draft: Draft, findings: Findings) -> None:
 
 
 def _with_memory(found: Estimate, draft: Draft, facts: TransformerFacts, findings: Findings, host: Host) -> Estimate:
-    free = host.free_memory()
-    placement = place(facts.footprint, draft.memory, found.size, free)
+    free, memory = host.free_memory(), draft.memory
+    placement = _placement(draft, facts, memory, found.size, free)
     if placement.estimate > free:
         kind = "of the machine's memory" if host.device.type == "cpu" else f"on {host.device}"
         findings.problem(
             "memory",
-            f"{draft.memory.memory.value} takes about {placement.estimate / GB:.1f} GB, {free / GB:.1f} GB "
-            f"{kind} are free. {_cure(draft, facts, found, free)}",
+            f"{memory.memory.value} takes about {placement.estimate / GB:.1f} GB, {free / GB:.1f} GB {kind} are free. "
+            f"{_cure(draft, facts, found, free)}",
         )
-    limit = draft.memory.memory.limit
+    limit = memory.memory.limit
     if limit is not None and limit < placement.estimate <= free:
         findings.note(
-            f"memory = {draft.memory.memory.value} cannot be kept: about {placement.estimate / GB:.1f} GB are taken."
+            f"memory = {memory.memory.value} cannot be kept: about {placement.estimate / GB:.1f} GB are taken."
         )
     return replace(found, placement=placement, footprint=facts.footprint, free_bytes=free)
 
 
+def _placement(draft: Draft, facts: TransformerFacts, memory: MemoryConfig, size: LatentSize, free: int) -> Placement:
+    footprint = facts.footprint
+    beside = footprint.constant_bytes(size, num_prompts=2, num_voices=draft.num_voices)
+    return place(footprint, memory, size, free, beside)
+
+
 def _cure(draft: Draft, facts: TransformerFacts, found: Estimate, free: int) -> str:
     """The setting that would fit into `free` bytes."""
-    automatic = MemoryConfig(Memory.AUTO)
-    if place(facts.footprint, automatic, found.size, free).estimate <= free:
+
+    def least(size: LatentSize) -> int:
+        return _placement(draft, facts, MemoryConfig(Memory.AUTO), size, free).estimate
+
+    if least(found.size) <= free:
         return "Set memory to auto and resident_blocks to -1: blocks that do not fit are then streamed."
     for frames in (frames for frames in SMALLER_WINDOWS if frames < found.windows[0]):
-        size = LatentSize.of_video(frames, *draft.target)
-        if place(facts.footprint, automatic, size, free).estimate <= free:
+        if least(LatentSize.of_video(frames, *draft.target)) <= free:
             return f"Set memory to auto and window_frames to {frames}, or take a smaller size."
-    smallest = place(facts.footprint, automatic, LatentSize.of_video(5, 128, 128), free).estimate
+    smallest = least(LatentSize.of_video(5, 128, 128))
     if smallest <= free:
         return "Take a smaller size: 480p, or custom with smaller sides."
     return (
@@ -249,19 +262,30 @@ def _with_seconds(
 
 def _check_disk(found: Estimate, draft: Draft, findings: Findings) -> None:
     """Room for the finished windows, and whether the video's file can be written."""
-    for where, path, needed in (("resume", draft.runs, found.disk_bytes), ("output", draft.output, 0)):
-        if path is None:
-            continue
-        folder = _existing(path)
+    if draft.runs is not None:
+        folder = _writable_folder("resume", draft.runs, findings)
         free = shutil.disk_usage(folder).free
-        if not os.access(folder, os.W_OK):
-            findings.problem(where, f"{folder} cannot be written to. Choose another folder.")
-        elif needed > free:
+        if found.disk_bytes > free:
             findings.problem(
-                where,
-                f"Finished windows need up to {needed / GB:.2f} GB in {folder}, {free / GB:.2f} GB are free. Make "
-                f"room, or turn resuming off.",
+                "resume",
+                f"Finished windows need up to {found.disk_bytes / GB:.2f} GB in {folder}, {free / GB:.2f} GB are free. "
+                f"Make room, or turn resuming off.",
             )
+    if draft.output is not None:
+        _writable_folder("output", draft.output.parent, findings)
+        if draft.output.is_dir():
+            findings.problem("output", f"{draft.output} is a folder. Name a file in it, such as video.mp4.")
+
+
+def _writable_folder(where: str, path: Path, findings: Findings) -> Path:
+    """The nearest of `path` and the folders above it that is there already."""
+    nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        findings.problem(where, f"{nearest} is a file, not a folder. Choose another place.")
+        return nearest.parent
+    if not os.access(nearest, os.W_OK):
+        findings.problem(where, f"{nearest} cannot be written to. Choose another folder.")
+    return nearest
 
 
 def _check_kept_frames(found: Estimate, draft: Draft, findings: Findings) -> None:
@@ -277,8 +301,3 @@ def _check_kept_frames(found: Estimate, draft: Draft, findings: Findings) -> Non
             f"{found.frames} frames take {needed / GB:.1f} GB of memory, {free / GB:.1f} GB are free. Turn keep_frames "
             f"off and take the video output.",
         )
-
-
-def _existing(path: Path) -> Path:
-    """The nearest folder above that is there already."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
