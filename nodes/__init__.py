@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import model_files
 from .audio import MultiTalkEmbedsFromKijai, MultiTalkEmbedsToKijai, MultiTalkEncodeAudio
 from .conditioning import MultiTalkCondition, MultiTalkSpeaker
+from .example import MultiTalkExample
 from .loaders import (
     MultiTalkLoadAudioEncoder,
     MultiTalkLoadImageEncoder,
@@ -20,6 +21,7 @@ from .remote import MultiTalkFal, MultiTalkFalCollect
 from .sampler import MultiTalkSampler
 
 NODES: list[type[io.ComfyNode]] = [
+    MultiTalkExample,
     MultiTalkLoadModel,
     MultiTalkLoadLora,
     MultiTalkLoadTextEncoder,

@@ -54,6 +54,14 @@ class Graph:
         self.nodes[number] = (kind, inputs)
         return number
 
+    def picture(self, name: str) -> tuple[str, int]:
+        """An image of the user's."""
+        return self.add("LoadImage", image=name), 0
+
+    def voice(self, name: str) -> tuple[str, int]:
+        """A sound of the user's."""
+        return self.add("LoadAudio", audio=name), 0
+
     def api(self) -> dict[str, Any]:
         """The queue's form."""
         prompt = {}
@@ -190,8 +198,8 @@ FILES_NOTE = "\n".join(
 def talk(
     graph: Graph,
     files: dict[str, str],
-    voices: list[str],
-    image: str,
+    voices: list[tuple[str, int]],
+    image: tuple[str, int],
     prompt: str,
     lora: str | None = None,
     condition: dict[str, Any] | None = None,
@@ -203,11 +211,11 @@ def talk(
     if lora:
         model = (graph.add("MultiTalkLoadLora", model=model, lora=lora, strength=1.0), 0)
     encoder = (graph.add("MultiTalkLoadAudioEncoder", file=files["audio"]), 0)
-    sounds = {f"audio_{k}": (graph.add("LoadAudio", audio=voice), 0) for k, voice in enumerate(voices, 1)}
+    sounds = {f"audio_{k}": voice for k, voice in enumerate(voices, 1)}
     heard = graph.add("MultiTalkEncodeAudio", audio_encoder=encoder, **sounds, **(audio or {}))
     seen = graph.add(
         "MultiTalkCondition",
-        image=(graph.add("LoadImage", image=image), 0),
+        image=image,
         vae=(graph.add("MultiTalkLoadVAE", file=files["vae"]), 0),
         image_encoder=(graph.add("MultiTalkLoadImageEncoder", file=files["image"]), 0),
         text_encoder=(graph.add("MultiTalkLoadTextEncoder", file=files["text"]), 0),
@@ -242,26 +250,37 @@ def build() -> dict[str, Graph]:
     small = Graph("small", "# The small bundled model\n\nRuns with no download, on a CPU. It knows drawn faces only.")
     remote = Graph("remote", "# Made by fal\n\nNo model, no GPU. Put your key into `FAL_KEY`; every run costs money.")
     few = {"steps": 4, "text_cfg_scale": 1.0, "audio_cfg_scale": 2.0, "shift": 2.0, "acceleration": "high"}
-    talk(quality, REAL, ["speech.wav"], "portrait.png", woman, sampler={"num_frames": 81})
-    talk(fast, REAL, ["speech.wav"], "portrait.png", woman, lora=LORA, sampler={"num_frames": 81, **few})
+    talk(
+        quality, REAL, [quality.voice("speech.wav")], quality.picture("portrait.png"), woman, sampler={"num_frames": 81}
+    )
+    talk(
+        fast,
+        REAL,
+        [fast.voice("speech.wav")],
+        fast.picture("portrait.png"),
+        woman,
+        lora=LORA,
+        sampler={"num_frames": 81, **few},
+    )
     left = two.add("MultiTalkSpeaker", left=0.0, top=0.0, right=50.0, bottom=100.0)
     right = two.add("MultiTalkSpeaker", speakers=(left, 0), left=50.0, top=0.0, right=100.0, bottom=100.0)
     talk(
-        two, REAL, ["speech.wav", "answer.wav"], "two_people.png", "Two people talk to each other at a table.",
+        two, REAL, [two.voice("speech.wav"), two.voice("answer.wav")], two.picture("two_people.png"),
+        "Two people talk to each other at a table.",
         condition={"speakers": (right, 0)}, audio={"multi_audio_type": "add"}, sampler={"num_frames": 0},
     )  # fmt: skip
     options = long.add("MultiTalkLongVideoOptions")
     talk(
-        long, REAL, ["speech.wav"], "portrait.png", woman,
+        long, REAL, [long.voice("speech.wav")], long.picture("portrait.png"), woman,
         sampler={"num_frames": 0, "keep_frames": False, "acceleration": "regular", "options": (options, 0)},
     )  # fmt: skip
+    example = small.add("MultiTalkExample")
     talk(
-        small, SMALL, ["multitalk_demo_speech.wav"], "multitalk_demo_portrait.png", "a smiling person talks",
+        small, SMALL, [(example, 1)], (example, 0), "a smiling person talks",
         condition={"resolution": "custom", "width": 128, "height": 128}, sampler={"num_frames": 0, "steps": 20},
     )  # fmt: skip
-    image = (remote.add("LoadImage", image="portrait.png"), 0)
-    voice = (remote.add("LoadAudio", audio="speech.wav"), 0)
-    bought = remote.add("MultiTalkFal", image=image, audio=voice, prompt=woman)
+    portrait, speech = remote.picture("portrait.png"), remote.voice("speech.wav")
+    bought = remote.add("MultiTalkFal", image=portrait, audio=speech, prompt=woman)
     remote.add("SaveVideo", video=(bought, 0), filename_prefix="video/MultiTalk", format="auto", codec="auto")
     return {
         "single_speaker_quality": quality,

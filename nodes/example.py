@@ -1,0 +1,62 @@
+"""A bundled portrait and voice, so that a first graph needs no file of one's own."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..pipeline.audio.waveform import read
+from ..pipeline.conditioning.reference import fit, read_image
+from .conversions import to_audio, to_image
+
+ASSETS = Path(__file__).parents[1] / "demo" / "assets"
+
+
+class Example(str, Enum):
+    """What the pack brings along: drawn faces for the small model, and a photograph."""
+
+    ONE = "a drawn face"
+    TWO = "two drawn faces"
+    PHOTOGRAPH = "a photograph"
+
+    @property
+    def files(self) -> tuple[str, str, str]:
+        """The picture and two voices; who is alone says the first."""
+        picture = {Example.ONE: "drawn_portrait.png", Example.TWO: "drawn_two.png"}.get(self, "portrait.jpg")
+        first = "speech.wav" if self is Example.PHOTOGRAPH else "drawn_speech.wav"
+        return picture, first, "drawn_answer.wav"
+
+
+class MultiTalkExample(io.ComfyNode):
+    """A portrait and voices to try the other nodes with."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkExample",
+            display_name="MultiTalk Example",
+            category="MultiTalk",
+            description="A bundled portrait and voices to try the other nodes with. The small model knows drawn faces.",
+            inputs=[
+                io.Combo.Input(
+                    "example",
+                    options=Example,
+                    default=Example.ONE,
+                    tooltip="Who is in the picture; demo/assets/SOURCES.md names the sources.",
+                )
+            ],
+            outputs=[
+                io.Image.Output(display_name="image"),
+                io.Audio.Output(display_name="voice_1"),
+                io.Audio.Output(display_name="voice_2"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, example: str) -> io.NodeOutput:
+        picture, *voices = Example(example).files
+        pixels = read_image(ASSETS / picture)
+        frames = fit(pixels, tuple(pixels.shape[:2]))[:, None]
+        return io.NodeOutput(to_image(frames), *(to_audio(read(ASSETS / voice)) for voice in voices))
