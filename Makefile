@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-two test lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m pipeline --demo --output output/demo.mp4
+
+demo-two: $(VENV)/.demo
+	$(BIN)/python -m pipeline --demo-two --output output/demo_two.mp4
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -169,7 +169,7 @@ def shards(name: str) -> list[Path]:
     return sorted(CLIPS_FOLDER.glob(f"{name}-*.pt"))
 
 
-def make_grey_tails(encoders: Encoders, seed: int, count: int = 12, num_frames: int = 97) -> None:
+def make_grey_tails(encoders: Encoders, seed: int, count: int = 5, num_frames: int = 97) -> None:
     """What the encoder makes of grey frames after a portrait, for windows whose later frames are not known."""
     path = RUN_FOLDER / "grey_tails.pt"
     if path.exists():

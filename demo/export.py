@@ -18,14 +18,6 @@ from .dataset import random_image_encoder
 from .run import RUN_FOLDER
 
 MODELS_FOLDER = Path(__file__).parents[1] / "models"
-PLACES = {  # the folders in which ComfyUI looks for such files
-    "diffusion_models/wan2.1_i2v_480p_demo": "diffusion_models",
-    "model_patches/multitalk_demo": "model_patches",
-    "vae/wan_2.1_vae_demo": "vae",
-    "text_encoders/umt5_demo": "text_encoders",
-    "clip_vision/clip_vision_h_demo": "clip_vision",
-    "audio_encoders/wav2vec2_demo": "audio_encoders",
-}
 STORED_DTYPE = torch.float16
 
 State = dict[str, Tensor]
@@ -38,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     total = 0
     for name, state in parts().items():
-        path = options.folder / PLACES[name] / f"{name}.safetensors"
+        path = options.folder / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: _stored(tensor) for key, tensor in state.items()}, path)
         total += path.stat().st_size

@@ -16,18 +16,19 @@ HEAD_SHARE = 0.37  # half a head's height, as a share of the frame's height
 MOUTH_OPENING = 0.2  # half the height of a mouth that is fully open
 Color = tuple[int, int, int]
 
+# All between slate and sand: a VAE this small keeps brightness and one axis of colour, from blue-grey to orange.
 SKINS: tuple[Color, ...] = (
-    (250, 222, 200), (240, 200, 170), (224, 178, 140), (198, 146, 104), (160, 110, 76), (118, 80, 56), (246, 210, 190),
+    (248, 222, 200), (238, 202, 172), (222, 180, 146), (196, 148, 110), (158, 112, 80), (122, 84, 60),
 )  # fmt: skip
 HAIRS: tuple[Color, ...] = (
-    (28, 24, 24), (70, 44, 28), (120, 76, 40), (196, 150, 80), (150, 60, 34), (120, 120, 126), (214, 206, 196),
+    (28, 26, 26), (64, 46, 34), (104, 76, 54), (160, 128, 96), (116, 118, 124), (206, 202, 198),
 )  # fmt: skip
-IRISES: tuple[Color, ...] = ((70, 44, 28), (60, 100, 150), (70, 120, 80), (40, 36, 34), (110, 110, 120))
+IRISES: tuple[Color, ...] = ((66, 46, 32), (70, 92, 120), (40, 36, 34), (104, 106, 112))
 CLOTHES: tuple[Color, ...] = (
-    (52, 84, 140), (150, 52, 60), (60, 120, 90), (60, 60, 72), (200, 170, 80), (130, 80, 140), (220, 220, 224),
+    (66, 80, 102), (52, 54, 62), (108, 118, 132), (150, 108, 78), (206, 208, 212), (188, 160, 132),
 )  # fmt: skip
 BACKGROUNDS: tuple[Color, ...] = (
-    (176, 196, 214), (206, 214, 196), (226, 210, 190), (120, 132, 150), (190, 180, 206), (84, 96, 104), (214, 220, 226),
+    (176, 190, 206), (204, 208, 212), (218, 204, 188), (124, 134, 148), (88, 96, 106), (154, 166, 182),
 )  # fmt: skip
 
 
@@ -75,7 +76,8 @@ def random_appearance(random: np.random.Generator) -> Appearance:
     """Somebody nobody has seen before."""
 
     def vary(color: Color, amount: int = 14) -> Color:
-        return tuple(int(np.clip(c + random.integers(-amount, amount + 1), 8, 247)) for c in color)
+        lighter = random.integers(-amount, amount + 1)
+        return tuple(int(np.clip(c + lighter, 8, 247)) for c in color)
 
     skin = vary(SKINS[random.integers(len(SKINS))], 8)
     redness = random.uniform(0.55, 0.75)
@@ -103,8 +105,8 @@ def random_appearance(random: np.random.Generator) -> Appearance:
 
 def random_background(random: np.random.Generator) -> Color:
     """A plain wall."""
-    color = BACKGROUNDS[random.integers(len(BACKGROUNDS))]
-    return tuple(int(np.clip(c + random.integers(-12, 13), 8, 247)) for c in color)
+    lighter = random.integers(-12, 13)
+    return tuple(int(c + lighter) for c in BACKGROUNDS[random.integers(len(BACKGROUNDS))])
 
 
 def random_motion(

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al., 2024): momentum whose matrix is made orthogonal; a few hundred steps do the work of thousands."""
+"""Muon (Jordan et al., 2024): momentum made orthogonal; a few hundred steps do the work of thousands of AdamW."""
 
 from __future__ import annotations
 

@@ -6,11 +6,13 @@ asked. All clips of a step share one prompt, whose tokens are then embedded once
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import sentencepiece
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -41,7 +43,7 @@ class Phase:
     lengths: tuple[int, ...]  # in latent frames
 
 
-PHASES = (Phase(1600, 6, "short", (5, 7, 9)), Phase(900, 3, "long", (13, 21, 25)))
+PHASES = (Phase(500, 6, "short", (3, 5)), Phase(520, 5, "short", (7, 9)), Phase(430, 3, "long", (13, 21, 25)))
 
 
 class TalkingModel(nn.Module):
@@ -61,6 +63,8 @@ class TalkingModel(nn.Module):
             )
         )  # fmt: skip
         _prepare(self.transformer)
+        self.attend = ShortText(self.transformer.config.text_len)
+        self.transformer.set_attention(self.attend)
 
 
 @torch.no_grad()
@@ -84,6 +88,23 @@ def _prepare(transformer: MultiTalkTransformer) -> None:
         for out in (block.attn2.to_out[0], block.audio_cross_attn.proj):
             out.weight.mul_(0.2)
     transformer.proj_out.weight.mul_(0.1)
+
+
+class ShortText:
+    """Attention that counts the prompt's padding instead of looking at it: all its keys are the same."""
+
+    def __init__(self, text_len: int) -> None:
+        self.text_len, self.num_tokens = text_len, text_len
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """`softmax(q k^T / sqrt(k)) v`, where the last kept key stands for all that are like it."""
+        if key.shape[2] != self.text_len or self.num_tokens == self.text_len:
+            return F.scaled_dot_product_attention(query, key, value)
+        kept, padding = self.num_tokens + 1, self.text_len - self.num_tokens
+        bias = torch.zeros(kept, device=query.device, dtype=query.dtype)
+        bias[-1] = math.log(padding)
+        bias = bias.expand(1, 1, query.shape[2], -1)
+        return F.scaled_dot_product_attention(query, key[:, :, :kept], value[:, :, :kept], attn_mask=bias)
 
 
 class Clips:
@@ -117,7 +138,7 @@ def train(seed: int, device: torch.device) -> TalkingModel:
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=prompts.tokenizer())
     model = TalkingModel(tokenizer.vocab_size()).to(device)
     steps = sum(phase.steps for phase in PHASES)
-    run = Run("transformer", model, steps, rate=0.01, warmup=40, averaging=0.995)
+    run = Run("transformer", model, steps, rate=0.01, warmup=40, averaging=0.98)
     clips = {phase.shards: Clips(phase.shards) for phase in PHASES}
     statistics = latent_statistics()
     for step in run:
@@ -160,6 +181,7 @@ def _step(
     text = DEFAULT_NEGATIVE_PROMPT if text_dropped or all_dropped else prompts.prompt(random, smile, brows, people)
     ids = torch.tensor([[*tokenizer.encode(text), tokenizer.eos_id()]], device=device)
     losses, mouths, shared = [], [], None
+    model.attend.num_tokens = ids.shape[1]
     with torch.autocast(device.type, torch.bfloat16):
         prompt_embeds = model.text_encoder(input_ids=ids).last_hidden_state[0]
         length = int(random.choice(phase.lengths))
@@ -188,10 +210,9 @@ def _flow_loss(transformer: MultiTalkTransformer, example: dict, heard: object, 
     noisy = (1 - sigma) * clean + sigma * noise
     velocity = transformer(noisy.to(transformer.device), 1000 * sigma, heard).float()
     error = (velocity - (noise - clean).to(velocity.device)).square().mean(dim=0)  # t h w
-    unknown = error[example["known"] :]
     weights = example["weights"].to(velocity.device)
-    mouth = (unknown * (weights > 2)).sum() / ((weights > 2).sum() * len(unknown))
-    return (unknown * weights).sum() / (weights.sum() * len(unknown)), mouth.item()
+    mouth = (error * (weights > 2)).sum() / ((weights > 2).sum() * len(error))
+    return (error * weights).sum() / (weights.sum() * len(error)), mouth.item()
 
 
 def _example(clip: dict, length: int, statistics: tuple[Tensor, Tensor], random: np.random.Generator) -> dict:

@@ -32,7 +32,7 @@ class Phase:
     size: int
 
 
-PHASES = (Phase(240, 4, 5, 64), Phase(180, 2, 9, 64), Phase(60, 1, 9, 128), Phase(330, 2, 17, 64))
+PHASES = (Phase(240, 4, 5, 64), Phase(180, 2, 9, 64), Phase(60, 1, 9, 128), Phase(220, 2, 17, 64))
 
 
 def build() -> AutoencoderKLWan:

@@ -156,7 +156,7 @@ def look(request: Request, findings: Findings, host: Host) -> Seen:
         places = []
     masks = check_places(places, tuple(picture.shape[:2]), target, findings) if target else None
     asked = round(request.config.num_frames * request.fps / FPS)
-    num_frames = check_voices(speeches, _arrangement(request), asked, request.fps, findings) if speeches else None
+    num_frames = check_voices(speeches, _arrangement(request), asked, request.fps, findings)
     draft = _draft(request, target, num_frames, findings)
     return Seen(picture, speeches, heard, draft, masks, inspect(draft, findings, host))
 

@@ -1,0 +1,77 @@
+"""`python -m benchmarks <what>`: figures as a printed table, and as JSON with the facts of the machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+from pathlib import Path
+
+import torch
+
+from .machine import settle_allocator
+from .measure import Settings
+from .report import Table, markdown_of, save
+
+WHAT = {
+    "dit": "one forward of the transformer, constants computed before",
+    "step": "a guided loop of 4 steps, constants computed inside",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the benchmarks that the arguments name."""
+    args = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.ERROR)
+    settle_allocator()
+    settings = _settings(args)
+    torch.set_num_threads(settings.threads)
+    for what in WHAT if args.what == "all" else [args.what]:
+        table = Table(f"{what}: {WHAT[what]}")
+        module = importlib.import_module(f"{__package__}.{what}")
+        with torch.inference_mode():
+            for row in module.run(settings):
+                table.rows.append(row)
+                print(row, flush=True)
+        print(f"\n{table.markdown()}")
+        if args.json:
+            save(args.json, [table])
+    if args.json:
+        args.json.with_suffix(".md").write_text(markdown_of(args.json), encoding="utf-8")
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    peers = tuple((name, Path(path)) for name, _, path in (peer.partition("=") for peer in args.peer))
+    device = torch.device(args.device)
+    return Settings(
+        device=device,
+        dtype=getattr(torch, args.dtype),
+        threads=args.threads,
+        wall=args.wall,
+        rounds=args.rounds,
+        sizes=tuple(args.sizes),
+        peers=peers,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="\n".join((__doc__, "", *(f"  {what:13} {text}" for what, text in WHAT.items()))),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("what", choices=[*WHAT, "all"])
+    add("--sizes", nargs="+", default=[], help="instead of each benchmark's own; smoke runs in seconds")
+    add("--rounds", type=int, default=Settings.rounds, help="how often everything is run in turn")
+    add("--threads", type=int, default=Settings.threads)
+    add("--wall", action="store_true", help="count wall time instead of the process's CPU time")
+    add("--device", default="cpu")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--peer", action="append", default=[], metavar="NAME=FILE.py", help="another implementation, see peers.py")
+    add("--json", type=Path, help="adds the tables to this file, and writes them as Markdown beside it")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

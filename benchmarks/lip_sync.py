@@ -1,0 +1,297 @@
+"""What the bundled model can do, on faces and speech that it never saw: `python -m benchmarks.lip_sync`.
+
+Prints a table. The measures look at frames and sounds alone (`pipeline.lip_sync`), or compare the frames with drawings
+of the same face; none asks the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from demo import prompts
+from demo.dataset import HEIGHT, Scene, random_scene
+from demo.faces import Motion, draw, place
+from pipeline.audio.dialogue import Arrangement, Speech
+from pipeline.audio.embeds import encode_audio
+from pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound
+from pipeline.conditioning.conditioning import Conditioning
+from pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT
+from pipeline.conditioning.speakers import Place, speaker_masks
+from pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig
+from pipeline.generate import generate
+from pipeline.host import TorchHost
+from pipeline.lip_sync import implied_mouth, measure, mouth_openings
+from pipeline.sampling.windows import plan_windows
+from pipeline.weights import build
+
+MODELS_FOLDER = Path(__file__).resolve().parents[1] / "models"
+SETTLED = 15  # frames after which a face looks as it was asked to
+HELD_OUT_SEED = 7_000_000  # of scenes; the training draws from other streams
+Frames = NDArray[np.uint8]
+
+
+class Studio:
+    """The bundled model, loaded once."""
+
+    def __init__(self, folder: Path, steps: int, text_scale: float, audio_scale: float) -> None:
+        self.transformer = build.load_transformer(
+            folder / "diffusion_models/wan2.1_i2v_480p_demo.safetensors",
+            folder / "model_patches/multitalk_demo.safetensors",
+        )
+        self.vae = build.load_vae(folder / "vae/wan_2.1_vae_demo.safetensors")
+        self.text = build.load_text_encoder(folder / "text_encoders/umt5_demo.safetensors", dtype=torch.float32)
+        self.image = build.load_image_encoder(folder / "clip_vision/clip_vision_h_demo.safetensors", torch.float32)
+        self.listener = build.load_audio_encoder(folder / "audio_encoders/wav2vec2_demo.safetensors")
+        self.config = GenerationConfig(
+            allow_long=True,
+            sampling=SamplingConfig(steps=steps),
+            guidance=GuidanceConfig(text_scale=text_scale, audio_scale=audio_scale),
+        )
+
+    @torch.inference_mode()
+    def talk(self, scene: Scene, num_frames: int, swapped: bool = False, **guidance: float) -> Frames:
+        """`f h w 3`: the scene's first drawing says what its people say.
+
+        Args:
+            swapped: each person's voice is given the other person's place.
+            guidance: scales other than the studio's.
+        """
+        portrait = _signal(scene.frames()[:1])
+        sounds = [Speech(Sound(torch.from_numpy(sound)[None], SAMPLE_RATE_HZ)) for sound in scene.sounds]
+        size = (HEIGHT, scene.width)
+        masks = speaker_masks([Place()] * len(sounds), size, size) if len(sounds) > 1 else None
+        if swapped:
+            masks = masks[[1, 0, 2]]
+        prompt = prompts.prompt(np.random.default_rng(0), scene.smile, scene.brows, len(sounds))
+        conditioning = Conditioning(
+            portrait, (self.text.encode(prompt),), self.text.encode(DEFAULT_NEGATIVE_PROMPT), self.vae, self.image,
+            speaker_masks=masks,
+        )  # fmt: skip
+        heard = encode_audio(self.listener, sounds, Arrangement.PARALLEL, num_frames)
+        config = replace(self.config, num_frames=num_frames, guidance=replace(self.config.guidance, **guidance))
+        windows = list(generate(self.transformer, heard, conditioning, config, TorchHost("cpu")))
+        video = torch.cat(windows, dim=1).permute(1, 2, 3, 0)
+        return ((video + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table."""
+
+    name: str
+    value: float
+    wanted: str
+    holds: bool
+
+    def __str__(self) -> str:
+        return f"| {self.name} | {self.value:.3f} | {self.wanted} | {'yes' if self.holds else 'no'} |"
+
+
+def lips(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
+    """One person: how the lips follow the own audio and another one, and whether the face stays as it was."""
+    scenes = [held_out(number, num_frames, 1) for number in range(count)]
+    started = time.monotonic()
+    videos = [studio.talk(scene, num_frames) for scene in scenes]
+    seconds = (time.monotonic() - started) / count
+    openings = [mouth_openings(video)[0] for video in videos]
+    implied = [implied_mouth(scene.sounds[0]).opening for scene in scenes]
+    own = [measure(a, b) for a, b in zip(openings, implied, strict=True)]
+    foreign = [abs(measure(a, b).at_once) for a, b in zip(openings, implied[1:] + implied[:1], strict=True)]
+    print("own:", " ".join(f"{sync.correlation:.2f}@{sync.lag:+d}" for sync in own))
+    print("foreign:", " ".join(f"{value:.2f}" for value in foreign))
+    yield _at_least("correlation with the own audio, mean", np.mean([sync.correlation for sync in own]), 0.8)
+    yield _at_most("lag in frames, largest", max(abs(sync.lag) for sync in own), 1)
+    yield _at_most("|correlation| with another audio, mean", np.mean(foreign), 0.3)
+    yield _at_least("PSNR to the portrait outside the mouth, dB, mean", np.mean([*map(still_psnr, scenes, videos)]), 24)
+    ratio = np.mean([flicker(s, v) / flicker(s, s.frames()) for s, v in zip(scenes, videos, strict=True)])
+    yield _at_most("flicker, times that of the drawn clips", ratio, 1)
+    yield _at_most(f"seconds for {num_frames} frames", seconds, 60)
+
+
+def scales(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
+    """Audio guidance: more of it must not loosen the lips."""
+    results = []
+    for scale in (1.0, 2.0, 4.0):
+        scenes = [held_out(number, num_frames, 1) for number in range(count)]
+        found = [_sync(studio.talk(scene, num_frames, audio_scale=scale), scene) for scene in scenes]
+        results.append(float(np.mean(found)))
+    rises = all(b >= a - 0.01 for a, b in pairwise(results))
+    for scale, result in zip((1, 2, 4), results, strict=True):
+        yield Line(f"correlation at audio scale {scale}", result, "not falling", rises)
+
+
+def long(studio: Studio, num_frames: int = 250) -> Iterator[Line]:
+    """Ten seconds in several windows."""
+    scene = held_out(500, num_frames, 1)
+    video = studio.talk(scene, num_frames)
+    yield _at_least("10 s: correlation", _sync(video, scene), 0.8)
+    yield _at_least("10 s: PSNR outside the mouth in the last second, dB", still_psnr(scene, video[-25:]), 24)
+    steps = np.abs(np.diff(video.astype(np.float64), axis=0)).mean(axis=(1, 2, 3))
+    plan = plan_windows(num_frames, studio.config.windows, [num_frames])
+    seams = [steps[window.start + window.overlap - 1] for window in plan[1:]]
+    yield _at_most("10 s: frame difference at a seam, times the median", max(seams) / np.median(steps), 1.5)
+
+
+def prompted(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
+    """Whether the prompt's two attributes are seen: is the video nearer to a drawing that has them?"""
+    right = {"smile": 0, "brows": 0}
+    for number in range(count):
+        scene = held_out(100 + number, num_frames, 1)
+        video = studio.talk(scene, num_frames)
+        for name in right:
+            right[name] += nearest(scene, video, name) == getattr(scene, name)
+    for name, number in right.items():
+        yield _at_least(f"prompt's {name} seen, share of {count}", number / count, 0.9)
+
+
+def two(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
+    """Two people, one of whom speaks."""
+    ratios, swapped_ratios, found = [], [], []
+    for number in range(count):
+        scene = held_out(200 + number, num_frames, 2)
+        speaker = number % 2
+        sounds = [sound if index == speaker else 0 * sound for index, sound in enumerate(_both_speak(scene, number))]
+        scene = replace(scene, sounds=sounds)
+        for swapped, target in ((False, ratios), (True, swapped_ratios)):
+            openings = mouth_openings(studio.talk(scene, num_frames, swapped), 2)
+            speaking, silent = openings[speaker ^ swapped], openings[1 - (speaker ^ swapped)]
+            target.append(silent[12:].std() / max(speaking[12:].std(), 1e-9))
+            if not swapped:
+                found.append(measure(speaking, implied_mouth(sounds[speaker]).opening).correlation)
+    yield _at_least("two people: correlation of the speaking one", np.mean(found), 0.8)
+    yield _at_most("two people: motion of the silent mouth over the speaking one's", np.mean(ratios), 0.2)
+    yield _at_most("two people, masks swapped: the same", np.mean(swapped_ratios), 0.2)
+
+
+def held_out(number: int, num_frames: int, num_people: int) -> Scene:
+    """Somebody who says something, neither of which was trained on."""
+    random = np.random.default_rng((HELD_OUT_SEED, number))
+    return random_scene(random, num_frames, num_people, late=False, held_out=True)
+
+
+def still_psnr(scene: Scene, video: Frames) -> float:
+    """Of all frames to the portrait outside the mouth, in dB.
+
+    Eyes and sway are allowed for: a frame's pixel is compared with the nearest of the portrait's within two pixels,
+    and eyes and brows are left out like the mouth.
+    """
+    portrait = scene.frames()[0].astype(np.float64)
+    near = np.stack([np.roll(portrait, (y, x), (0, 1)) for y in range(-2, 3) for x in range(-2, 3)])
+    counted = np.ones(portrait.shape[:2], bool)
+    for index in range(len(scene.people)):
+        counted[_mouth_box(scene, index)] = counted[_eye_box(scene, index)] = False
+    errors = [np.square(near - frame).mean(axis=-1).min(axis=0)[counted].mean() for frame in video.astype(np.float64)]
+    return float(10 * np.log10(255**2 / np.mean(errors)))
+
+
+def flicker(scene: Scene, video: Frames) -> float:
+    """The mean change from frame to frame outside the mouth and the eyes."""
+    counted = np.ones(video.shape[1:3], bool)
+    for index in range(len(scene.people)):
+        counted[_mouth_box(scene, index)] = counted[_eye_box(scene, index)] = False
+    return float(np.abs(np.diff(video.astype(np.float64), axis=0))[:, counted].mean())
+
+
+def nearest(scene: Scene, video: Frames, attribute: str) -> int:
+    """-1 or 1: which of two drawings of the same speaking face, alike but for the attribute, the video is nearer to."""
+    box = _mouth_box(scene, 0) if attribute == "smile" else _eye_box(scene, 0)
+    who, motion = scene.people[0]
+    distances = {}
+    for sign in (-1, 1):
+        arrived = np.full(len(motion), float(sign))
+        other = Motion(**(vars(motion) | {attribute: arrived, "blink": 0 * arrived}))
+        drawn = draw([(who, other)], scene.background, HEIGHT, scene.width)
+        difference = np.abs(drawn.astype(float) - video)[(slice(SETTLED, None), *box)]
+        distances[sign] = np.median(difference.mean(axis=(1, 2, 3)))
+    return min(distances, key=distances.get)
+
+
+def _mouth_box(scene: Scene, index: int) -> tuple[slice, slice]:
+    who = scene.people[index][0]
+    x, y, unit = place(who, index, len(scene.people), HEIGHT, scene.width)
+    return _box(x, y + who.mouth_height * unit, 0.55 * unit, 0.4 * unit)
+
+
+def _eye_box(scene: Scene, index: int) -> tuple[slice, slice]:
+    x, y, unit = place(scene.people[index][0], index, len(scene.people), HEIGHT, scene.width)
+    return _box(x, y - 0.26 * unit, 0.65 * unit, 0.32 * unit)
+
+
+def _box(x: float, y: float, half_width: float, half_height: float) -> tuple[slice, slice]:
+    rows = slice(max(int(y - half_height), 0), int(y + half_height))
+    return rows, slice(max(int(x - half_width), 0), int(x + half_width))
+
+
+def _both_speak(scene: Scene, number: int) -> list[np.ndarray]:
+    """Two voices that speak all the time, as long as the scene's."""
+    length = len(scene.sounds[0])
+    frames = length * 25 // SAMPLE_RATE_HZ
+    return [held_out(300 + 2 * number + index, frames, 1).sounds[0][:length] for index in range(2)]
+
+
+def _sync(video: Frames, scene: Scene) -> float:
+    return measure(mouth_openings(video)[0], implied_mouth(scene.sounds[0]).opening).correlation
+
+
+def _signal(frames: Frames) -> torch.Tensor:
+    return torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
+
+
+def _at_least(name: str, value: float, limit: float) -> Line:
+    return Line(name, float(value), f">= {limit:g}", bool(value >= limit))
+
+
+def _at_most(name: str, value: float, limit: float) -> Line:
+    return Line(name, float(value), f"<= {limit:g}", bool(value <= limit))
+
+
+def contact_sheet(studio: Studio, path: Path, num_frames: int) -> None:
+    """Writes a picture of four held-out people, ten moments each."""
+    rows = [studio.talk(held_out(number, num_frames, 1), num_frames) for number in range(4)]
+    moments = np.linspace(0, num_frames - 1, 10).astype(int)
+    Image.fromarray(np.concatenate([np.concatenate(row[moments], axis=1) for row in rows])).save(path)
+
+
+def main() -> None:
+    """Runs the parts that are asked for and prints their table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["lips", "scales", "long", "prompted", "two"])
+    parser.add_argument("--folder", type=Path, default=MODELS_FOLDER)
+    parser.add_argument("--count", type=int, default=10)
+    parser.add_argument("--frames", type=int, default=81)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--text-scale", type=float, default=GuidanceConfig.text_scale)
+    parser.add_argument("--audio-scale", type=float, default=GuidanceConfig.audio_scale)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet there")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    studio = Studio(options.folder, options.steps, options.text_scale, options.audio_scale)
+    count, frames = options.count, options.frames
+    parts: dict[str, Callable[[], Iterator[Line]]] = {
+        "lips": lambda: lips(studio, count, frames),
+        "scales": lambda: scales(studio, max(count // 3, 1), frames),
+        "long": lambda: long(studio),
+        "prompted": lambda: prompted(studio, 2 * count, frames),
+        "two": lambda: two(studio, max(count // 2, 1), frames),
+    }
+    if options.sheet:
+        contact_sheet(studio, options.sheet, frames)
+    print("| what | reached | wanted | holds |\n|---|---|---|---|")
+    for name in options.parts:
+        for line in parts[name]():
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The maker of talking faces: what is drawn, what is said, and that the measure of lip sync sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+PACK = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def root_on_path(monkeypatch):
+    """`demo` is run from the repository's root, like the benchmarks."""
+    monkeypatch.syspath_prepend(str(PACK))
+
+
+def test_the_same_stream_draws_the_same_clip():
+    from demo.dataset import random_scene
+
+    one, two = (random_scene(np.random.default_rng(3), 9).frames() for _ in range(2))
+    assert (one == two).all()
+    assert one.shape == (9, 128, one.shape[2], 3)
+
+
+def test_lips_shut_between_the_vowels_of_mama_and_papa():
+    from demo.speech import normalized, speak
+    from pipeline.lip_sync import implied_mouth
+
+    opening = implied_mouth(normalized(speak("ah pa ah ba ah", "en"))).opening
+    spoken = opening[: int(np.nonzero(opening > 0.3)[0].max())]
+    assert spoken.max() > 0.9
+    assert spoken[5:].min() < 0.2
+
+
+def test_the_measure_finds_the_drawn_mouth_in_step_with_the_voice():
+    from demo.dataset import random_scene
+    from pipeline.lip_sync import implied_mouth, measure, mouth_openings
+
+    scene = random_scene(np.random.default_rng(5), 60, num_people=1, late=False)
+    sync = measure(mouth_openings(scene.frames())[0], implied_mouth(scene.sounds[0]).opening)
+    assert sync.correlation > 0.9
+    assert sync.lag == 0
+
+
+def test_only_the_one_who_speaks_moves_the_lips():
+    from demo.dataset import random_scene
+    from pipeline.lip_sync import implied_mouth, mouth_openings
+
+    for number in range(8):
+        scene = random_scene(np.random.default_rng(number), 40, num_people=2, late=False)
+        moving = [opening.std() for opening in mouth_openings(scene.frames(), 2)]
+        speaking = [implied_mouth(sound[: 40 * 640]).opening.std() for sound in scene.sounds]
+        if min(speaking) < 1e-3 < max(speaking):
+            assert moving[int(np.argmin(speaking))] < moving[int(np.argmax(speaking))]
+
+
+def test_held_out_sentences_are_not_among_those_trained_on():
+    from demo.speech import HELD_OUT, HELD_OUT_VARIANTS, SENTENCES, VARIANTS
+
+    trained = {sentence for sentences in SENTENCES.values() for sentence in sentences}
+    assert not trained & {sentence for sentences in HELD_OUT.values() for sentence in sentences}
+    assert not set(VARIANTS) & set(HELD_OUT_VARIANTS)
+
+
+def test_folding_statistics_into_the_vae_changes_no_picture():
+    from diffusers import AutoencoderKLWan
+
+    from demo.export import fold
+    from pipeline.conditioning.vae import LATENT_MEAN, LATENT_STD
+
+    torch.manual_seed(0)
+    plain, folded = (AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1).eval() for _ in range(2))
+    folded.load_state_dict(plain.state_dict())
+    mean, std = torch.randn(16, 1, 1, 1), torch.rand(16, 1, 1, 1) + 0.5
+    fold(folded, mean, std)
+    frames = torch.randn(1, 3, 5, 16, 16)
+    with torch.no_grad():
+        latents = plain.encode(frames).latent_dist.mode()
+        theirs = folded.encode(frames).latent_dist.mode()
+        published = [torch.tensor(values)[:, None, None, None] for values in (LATENT_MEAN, LATENT_STD)]
+        assert torch.allclose((theirs[0] - published[0]) / published[1], (latents[0] - mean) / std, atol=1e-3)
+        assert torch.allclose(folded.decode(theirs).sample, plain.decode(latents).sample, atol=1e-3)
+
+
+def test_counting_a_prompts_padding_is_the_same_as_looking_at_it():
+    from demo.train_transformer import ShortText
+
+    attend = ShortText(64)
+    query, key, value = (torch.randn(1, 2, n, 16) for n in (5, 64, 64))
+    key[:, :, 9:], value[:, :, 9:] = key[:, :, 9:10], value[:, :, 9:10]
+    looked = attend(query, key, value)
+    attend.num_tokens = 9
+    assert torch.allclose(attend(query, key, value), looked, atol=1e-5)

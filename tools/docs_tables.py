@@ -1,0 +1,149 @@
+"""The tables of the README, each made from what it speaks about: schemas, tests, prices, stored measurements."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import make_workflows
+from multitalk.benchmarks.report import Table
+from multitalk.pipeline.config import Resolution
+from multitalk.pipeline.remote.payload import ENDPOINTS, PriceRule, dollars, estimate
+from multitalk.pipeline.shapes import FPS
+from support.packagings import PACKAGINGS
+
+PACK = Path(__file__).resolve().parents[1]
+RESULTS = PACK / "benchmarks" / "results"
+WEIGHT_TESTS = PACK / "tests" / "pipeline" / "weights"
+PRICED_FRAMES = (41, 81, 85, 145, 241)  # the card's ends, its default, and both sides of the surcharge
+NOTHING_STORED = "No measurement is stored yet."
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def nodes(classes: dict[str, type]) -> str:
+    """Every node with its help page, group by group as in the menu."""
+    rows = []
+    for name, node in classes.items():
+        schema = node.GET_SCHEMA()
+        rows.append((schema.category, f"[{schema.display_name}](web/docs/{name}/en.md)", schema.description))
+    return table(("Menu", "Node", "What it does"), rows)
+
+
+def packagings() -> str:
+    """What the tests of the weights load, and compare with the plain file."""
+    components = _test_module("test_components.py")
+    parts = {
+        "Video VAE": _cases(components, "test_vae"),
+        "Text encoder": _cases(components, "test_text_encoder"),
+        "Image encoder": _cases(components, "test_image_encoder"),
+        "Audio encoder": _cases(components, "test_audio_encoder"),
+        "LoRA": _cases(_test_module("test_lora.py"), "test_every_layout_is_applied_as_if_merged"),
+    }
+    by_source: dict[str, list[str]] = {}
+    for packaging in PACKAGINGS:
+        by_source.setdefault(packaging.found_in, []).append(packaging.name)
+    kitchen = _cases(_test_module("test_packagings.py"), "test_what_comfy_kitchen_decodes")
+    by_source["any, where comfy-kitchen is installed"] = kitchen
+    transformer = table(
+        ("Transformer and audio adapter, from", "Packagings"), ((k, "; ".join(v)) for k, v in by_source.items())
+    )
+    others = table(("Part", "Packagings"), ((part, "; ".join(cases)) for part, cases in parts.items()))
+    return f"{transformer}\n\n{others}"
+
+
+def refusals() -> str:
+    """What is refused by name, from the tests of the refusals."""
+    tests = _test_module("test_refusals.py")
+    chosen = {"Model": "a_wrong_base_is_named", "Adapter": "a_wrong_adapter_is_named",
+              "Encoders and VAE": "a_wrong_part_is_named", "Damaged": "half_converted_files_are_refused",
+              "LoRA": "a_lora_that_fits_nothing_is_refused"}  # fmt: skip
+    rows = ((part, "; ".join(_cases(tests, f"test_{test}"))) for part, test in chosen.items())
+    return table(("Chosen as", "Refused by name"), rows)
+
+
+def files() -> str:
+    """The files that the workflows name: where they are, where they go, how large they are, what they are for."""
+    about = json.loads((PACK / "docs" / "files.json").read_text(encoding="utf-8"))
+    rows = []
+    for name, (folder, address) in make_workflows.MODELS.items():
+        facts = about[name]
+        rows.append((f"[{name}]({address}/{name})", f"`models/{folder}`", f"{facts['gb']:g} GB", facts["for"]))
+    return table(("File", "Folder", "Size", "What it is for"), rows)
+
+
+def workflows() -> str:
+    """The workflow files, with their thumbnails where there are some."""
+    rows = []
+    for name, graph in make_workflows.build().items():
+        title, _, note = graph.note.partition("\n")
+        last = note.strip().split("\n\n")[-1].replace("\n", " ")
+        pictures = [f"![{name}](workflows/{file.name})" for file in _pictures(name)]
+        rows.append((f"[{name}.json](workflows/{name}.json)", title.removeprefix("# "), last, " ".join(pictures)))
+    return table(("File", "What", "Note", "Picture"), rows)
+
+
+def prices() -> str:
+    """What fal asks, by the rules that the remote node itself goes by."""
+    by_rule: dict[PriceRule, list[str]] = {}
+    for endpoint in ENDPOINTS.values():
+        by_rule.setdefault(endpoint.price, []).append(f"`{endpoint.id}`")
+    rows = []
+    for rule, endpoints in by_rule.items():
+        for frames in PRICED_FRAMES:
+            small, large = (estimate(rule, frames, resolution) for resolution in (Resolution.P480, Resolution.P720))
+            doubt = dollars(large.usd_at_most)
+            rows.append((str(frames), f"{frames / FPS:g} s", dollars(small.usd), doubt, ", ".join(endpoints)))
+    head = ("Frames", "Length", "480p", "720p at most", f"Endpoints (prices read {next(iter(by_rule)).as_of})")
+    return table(head, rows)
+
+
+def measured(is_wanted: Callable[[str], bool]) -> str:
+    """The stored tables of `python -m benchmarks` whose titles are wanted, each with the machine it was made on."""
+    parts = []
+    for file in sorted(RESULTS.glob("*.json")):
+        for title, part in json.loads(file.read_text(encoding="utf-8")).items():
+            if is_wanted(title):
+                parts.append(_bold_heads(Table(title, part["rows"]).markdown()) + "\n\n" + _machine(part["machine"]))
+    return "\n\n".join(parts) or NOTHING_STORED
+
+
+def lip_sync() -> str:
+    """What `python -m benchmarks.lip_sync` printed."""
+    found = sorted(RESULTS.glob("lip_sync*.md"))
+    return "\n\n".join(_bold_heads(file.read_text(encoding="utf-8")) for file in found) or NOTHING_STORED
+
+
+def _bold_heads(text: str) -> str:
+    return re.sub(r"(?m)^#+ (.*)$", r"**\1**", text.strip())
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    device = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores"
+    return f"Measured on {device}, torch {facts['torch']}, {facts['time'][:10]}."
+
+
+def _pictures(name: str) -> list[Path]:
+    return [file for ending in ("png", "jpg", "webp") for file in (PACK / "workflows").glob(f"{name}.{ending}")]
+
+
+def _test_module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"documented_{Path(name).stem}", WEIGHT_TESTS / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _cases(module: ModuleType, test: str) -> list[str]:
+    """The names that a parametrised test is run with."""
+    marks = [mark for mark in getattr(module, test).pytestmark if mark.name == "parametrize"]
+    return [str(case) for mark in marks for case in mark.args[1]]
