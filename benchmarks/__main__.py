@@ -16,6 +16,9 @@ from .report import Table, markdown_of, save
 WHAT = {
     "dit": "one forward of the transformer, constants computed before",
     "step": "a guided loop of 4 steps, constants computed inside",
+    "vae": "the video VAE: encode with a grey tail, decode",
+    "audio": "the speech encoder, 10 s and 60 s",
+    "clip": "a whole tiny run from a picture and a voice to frames, by preset",
 }
 
 

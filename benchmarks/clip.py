@@ -1,0 +1,59 @@
+"""A whole tiny run with random weights, from picture and voice to frames: seconds and memory of each preset."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.audio.dialogue import Speech
+from pipeline.audio.embeds import encode_audio
+from pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound
+from pipeline.conditioning.conditioning import Conditioning
+from pipeline.config import Acceleration, GenerationConfig, SamplingConfig
+from pipeline.generate import generate
+from pipeline.host import TorchHost
+from pipeline.weights import build
+from pipeline.weights.tiny import TinySet, write_tiny
+
+from .measure import Settings, measure
+from .report import Row, comparison_rows
+
+SIDE = 64
+SIZES = {"smoke": (5, 10), "tiny": (121, 20)}  # frames, steps: two windows
+
+
+def run(settings: Settings) -> Iterator[Row]:
+    """Each preset against `none`."""
+    for name in settings.sizes or ("tiny",):
+        num_frames, steps = SIZES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            files = write_tiny(Path(folder))
+            ways = {
+                "ours": partial(_talk, files, num_frames, steps, Acceleration.NONE, settings),
+                "regular": partial(_talk, files, num_frames, steps, Acceleration.REGULAR, settings),
+                "high": partial(_talk, files, num_frames, steps, Acceleration.HIGH, settings),
+            }
+            case = f"{num_frames} frames, {SIDE}x{SIDE}, {steps} steps"
+            yield from comparison_rows(case, measure(ways, settings))
+
+
+def _talk(files: TinySet, num_frames: int, steps: int, acceleration: Acceleration, settings: Settings) -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    sound = Sound(torch.randn(1, num_frames * SAMPLE_RATE_HZ // 25, generator=random) * 0.1, SAMPLE_RATE_HZ)
+    text = build.load_text_encoder(files.text_encoder)
+    conditioning = Conditioning(
+        source=torch.rand(3, 1, SIDE, SIDE, generator=random) * 2 - 1,
+        prompt_embeds=(text.encode("a person talks"),),
+        negative_embeds=text.encode("blurred"),
+        vae=build.load_vae(files.vae),
+        image_encoder=build.load_image_encoder(files.image_encoder),
+    )
+    transformer = build.load_transformer(files.transformer, files.adapter, dtype=settings.dtype)
+    config = GenerationConfig(num_frames, acceleration=acceleration, allow_long=True, sampling=SamplingConfig(steps))
+    embeds = encode_audio(build.load_audio_encoder(files.audio_encoder), [Speech(sound)], num_frames=num_frames)
+    return torch.cat(list(generate(transformer, embeds, conditioning, config, TorchHost(settings.device))), 1)

@@ -1,0 +1,21 @@
+"""Every benchmark runs at its smallest size, says the same as what it is measured against, and prints a table."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from support.pack import PACK
+
+
+@pytest.mark.parametrize("what", ["dit", "step", "vae", "audio", "clip"])
+def test_a_benchmark_runs_and_agrees_with_its_baseline(what, tmp_path):
+    out = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks", what, "--sizes", "smoke", "--rounds", "1", "--json", str(out)]
+    subprocess.run(command, check=True, capture_output=True, cwd=PACK)
+    tables = json.loads(out.read_text())
+    rows = [row for table in tables.values() for row in table["rows"]]
+    assert rows and all(row["seconds"] > 0 and row["ours, s"] > 0 for row in rows)
+    same_work = [row for row in rows if row["against"] in ("plain formulas", "diffusers", "published way")]
+    assert all(row["relative error"] <= 2e-6 for row in same_work if row["relative error"] is not None)
+    assert out.with_suffix(".md").read_text().count("|") > 10
