@@ -21,6 +21,9 @@ from .errors import ImageError
 from .shapes import FPS
 
 CRF = 16  # H.264 quality at which no loss is seen
+# x264's macroblock tree reads memory that nobody has written: the same frames came out in other bytes now and then.
+# Without it they never do, and files are a third larger at the same quality or a little better.
+X264_OPTIONS = {"crf": str(CRF), "x264-params": "mbtree=0"}
 AUDIO_BITS_PER_CHANNEL = 128_000
 BT709 = 1  # its number among colour spaces, primaries and transfers (ITU-T H.273)
 # What AAC can hold, highest first. Of several layouts with the same channels, one without an LFE channel, which loses
@@ -70,7 +73,7 @@ class VideoWriter:
             self._add_sound()
 
     def _open_streams(self, height: int, width: int) -> None:
-        self._picture_stream = self._container.add_stream("libx264", rate=self.fps, options={"crf": str(CRF)})
+        self._picture_stream = self._container.add_stream("libx264", rate=self.fps, options=X264_OPTIONS)
         self._picture_stream.height, self._picture_stream.width = height, width
         self._picture_stream.pix_fmt = "yuv420p"
         codec = self._picture_stream.codec_context

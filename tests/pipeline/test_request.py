@@ -152,7 +152,7 @@ def counted(monkeypatch):
     return windows
 
 
-def test_a_killed_run_goes_on_and_writes_the_whole_video(asked, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_and_writes_the_same_bytes(asked, tmp_path, monkeypatch):
     def in_folder(name):
         return dataclasses.replace(asked, resume_folder=tmp_path / name, output=tmp_path / f"{name}.mp4")
 
@@ -165,10 +165,9 @@ def test_a_killed_run_goes_on_and_writes_the_whole_video(asked, tmp_path, monkey
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert len(list((tmp_path / "killed").glob("*/*.safetensors"))) == 1
-    # Frames are compared bit by bit in test_store; x264 was seen to write them in other bytes once in many runs.
-    whole = read_video(requests.run(in_folder("whole"), RecordingHost()))[0]
+    whole = requests.run(in_folder("whole"), RecordingHost()).read_bytes()
     sampled = counted(monkeypatch)
-    assert read_video(requests.run(in_folder("killed"), RecordingHost()))[0].shape == whole.shape
+    assert requests.run(in_folder("killed"), RecordingHost()).read_bytes() == whole
     assert len(sampled) == 1, "only the window that was missing"
     assert not list((tmp_path / "killed").glob("*/*")), "the video is written, the windows are gone"
 

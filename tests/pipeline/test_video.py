@@ -1,6 +1,10 @@
 """Video files: what is written comes back, in step with its sound."""
 
+import os
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import psutil
@@ -120,8 +124,30 @@ def test_windows_may_come_in_any_portions(tmp_path):
         for portion in frames.split([1, 4, 5]):
             video.add(portion)
     assert video.num_frames == 10
-    whole = read_video(write(tmp_path / "whole.mp4", frames))[0]
-    assert read_video(tmp_path / "portions.mp4")[0].shape == whole.shape
+    assert (tmp_path / "portions.mp4").read_bytes() == write(tmp_path / "whole.mp4", frames).read_bytes()
+
+
+ENCODED = """
+import sys; sys.path.insert(0, {tests!r}); import conftest
+import torch
+from multitalk.pipeline.video import VideoWriter
+for seed in range(6):
+    noise = torch.randint(0, 256, (10, 18, 34, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    with VideoWriter(f"{{sys.argv[1]}}/{{seed}}.mp4") as video:
+        video.add(noise)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc fills fresh memory on request")
+def test_the_file_depends_on_nothing_but_its_frames(tmp_path):
+    written = []
+    for filling in ("0", "85", "255"):  # of memory that nobody has written to yet
+        folder = tmp_path / filling
+        code = ENCODED.format(tests=str(Path(__file__).parents[1]))
+        environment = {**os.environ, "MALLOC_PERTURB_": filling}
+        subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, check=True)
+        written.append([path.read_bytes() for path in sorted(folder.glob("*.mp4"))])
+    assert written[0] == written[1] == written[2]
 
 
 def test_an_exception_leaves_neither_a_file_nor_its_predecessor_touched(tmp_path):
