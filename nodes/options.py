@@ -151,6 +151,14 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
                     max=10,
                     tooltip="Runs the guidance's passes every n-th step and keeps their difference in between.",
                 ),
+                io.Float.Input(
+                    "guidance_until",
+                    default=AccelerationOptions.guidance_until,
+                    min=0.05,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the steps after which the guidance's passes rest and their difference stays.",
+                ),
                 io.Combo.Input(
                     "attention",
                     options=AttentionKernel,
@@ -183,6 +191,7 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
         threshold: float,
         warmup: int,
         guidance_every: int,
+        guidance_until: float,
         attention: str,
         compile: bool,
         skip_tail: bool,
@@ -194,6 +203,7 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
             threshold=threshold or None,
             warmup=warmup,
             guidance_every=guidance_every,
+            guidance_until=guidance_until,
             attention=AttentionKernel(attention),
             compile=compile,
         )

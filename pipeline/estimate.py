@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 
-from .acceleration.accelerate import AccelerationOptions
+from .acceleration.accelerate import AccelerationOptions, make_guidance
 from .config import GenerationConfig
 from .memory import GB, Footprint, Placement
-from .sampling.guidance import Guidance
 from .sampling.windows import Window
 from .shapes import LatentSize
 
@@ -73,7 +72,7 @@ class Estimate:
 
 def count_forwards(config: GenerationConfig, options: AccelerationOptions, num_windows: int) -> int:
     """Forwards of a run without what caches leave out."""
-    guidance = Guidance(config.guidance, options.guidance_every)
+    guidance = make_guidance(options, config)
     return num_windows * sum(len(guidance.passes_at(step)) for step in range(config.sampling.steps))
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from .acceleration.accelerate import AccelerationOptions, CacheKind
+from .acceleration.accelerate import AccelerationOptions, CacheKind, make_guidance
 from .audio.embeds import AudioEmbeds
 from .conditioning.conditioning import Conditioning
 from .config import GenerationConfig
@@ -72,7 +72,7 @@ class Run:
 
     def guidance(self) -> Guidance:
         """What compares the passes of a window's steps; it remembers, so every window takes a new one."""
-        return Guidance(self.config.guidance, self.options.guidance_every)
+        return make_guidance(self.options, self.config)
 
     def size(self, window: Window) -> LatentSize:
         """The size of a window's latents."""

@@ -12,6 +12,7 @@ import torch
 
 from ..config import Acceleration, GenerationConfig
 from ..errors import ConfigError
+from ..sampling.guidance import Guidance
 from .attention_kernels import AttentionKernel, find_kernel
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class AccelerationOptions:
         interval: the Taylor forecast runs every n-th step.
         magnitudes: MagCache's ratios measured on this checkpoint and schedule, one a step; empty watches them online.
         guidance_every: the passes for guidance are run every n-th step, their last difference is kept in between.
+        guidance_until: the share of the steps, 0..1, after which they are not run any more; that difference stays.
         attention: the kernel; one that fails its probe is replaced.
         compile: compiles the blocks, which takes a minute at the first step of each size.
     """
@@ -64,6 +66,7 @@ class AccelerationOptions:
     interval: int = 3
     magnitudes: tuple[float, ...] = ()
     guidance_every: int = 1
+    guidance_until: float = 1.0
     attention: AttentionKernel = AttentionKernel.AUTO
     compile: bool = False
 
@@ -73,6 +76,11 @@ class AccelerationOptions:
         for name in ("warmup", "interval", "guidance_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.guidance_until <= 1:
+            raise ConfigError(
+                f"guidance_until is a share of the steps, above 0 and at most 1, got {self.guidance_until:g}. "
+                f"1 guides every step."
+            )
         if self.cache is not CacheKind.NONE and self.guidance_every > 1:
             raise ConfigError(
                 f"{self.cache.value} and guidance every {self.guidance_every} steps both skip forwards of the same "
@@ -97,6 +105,12 @@ class AccelerationOptions:
                 f"MagCache has {len(self.magnitudes)} magnitudes for {steps} steps. Measure them with the same steps, "
                 f"or leave them empty."
             )
+
+
+def make_guidance(options: AccelerationOptions, config: GenerationConfig) -> Guidance:
+    """A window's guidance: which passes its steps run, and how they become one velocity."""
+    until = max(1, round(options.guidance_until * config.sampling.steps))
+    return Guidance(config.guidance, options.guidance_every, until)
 
 
 def preset(config: GenerationConfig) -> AccelerationOptions:

@@ -54,10 +54,11 @@ class Guidance:
     Args:
         config: the scales.
         every: run the other passes in every n-th step only and add the last difference in between; 1 is exact.
+        until: the step from which on they are not run any more, and the last difference is added; None is exact.
     """
 
-    def __init__(self, config: GuidanceConfig, every: int = 1):
-        self.every = every
+    def __init__(self, config: GuidanceConfig, every: int = 1, until: int | None = None):
+        self.every, self.until = every, math.inf if until is None else until
         self._terms = {term: Projection(config) if config.projected else None for term in guidance_terms(config)}
         self._difference: Tensor | float = 0.0
 
@@ -69,7 +70,7 @@ class Guidance:
 
     def passes_at(self, step: int) -> tuple[Pass, ...]:
         """The passes to run in step number `step`, counted from 0."""
-        return self.passes if step % self.every == 0 else (Pass.COND,)
+        return self.passes if step % self.every == 0 and step < self.until else (Pass.COND,)
 
     def combine(self, velocities: Mapping[Pass, Tensor]) -> Tensor:
         """The guided velocity, from those of all `passes`, or of `COND` alone in a step between."""

@@ -2,7 +2,13 @@ import logging
 
 import pytest
 import torch
-from multitalk.pipeline.acceleration.accelerate import AccelerationOptions, CacheKind, accelerated, preset
+from multitalk.pipeline.acceleration.accelerate import (
+    AccelerationOptions,
+    CacheKind,
+    accelerated,
+    make_guidance,
+    preset,
+)
 from multitalk.pipeline.acceleration.attention_kernels import AttentionKernel, find_kernel
 from multitalk.pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
 from multitalk.pipeline.errors import ConfigError
@@ -58,6 +64,14 @@ def test_options_that_make_no_sense_are_refused():
         AccelerationOptions(CacheKind.EASY, threshold=-1)
     with pytest.raises(ConfigError, match="warmup"):
         AccelerationOptions(warmup=0)
+    with pytest.raises(ConfigError, match="guidance_until"):
+        AccelerationOptions(guidance_until=0)
+
+
+@pytest.mark.parametrize(("share", "guided"), [(1, 40), (0.5, 20), (0.001, 1)])
+def test_guidance_ends_after_its_share_of_the_steps(share, guided):
+    guidance = make_guidance(AccelerationOptions(guidance_until=share), request_of(Acceleration.NONE))
+    assert [len(guidance.passes_at(step)) for step in range(40)] == [3] * guided + [1] * (40 - guided)
     with pytest.raises(ConfigError, match="magnitudes"):
         AccelerationOptions(CacheKind.MAG, magnitudes=(1.0, 0.9)).check(request_of(Acceleration.NONE))
 

@@ -62,6 +62,15 @@ def test_between_guided_steps_the_last_difference_is_added():
     torch.testing.assert_close(run(guidance, second, step=1), want, atol=1e-5, rtol=1e-5)
 
 
+def test_after_the_guided_steps_the_last_difference_stays():
+    guidance, first, second = Guidance(GuidanceConfig(5, 4), until=3), velocities(0), velocities(1)
+    assert [len(guidance.passes_at(step)) for step in range(5)] == [3, 3, 3, 1, 1]
+    guided = run(guidance, first, step=2)
+    for step in (3, 4):
+        want = second[Pass.COND] + (guided - first[Pass.COND])
+        torch.testing.assert_close(run(guidance, second, step=step), want, atol=1e-5, rtol=1e-5)
+
+
 def test_a_projected_update_is_at_a_right_angle_to_the_conditional_velocity_and_capped():
     said = velocities()
     config = GuidanceConfig(1, 2, projected=True, norm_threshold=3.0)
