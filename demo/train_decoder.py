@@ -10,8 +10,7 @@ from . import train_vae
 from .run import Run
 from .train_vae import Phase
 
-# The last phase is long: the decoder remembers more of the past than nine frames show, and colours drifted.
-PHASES = (Phase(500, 2, 9, 64), Phase(200, 1, 9, 128), Phase(170, 1, 73, 48))
+PHASES = (Phase(300, 1, 33, 64), Phase(300, 1, 17, 128))
 
 
 def train(seed: int, device: torch.device) -> AutoencoderKLWan:

@@ -43,7 +43,7 @@ class Phase:
     lengths: tuple[int, ...]  # in latent frames
 
 
-PHASES = (Phase(500, 6, "short", (3, 5)), Phase(520, 5, "short", (7, 9)), Phase(430, 3, "long", (13, 21, 25)))
+PHASES = (Phase(900, 6, "short", (3, 5)), Phase(900, 5, "short", (7, 9)), Phase(700, 3, "long", (13, 21, 25)))
 
 
 class TalkingModel(nn.Module):
