@@ -12,7 +12,7 @@ from uuid import uuid4
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from torch import LongTensor, Tensor
 
 from .audio import waveform
@@ -47,6 +47,7 @@ class VideoWriter:
         self._sound = _encodable(sound) if sound is not None else None
         self._unfinished = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.part")
         self._picture_stream = self._sound_stream = None
+        self._reformatter = VideoReformatter()  # one for all: making one takes longer than a small frame
 
     def __enter__(self) -> VideoWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,8 @@ class VideoWriter:
             got = f"{picture.shape[1]}x{picture.shape[0]}"
             raise ImageError(f"A frame of {got} pixels cannot follow frames of {width}x{height}. Keep one size.")
         # Averages 2x2 colours without bias; the other interpolations shift the chroma by a sixth of a level.
-        frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(
+        frame = self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(picture, "rgb24"),
             format="yuv420p",
             interpolation="AREA",
             dst_colorspace=Colorspace.ITU709,

@@ -1,0 +1,134 @@
+"""Videos of any length: as many frames as the sound lasts, each at its time, in memory that does not grow."""
+
+import dataclasses
+import wave
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from multitalk.pipeline import generate
+from multitalk.pipeline import request as requests
+from multitalk.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig
+from multitalk.pipeline.request import Files, Request
+from multitalk.pipeline.shapes import FPS, VAE_STRIDE_SPACE
+from multitalk.pipeline.weights.tiny import TinySizes, write_tiny
+from PIL import Image
+from support.run import RecordingHost
+
+SIZES = TinySizes(width=128, layers=1, ffn=128, vae_width=2)
+HEIGHT, WIDTH = 32, 48
+RATE_HZ = 8000
+BLOCKS = torch.arange(HEIGHT * WIDTH // VAE_STRIDE_SPACE**2).view(-1, WIDTH // VAE_STRIDE_SPACE)  # a bit each
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """A request without a voice, in one step of one pass."""
+    folder = tmp_path_factory.mktemp("long")
+    tiny = write_tiny(folder / "weights", sizes=SIZES)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "portrait.png")
+    return Request(
+        image=folder / "portrait.png",
+        audio=(folder / "voice.wav",),
+        files=Files(tiny.transformer, tiny.vae, tiny.text_encoder, tiny.image_encoder, tiny.audio_encoder,
+                    tiny.adapter),
+        output=folder / "out.mp4",
+        size=(HEIGHT, WIDTH),
+        config=GenerationConfig(
+            num_frames=0, allow_long=True, sampling=SamplingConfig(steps=1), guidance=GuidanceConfig(1.0, 1.0)
+        ),
+    )  # fmt: skip
+
+
+def speak(path, num_samples):
+    """A tone in a file."""
+    samples = 8000 * np.sin(2 * np.pi * 220 * np.arange(num_samples) / RATE_HZ)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE_HZ)
+        file.writeframes(samples.astype("<i2").tobytes())
+
+
+def numbered(run, transformer, window, motion):
+    """Stands in for sampler and VAE: each frame shows the number that the plan gives it, a bit in each block."""
+    numbers = torch.arange(window.start, window.start + window.num_frames)
+    bits = (numbers.view(-1, 1, 1) >> BLOCKS) & 1
+    side = VAE_STRIDE_SPACE
+    frames = (2.0 * bits - 1).repeat_interleave(side, 1).repeat_interleave(side, 2).expand(3, -1, -1, -1)
+    if window.index:
+        assert torch.equal(motion, frames[:, : window.overlap]), "a window goes on from the last frames made"
+    return frames
+
+
+def numbers_in(container):
+    """The numbers that a video's frames show."""
+    middle = VAE_STRIDE_SPACE // 2
+    for frame in container.decode(video=0):
+        plane = frame.planes[0]
+        luma = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:HEIGHT, :WIDTH]
+        bits = luma[middle::VAE_STRIDE_SPACE, middle::VAE_STRIDE_SPACE] > 128
+        yield int((bits.astype(np.int64) << BLOCKS.numpy()).sum())
+
+
+def ends_s(container):
+    """When picture and sound of a video end."""
+    streams = container.streams.video[0], container.streams.audio[0]
+    return [(stream.start_time + stream.duration) * stream.time_base for stream in streams]
+
+
+def check_length(path, duration_s, fps):
+    """As many frames as the duration has, the sound within one of them; returns how many."""
+    wanted = max(1, round(duration_s * fps))
+    with av.open(str(path)) as container:
+        assert (container.streams.video[0].frames, container.streams.video[0].average_rate) == (wanted, fps)
+        picture_s, sound_s = ends_s(container)
+    assert abs(picture_s - wanted / fps) < Fraction(1, 1000)
+    assert abs(sound_s - picture_s) < 1 / fps
+    return wanted
+
+
+def check_times(path, wanted, fps):
+    """Each of `wanted` frames shows what the model made for the middle of its time."""
+    with av.open(str(path)) as container:
+        shown = list(numbers_in(container))
+    assert shown == [int((frame + Fraction(1, 2)) * FPS / fps) for frame in range(wanted)]
+
+
+@pytest.mark.parametrize("fps", [16, 24, 25, 30])
+@pytest.mark.parametrize("duration_s", ["0.2", "1", "3.24", "3.25"])
+def test_a_sampled_video_has_the_frames_of_its_sound(asked, duration_s, fps):
+    duration_s = Fraction(duration_s)
+    speak(asked.audio[0], int(duration_s * RATE_HZ))
+    check_length(requests.run(dataclasses.replace(asked, fps=fps), RecordingHost()), duration_s, Fraction(fps))
+
+
+@pytest.mark.parametrize("fps", [16, 24, 25, 30])
+@pytest.mark.parametrize("duration_s", ["10", "59.97", "600"])
+def test_a_long_video_shows_every_frame_at_its_time(asked, duration_s, fps, monkeypatch):
+    monkeypatch.setattr(generate, "generate_window", numbered)
+    duration_s, fps = Fraction(duration_s), Fraction(fps)
+    speak(asked.audio[0], int(duration_s * RATE_HZ))
+    video = requests.run(dataclasses.replace(asked, fps=fps), RecordingHost())
+    check_times(video, check_length(video, duration_s, fps), fps)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    num_samples=st.integers(1, 20 * RATE_HZ),
+    fps=st.fractions(8, 60, max_denominator=1001),
+    sizes=st.tuples(st.integers(2, 24), st.integers(0, 23)).filter(lambda sizes: sizes[1] < sizes[0]),
+)
+def test_any_length_in_any_windows_at_any_rate_is_met(asked, monkeypatch, num_samples, fps, sizes):
+    windows = WindowConfig(num_frames=4 * sizes[0] + 1, motion_frames=4 * sizes[1] + 1)
+    speak(asked.audio[0], num_samples)
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "generate_window", numbered)
+        config = dataclasses.replace(asked.config, windows=windows)
+        video = requests.run(dataclasses.replace(asked, config=config, fps=fps), RecordingHost())
+    check_times(video, check_length(video, Fraction(num_samples, RATE_HZ), fps), fps)
