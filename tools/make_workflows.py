@@ -12,15 +12,34 @@ PACK = Path(__file__).resolve().parents[1]
 OURS = json.loads((PACK / "tests" / "frozen_nodes.json").read_text())
 VERSION = "0.1.0"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-COLUMN, ROW = 420, 60
+GAP = 110  # between nodes; the page's newer look draws them a little taller than they say
+TITLE = 30  # a node's title bar stands above its position
+NOTE_WIDTH = 420
+COLUMNS = (  # from left to right: the group's title, its nodes' width, and the nodes in it
+    (
+        "Picture, voices, places",
+        300,
+        ("MultiTalkExample", "MultiTalkSpeaker", "MultiTalkLongVideoOptions"),
+    ),
+    (
+        "Model files",
+        440,
+        (
+            "MultiTalkLoadModel",
+            "MultiTalkLoadLora",
+            "MultiTalkLoadAudioEncoder",
+            "MultiTalkLoadVAE",
+            "MultiTalkLoadImageEncoder",
+            "MultiTalkLoadTextEncoder",
+        ),
+    ),
+    ("What is heard and seen", 380, ("MultiTalkEncodeAudio", "MultiTalkCondition")),
+    ("Frames", 340, ("MultiTalkSampler", "MultiTalkFal")),
+    ("Video", 380, ("SaveVideo",)),
+)
 
-# Core's nodes: sockets in, widgets with what the page keeps in their places, sockets out.
-CORE = {
-    "LoadImage": ([], ["image"], [("IMAGE", "IMAGE"), ("MASK", "MASK")]),
-    "LoadAudio": ([], ["audio"], [("AUDIO", "AUDIO")]),
-    "SaveVideo": ([("video", "VIDEO")], ["filename_prefix", "format", "codec"], []),
-}
-PAGE_EXTRAS = {"LoadImage": ["image"], "LoadAudio": [None, None]}  # upload buttons and the player take places
+# Core's node: sockets in, widgets, sockets out.
+CORE = {"SaveVideo": ([("video", "VIDEO")], ["filename_prefix", "format", "codec"], [])}
 
 HUB = "https://huggingface.co"
 COMFY = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
@@ -54,14 +73,6 @@ class Graph:
         self.nodes[number] = (kind, inputs)
         return number
 
-    def picture(self, name: str) -> tuple[str, int]:
-        """An image of the user's."""
-        return self.add("LoadImage", image=name), 0
-
-    def voice(self, name: str) -> tuple[str, int]:
-        """A sound of the user's."""
-        return self.add("LoadAudio", audio=name), 0
-
     def api(self) -> dict[str, Any]:
         """The queue's form."""
         prompt = {}
@@ -75,7 +86,8 @@ class Graph:
     def page(self) -> dict[str, Any]:
         """The page's form."""
         links: list[list[Any]] = []
-        nodes = [self._page_node(int(number), links) for number in self.nodes]
+        places, groups = self._layout()
+        nodes = [self._page_node(int(number), places[number], links) for number in self.nodes]
         for node in nodes:
             for slot, output in enumerate(node["outputs"]):
                 output["links"] = [link[0] for link in links if link[1] == node["id"] and link[2] == slot]
@@ -88,13 +100,37 @@ class Graph:
             "last_link_id": len(links),
             "nodes": nodes,
             "links": links,
-            "groups": [],
+            "groups": groups,
             "config": {},
             "extra": {},
             "version": 0.4,
         }
 
-    def _page_node(self, number: int, links: list[list[Any]]) -> dict[str, Any]:
+    def _layout(self) -> tuple[dict[str, tuple[list[int], list[int]]], list[dict[str, Any]]]:
+        """Position and size of each node, column by column, and a group around each column."""
+        places: dict[str, tuple[list[int], list[int]]] = {}
+        groups: list[dict[str, Any]] = []
+        left = 0
+        for title, width, kinds in COLUMNS:
+            here = sorted(
+                (n for n in self.nodes if self.nodes[n][0] in kinds), key=lambda n: kinds.index(self.nodes[n][0])
+            )
+            if not here:
+                continue
+            top = 0
+            for number in here:
+                height = _height(self.nodes[number][0])
+                places[number] = ([left, top], [width, height])
+                top += height + GAP
+            bounding = [left - 20, -TITLE - 60, width + 40, top - GAP + TITLE + 100]
+            groups.append(
+                {"id": len(groups) + 1, "title": title, "bounding": bounding, "color": "#3f789e", "font_size": 24}
+                | {"flags": {}}
+            )
+            left += width + 110
+        return places, groups
+
+    def _page_node(self, number: int, place: tuple[list[int], list[int]], links: list[list[Any]]) -> dict[str, Any]:
         kind, inputs = self.nodes[str(number)]
         sockets, outputs = _sockets(kind), _outputs(kind)
         page_inputs = []
@@ -107,18 +143,15 @@ class Graph:
                 links.append([link, int(source), source_slot, number, slot, sent])
             page_inputs.append({"name": name, "type": io_type, "link": link})
         values, models = self._values(str(number))
-        depth = self._depth(str(number))
-        peers = [n for n in self.nodes if self._depth(n) == depth]
-        above = sum(_height(self.nodes[n][0]) + ROW for n in peers[: peers.index(str(number))])
         properties = {"Node name for S&R": kind, "cnr_id": "multitalk" if kind in OURS else "comfy-core"}
         properties["ver"] = VERSION if kind in OURS else "0.33.0"
         return {
             "id": number,
             "type": kind,
-            "pos": [depth * COLUMN, above],
-            "size": [COLUMN - 60, _height(kind)],
+            "pos": place[0],
+            "size": place[1],
             "flags": {},
-            "order": depth,
+            "order": self._depth(str(number)),
             "mode": 0,
             "inputs": page_inputs,
             "outputs": [{"name": name, "type": io_type, "links": []} for io_type, name in outputs],
@@ -136,7 +169,7 @@ class Graph:
                 values.append("fixed")
         names = [value for value in values if value in MODELS] if kind in OURS else []
         models = [{"name": n, "url": f"{MODELS[n][1]}/{n}", "directory": MODELS[n][0]} for n in names]
-        return values + PAGE_EXTRAS.get(kind, []), models
+        return values, models
 
     def _depth(self, number: str) -> int:
         sources = [value[0] for value in self.nodes[number][1].values() if isinstance(value, tuple)]
@@ -160,15 +193,19 @@ def _outputs(kind: str) -> list[tuple[str, str]]:
 
 
 def _height(kind: str) -> int:
-    if kind in ("LoadImage", "SaveVideo"):
-        return 330
-    text = sum(120 for widget in _widgets(kind) if "prompt" in widget["id"])
-    return 60 + 22 * max(len(_sockets(kind)), len(_outputs(kind))) + 26 * len(_widgets(kind)) + text
+    """What the page needs for a node: rows of sockets, of widgets, two prompts, and the picture that comes later."""
+    rows = max(len(_sockets(kind)), len(_outputs(kind)))
+    widgets = _widgets(kind)
+    lines = len(widgets) + sum(bool(widget.get("control_after_generate")) for widget in widgets)
+    text = sum(90 for widget in widgets if "prompt" in widget["id"])
+    picture = {"MultiTalkCondition": 200, "MultiTalkSampler": 240, "SaveVideo": 380}.get(kind, 0)
+    return 14 + 20 * rows + 24 * lines + text + picture
 
 
 def _note(number: int, text: str) -> dict[str, Any]:
+    place = {"pos": [-NOTE_WIDTH - 70, -TITLE - 30], "size": [NOTE_WIDTH, 130 + len(text) // 2]}
     return {
-        "id": number, "type": "MarkdownNote", "pos": [-COLUMN, 0], "size": [COLUMN - 40, 420], "flags": {}, "order": 0,
+        "id": number, "type": "MarkdownNote", **place, "flags": {}, "order": 0,
         "mode": 0, "inputs": [], "outputs": [], "title": "Read me", "properties": {}, "widgets_values": [text],
     }  # fmt: skip
 
@@ -190,32 +227,31 @@ SMALL = {
     "audio": "wav2vec2_demo.safetensors",
 }
 LORA = "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors"
-FILES_NOTE = "\n".join(
-    f"* `{name}` goes into `models/{folder}`" for name, (folder, _) in MODELS.items() if name in REAL.values()
-)
+FILES_NOTE = "\n".join(f"* models/{folder}: {name}" for name, (folder, _) in MODELS.items() if name in REAL.values())
 
 
 def talk(
     graph: Graph,
     files: dict[str, str],
-    voices: list[tuple[str, int]],
-    image: tuple[str, int],
+    example: str,
     prompt: str,
+    voices: int = 1,
     lora: str | None = None,
     condition: dict[str, Any] | None = None,
     sampler: dict[str, Any] | None = None,
     audio: dict[str, Any] | None = None,
 ) -> Graph:
-    """The local chain: loaders, audio, condition, sampler, video."""
+    """The local chain: an example, loaders, audio, condition, sampler, video."""
+    shown = graph.add("MultiTalkExample", example=example)
     model = (graph.add("MultiTalkLoadModel", base=files["base"], adapter=files["adapter"]), 0)
     if lora:
         model = (graph.add("MultiTalkLoadLora", model=model, lora=lora, strength=1.0), 0)
     encoder = (graph.add("MultiTalkLoadAudioEncoder", file=files["audio"]), 0)
-    sounds = {f"audio_{k}": voice for k, voice in enumerate(voices, 1)}
+    sounds = {f"audio_{k}": (shown, k) for k in range(1, voices + 1)}
     heard = graph.add("MultiTalkEncodeAudio", audio_encoder=encoder, **sounds, **(audio or {}))
     seen = graph.add(
         "MultiTalkCondition",
-        image=image,
+        image=(shown, 0),
         vae=(graph.add("MultiTalkLoadVAE", file=files["vae"]), 0),
         image_encoder=(graph.add("MultiTalkLoadImageEncoder", file=files["image"]), 0),
         text_encoder=(graph.add("MultiTalkLoadTextEncoder", file=files["text"]), 0),
@@ -235,52 +271,42 @@ def talk(
 
 
 def build() -> dict[str, Graph]:
-    """All workflows by file name."""
+    """All workflows by file name. All start from bundled examples, so that no node asks for a file one has not got."""
+    one, two_drawn, photograph = "a drawn face", "two drawn faces", "a photograph"
     woman = "A woman talks to the camera in a softly lit room."
-    files = f"**Files**\n\n{FILES_NOTE}\n\n"
+    own = "**Your own**\n\nPut *Load Image* and *Load Audio* in the Example's place.\n\n"
+    files = f"{own}**Files**\n\n{FILES_NOTE}\n\n"
     quality = Graph("quality", f"# One speaker, best quality\n\n{files}40 steps with text and audio guidance.")
-    fast = Graph(
-        "fast",
-        f"# One speaker, four steps\n\n{files}* `{LORA}` goes into `models/loras`\n\nThe LoRA wants text guidance 1.",
-    )
+    lora = f"* models/loras: {LORA}"
+    fast = Graph("fast", f"# One speaker, four steps\n\n{files.strip()}\n{lora}\n\nThe LoRA wants text guidance 1.")
     two = Graph("two", f"# Two speakers\n\n{files}A Speaker node for each voice says where the person is, in percent.")
     long = Graph(
         "long", f"# A long speech\n\n{files}The length follows the audio. An interrupted run goes on where it was."
     )
     small = Graph("small", "# The small bundled model\n\nRuns with no download, on a CPU. It knows drawn faces only.")
-    remote = Graph("remote", "# Made by fal\n\nNo model, no GPU. Put your key into `FAL_KEY`; every run costs money.")
+    remote = Graph(
+        "remote", f"# Made by fal\n\n{own}No model, no GPU. Put your key into FAL_KEY; every run costs money."
+    )
     few = {"steps": 4, "text_cfg_scale": 1.0, "audio_cfg_scale": 2.0, "shift": 2.0, "acceleration": "high"}
-    talk(
-        quality, REAL, [quality.voice("speech.wav")], quality.picture("portrait.png"), woman, sampler={"num_frames": 81}
-    )
-    talk(
-        fast,
-        REAL,
-        [fast.voice("speech.wav")],
-        fast.picture("portrait.png"),
-        woman,
-        lora=LORA,
-        sampler={"num_frames": 81, **few},
-    )
+    talk(quality, REAL, photograph, woman, sampler={"num_frames": 81})
+    talk(fast, REAL, photograph, woman, lora=LORA, sampler={"num_frames": 81, **few})
     left = two.add("MultiTalkSpeaker", left=0.0, top=0.0, right=50.0, bottom=100.0)
     right = two.add("MultiTalkSpeaker", speakers=(left, 0), left=50.0, top=0.0, right=100.0, bottom=100.0)
     talk(
-        two, REAL, [two.voice("speech.wav"), two.voice("answer.wav")], two.picture("two_people.png"),
-        "Two people talk to each other at a table.",
+        two, REAL, two_drawn, "Two people talk to each other.", voices=2,
         condition={"speakers": (right, 0)}, audio={"multi_audio_type": "add"}, sampler={"num_frames": 0},
     )  # fmt: skip
     options = long.add("MultiTalkLongVideoOptions")
     talk(
-        long, REAL, [long.voice("speech.wav")], long.picture("portrait.png"), woman,
+        long, REAL, photograph, woman,
         sampler={"num_frames": 0, "keep_frames": False, "acceleration": "regular", "options": (options, 0)},
     )  # fmt: skip
-    example = small.add("MultiTalkExample")
     talk(
-        small, SMALL, [(example, 1)], (example, 0), "a smiling person talks",
+        small, SMALL, one, "a smiling person talks",
         condition={"resolution": "custom", "width": 128, "height": 128}, sampler={"num_frames": 0, "steps": 20},
     )  # fmt: skip
-    portrait, speech = remote.picture("portrait.png"), remote.voice("speech.wav")
-    bought = remote.add("MultiTalkFal", image=portrait, audio=speech, prompt=woman)
+    shown = remote.add("MultiTalkExample", example=photograph)
+    bought = remote.add("MultiTalkFal", image=(shown, 0), audio=(shown, 1), prompt=woman)
     remote.add("SaveVideo", video=(bought, 0), filename_prefix="video/MultiTalk", format="auto", codec="auto")
     return {
         "single_speaker_quality": quality,

@@ -5,7 +5,7 @@ import json
 import av
 import pytest
 from support import pack
-from support.workflow_files import inputs_of, small, write_inputs, write_models
+from support.workflow_files import inputs_of, small, with_own_files, write_inputs, write_models
 from support.workflow_runner import Rejected, Runner, check
 
 PACK = pack.PACK
@@ -31,7 +31,7 @@ def runner(nodes, tmp_path_factory):
 
 @pytest.mark.parametrize("path", LOCAL, ids=lambda path: path.stem)
 def test_a_workflow_runs_to_a_video_with_sound(path, runner):
-    prompt = small(json.loads(path.read_text()))
+    prompt = with_own_files(small(json.loads(path.read_text())))
     outputs = runner.run(prompt)
     sampler = next(n for n, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
     frames, video, audio, fps = outputs[sampler]
@@ -51,6 +51,7 @@ def test_a_workflow_runs_to_a_video_with_sound(path, runner):
 
 def test_frames_video_and_sound_of_another_rate_are_equally_long(runner):
     prompt = small(json.loads((PACK / "workflows" / "api" / "single_speaker_quality.json").read_text()))
+    with_own_files(prompt)
     inputs_of(prompt, "MultiTalkEncodeAudio").update(num_frames=9, fps=30.0)  # 0.3 s, for which the model makes 8
     inputs_of(prompt, "MultiTalkSampler")["num_frames"] = 0
     sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")

@@ -21,8 +21,8 @@ PLACES = {
     "audio_encoder": ("audio_encoders", ["wav2vec2-chinese-base_fp16", "wav2vec2_demo"]),
 }
 LORA = "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16"
-PICTURES = ("portrait.png", "two_people.png", "multitalk_demo_portrait.png")
-VOICES = {"speech.wav": 220, "answer.wav": 330, "multitalk_demo_speech.wav": 270}  # pitch in Hz
+PICTURE = "portrait.png"
+VOICES = {"speech.wav": 220, "answer.wav": 330}  # pitch in Hz
 RATE_HZ = 16000
 
 
@@ -46,16 +46,30 @@ def write_models(models: Path) -> None:
 
 
 def write_inputs(folder: Path, duration_s: float = 1.0) -> None:
-    """Noise for portraits, and a tone in pulses for each voice."""
+    """Noise for a portrait, and a tone in pulses for each voice."""
     picture = (np.random.default_rng(0).random((90, 120, 3)) * 255).astype("uint8")
-    for name in PICTURES:
-        Image.fromarray(picture).save(folder / name)
+    Image.fromarray(picture).save(folder / PICTURE)
     time = np.arange(round(duration_s * RATE_HZ)) / RATE_HZ
     for name, pitch in VOICES.items():
         tone = 0.5 * np.sin(2 * math.pi * pitch * time) * (time % 0.4 < 0.2)
         with wave.open(str(folder / name), "wb") as file:
             file.setparams((1, 2, RATE_HZ, len(time), "NONE", ""))
             file.writeframes((tone * 32767).astype("<i2").tobytes())
+
+
+def with_own_files(prompt: dict[str, Any]) -> dict[str, Any]:
+    """The workflow with core's loaders in the place of the bundled example, as its note tells people to do."""
+    example = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkExample")
+    prompt[example] = {"class_type": "LoadImage", "inputs": {"image": PICTURE}}
+    loaders = [example]
+    for voice in VOICES:
+        loaders.append(str(max(map(int, prompt)) + 1))
+        prompt[loaders[-1]] = {"class_type": "LoadAudio", "inputs": {"audio": voice}}
+    for entry in prompt.values():
+        for name, value in entry["inputs"].items():
+            if isinstance(value, list) and value[0] == example:
+                entry["inputs"][name] = [loaders[value[1]], 0]
+    return prompt
 
 
 def small(prompt: dict[str, Any]) -> dict[str, Any]:
