@@ -94,15 +94,19 @@ class VideoVae:
         return (mean - _column(LATENT_MEAN)) / _column(LATENT_STD)
 
     def _decode_whole(self, latents: Tensor) -> Iterator[Tensor]:
-        raw = latents.float().cpu() * _column(LATENT_STD) + _column(LATENT_MEAN)
-        with torch.no_grad():
-            moments = self.model.post_quant_conv(raw[None].to(self.model.device, self.model.dtype))
+        moments = self._moments(latents)
         memory = _empty_memory(self.model.decoder)
         for index, moment in enumerate(moments.split(1, dim=2)):
             with torch.no_grad():  # not held across a yield
                 frames = self.model.decoder(moment, feat_cache=memory, feat_idx=[0], first_chunk=index == 0)
                 frames = frames[0].clamp(-1, 1).float().cpu()
             yield frames
+
+    @torch.no_grad()
+    def _moments(self, latents: Tensor) -> Tensor:
+        """What the decoder takes, `1 c t h w`; all at once, as one by one would round differently."""
+        raw = latents.float().cpu() * _column(LATENT_STD) + _column(LATENT_MEAN)
+        return self.model.post_quant_conv(raw[None].to(self.model.device, self.model.dtype))
 
     def _decode_tiles(self, latents: Tensor, tiling: Tiling) -> Iterator[Tensor]:
         places = tiles(*latents.shape[-2:], tiling)

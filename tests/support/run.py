@@ -22,11 +22,13 @@ class RecordingHost(TorchHost):
     def __init__(self, cancel_after: int | None = None):
         super().__init__("cpu")
         self.told: list[Progress] = []
+        self.shown: list[Tensor] = []
         self.looked = 0
         self.cancel_after = cancel_after
 
-    def report(self, progress: Progress, latents: Tensor | None = None) -> None:
+    def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
         self.told.append(progress)
+        self.shown += [] if frames is None else [frames]
 
     def check_cancelled(self) -> None:
         self.looked += 1
@@ -38,10 +40,10 @@ def random(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def vae(seed: int = 5) -> VideoVae:
-    """A Wan VAE of width 2 whose random weights keep pixels in range."""
+def vae(seed: int = 5, width: int = 2) -> VideoVae:
+    """A Wan VAE whose random weights keep pixels in range."""
     with torch.random.fork_rng():  # the constructor draws its weights from the global generator
-        model = AutoencoderKLWan(base_dim=2, z_dim=16, num_res_blocks=1).eval()
+        model = AutoencoderKLWan(base_dim=width, z_dim=16, num_res_blocks=1).eval()
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 4

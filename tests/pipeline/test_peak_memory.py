@@ -1,0 +1,49 @@
+"""What a run holds at its fullest: a window, however long the video, and little of the weights' files."""
+
+from multitalk.pipeline.video import VideoWriter
+from support import run
+from support.peak import LiveTensors, linux_only, told_by
+
+LONG_VIDEO = """
+import dataclasses, torch
+from pathlib import Path
+from multitalk.pipeline.config import GuidanceConfig, WindowConfig
+from multitalk.pipeline.generate import generate, open_store
+from multitalk.pipeline.host import TorchHost
+from multitalk.pipeline.video import write_video
+from support import run
+from support.media import hum
+from support.peak import Peak
+num_frames, folder = int(sys.argv[1]), Path(sys.argv[2])
+model = run.model(num_layers=1)
+config = dataclasses.replace(run.config(steps=1), guidance=GuidanceConfig(1.0, 1.0), windows=WindowConfig())
+parts = (model, run.audio(model, num_frames), run.conditioning(model), config)
+store = open_store(folder, *parts)
+peaks, peak = [], Peak()
+def watched():
+    for frames in generate(*parts, TorchHost('cpu'), store=store):
+        yield frames
+        peaks.append(peak())
+write_video(folder / "talk.mp4", watched(), num_frames, sound=hum(num_frames / 25, 16000, 1))
+print(json.dumps(peaks))
+"""
+
+
+@linux_only
+def test_three_thousand_frames_take_the_memory_of_three_windows(tmp_path):
+    peaks = told_by(LONG_VIDEO, 3000, tmp_path)
+    assert len(peaks) == 42
+    assert peaks[-1] < 1.05 * peaks[2]
+
+
+def test_ten_times_the_frames_are_decoded_in_the_same_memory(tmp_path):
+    vae = run.vae(width=24)  # beside whose work a few hundred latents count little, as in the published one's
+    peaks = []
+    for num_latents in (21, 201):
+        latents = run.random((16, num_latents, 2, 2), 1)
+        with VideoWriter(tmp_path / "talk.mp4") as video, LiveTensors() as live:
+            for frames in vae.decode(latents):
+                video.add(frames)
+        assert video.num_frames == 4 * num_latents - 3
+        peaks.append(live.peak)
+    assert peaks[1] < 1.05 * peaks[0]
