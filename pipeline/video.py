@@ -158,7 +158,7 @@ def read_video(path: str | Path) -> tuple[Tensor, Fraction, Sound | None]:
     """
     path = Path(path)
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), container_options=waveform.LOCAL, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise ImageError(f"{path.name} holds no picture. Choose a video.")
             stream = container.streams.video[0]

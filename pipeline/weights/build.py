@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,12 +18,12 @@ from ..conditioning.vae import VideoVae
 from ..errors import WeightsError
 from ..transformer.model import MultiTalkTransformer
 from .catalog import open_as, transformer_weights
-from .configs import image_config, speech_config, text_config, transformer_config, vae_config
+from .configs import image_config, sizes_from, speech_config, text_config, transformer_config, vae_config
 from .key_maps import for_live_keys, rename_clip, rename_clip_key, rename_text, rename_vae, rename_wav2vec2
 from .lora import LoraStack
 from .quantization import QuantizedEmbedding, QuantizedLinear
 from .recognition import Component
-from .source import Source
+from .source import Source, parse_object
 from .stored import Stored, collect
 from .tokenizer import find_tokenizer
 
@@ -57,9 +56,9 @@ def load_transformer(
     dtype = dtype or torch.bfloat16
     weights, sources = transformer_weights(base, adapter)
     shapes = {name: stored.shape for name, stored in weights.items()}
-    config = transformer_config(shapes, num_heads or _named_heads(sources), _named(sources, "audio_layers"))
-    with init_empty_weights():
-        model = MultiTalkTransformer(**config)
+    heads, audio_layers = num_heads or _named_heads(sources), _named(sources, "audio_layers")
+    with sizes_from(sources[0].name), init_empty_weights():
+        model = MultiTalkTransformer(**transformer_config(shapes, heads, audio_layers))
     fill(model, weights, dtype, sources[0].name, eager=EAGER)
     stack = LoraStack(model)
     for path, strength in loras:
@@ -71,7 +70,7 @@ def load_vae(path: Path | str, dtype: torch.dtype = torch.float32) -> VideoVae:
     """Wan's video VAE in `dtype`, from native or diffusers names."""
     source, _ = open_as(path, Component.VAE)
     state = _plain_state(source, collect(source, rename_vae), dtype)
-    with init_empty_weights():
+    with sizes_from(source.name), init_empty_weights():
         model = AutoencoderKLWan(**vae_config({key: tensor.shape for key, tensor in state.items()}))
     return VideoVae(_load(model, state, source))
 
@@ -89,7 +88,7 @@ def load_text_encoder(
     source, _ = open_as(path, Component.TEXT_ENCODER)
     weights = collect(source, rename_text)
     pieces = find_tokenizer(source, tokenizer)
-    with init_empty_weights():
+    with sizes_from(source.name), init_empty_weights():
         model = UMT5EncoderModel(text_config({name: stored.shape for name, stored in weights.items()}))
     weights["encoder.embed_tokens.weight"] = weights["shared.weight"]  # one table under two names
     fill(model, weights, dtype or torch.bfloat16, source.name, eager=("relative_attention_bias",))
@@ -100,10 +99,10 @@ def load_text_encoder(
 def load_image_encoder(path: Path | str, dtype: torch.dtype | None = None) -> ImageEncoder:
     """CLIP's vision tower in `dtype`; None keeps the file's, or float16 where that is narrower."""
     source, _ = open_as(path, Component.IMAGE_ENCODER)
-    state = rename_clip(_plain_state(source, collect(source, _vision_key), dtype))
-    config = image_config({key: tensor.shape for key, tensor in state.items()}, _named_heads([source]))
-    with init_empty_weights():
-        model = CLIPVisionModel(config)
+    plain, heads = _plain_state(source, collect(source, _vision_key), dtype), _named_heads([source])
+    with sizes_from(source.name), init_empty_weights():
+        state = rename_clip(plain)
+        model = CLIPVisionModel(image_config({key: tensor.shape for key, tensor in state.items()}, heads))
     return ImageEncoder(_load(model, for_live_keys(state, model.state_dict()), source))
 
 
@@ -111,9 +110,10 @@ def load_audio_encoder(path: Path | str, dtype: torch.dtype = torch.float32) -> 
     """wav2vec2 in `dtype`; its `config.do_normalize` is what the `preprocessor_config.json` beside it says."""
     source, _ = open_as(path, Component.AUDIO_ENCODER)
     state = _plain_state(source, collect(source, rename_wav2vec2), dtype)
-    config = speech_config({key: tensor.shape for key, tensor in state.items()}, _named_heads([source]))
-    config.do_normalize = _do_normalize(source.path)
-    with init_empty_weights():
+    heads, normalizes = _named_heads([source]), _do_normalize(source.path)
+    with sizes_from(source.name), init_empty_weights():
+        config = speech_config({key: tensor.shape for key, tensor in state.items()}, heads)
+        config.do_normalize = normalizes
         model = Wav2Vec2Model(config)
     state.setdefault("masked_spec_embed", torch.zeros(config.hidden_size, dtype=dtype))  # only training uses it
     return _load(model, state, source)
@@ -193,13 +193,22 @@ def _named(sources: Iterable[Source], *fields: str) -> int | None:
         for stated in (source.metadata, source.config):
             for field in fields:
                 if field in stated:
-                    return int(stated[field])
+                    return _count_of(source, field, stated[field])
     return None
+
+
+def _count_of(source: Source, field: str, value: object) -> int:
+    if not str(value).isdecimal() or int(str(value)) < 1:
+        raise WeightsError(f"{source.name} says {field} = {value!r}, which is no number of them; download it again.")
+    return int(str(value))
 
 
 def _do_normalize(path: Path) -> bool:
     file = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
-    return file.exists() and bool(json.loads(file.read_text(encoding="utf-8")).get("do_normalize", False))
+    try:
+        return file.exists() and bool(parse_object(file.read_text(encoding="utf-8")).get("do_normalize", False))
+    except ValueError as error:
+        raise WeightsError(f"{file} is damaged: it holds no JSON object; download it again.") from error
 
 
 def _first(keys: list[str]) -> str:

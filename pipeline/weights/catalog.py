@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import WeightsError
 from .checkpoint import open_source
-from .configs import count
+from .configs import count, sizes_from
 from .key_maps import TRANSFORMER, rename_clip_key, rename_text, rename_transformer, rename_vae, rename_wav2vec2
 from .recognition import Component, Kind, recognize
 from .source import Source, readable_size
@@ -77,9 +77,10 @@ def transformer_weights(base: Path | str, adapter: Path | str | None) -> tuple[W
 def check_transformer(base: Path, adapter: Path | None = None, loras: Iterable[Path] = ()) -> str:
     """Checks base, adapter and LoRAs by their headers and describes them."""
     weights, sources = transformer_weights(base, adapter)
+    with sizes_from(sources[0].name):
+        width, layers = weights["patch_embedding.weight"].shape[0], count(weights, r"blocks\.(\d+)\.")
     names = [open_as(lora, Component.LORA)[0].name for lora in loras]
     parts = [describe(source, collect(source, rename_transformer)) for source in sources]
-    width, layers = weights["patch_embedding.weight"].shape[0], count(weights, r"blocks\.(\d+)\.")
     size = "14B" if width == FULL_WIDTH else f"{layers} blocks of width {width}"
     return f"Wan2.1 I2V {size}: " + "; ".join([*parts, *(f"LoRA {name}" for name in names)])
 
@@ -138,8 +139,10 @@ def _check(path: Path, component: Component, rename: Callable[[str], str | None]
 
 def _check_fit(source: Source, base: Weights, audio_source: Source, audio: Weights) -> None:
     blocks = r"blocks\.(\d+)\."
-    width, layers = base["patch_embedding.weight"].shape[0], count(base, blocks)
-    audio_width = audio["blocks.0.audio_cross_attn.q_linear.bias"].shape[0]
+    with sizes_from(source.name):
+        width, layers = base["patch_embedding.weight"].shape[0], count(base, blocks)
+    with sizes_from(audio_source.name):
+        audio_width = audio["blocks.0.audio_cross_attn.q_linear.bias"].shape[0]
     if (audio_width, count(audio, blocks)) != (width, layers):
         raise WeightsError(
             f"{audio_source.name} has {count(audio, blocks)} blocks of width {audio_width}, {source.name} has {layers} "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import pickle
 import re
 import struct
@@ -16,12 +16,16 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from .gguf import read_gguf
-from .source import DTYPES, Entry, Loaded, MappedFile, Source, Together, readable_size
+from .source import DTYPES, Entry, Loaded, MappedFile, Source, Together, parse_object, readable_size
 
 WEIGHTS_ENDINGS = (".safetensors", ".sft", ".gguf", ".bin", ".pth", ".pt", ".ckpt")  # in the order of preference
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)$")
 BLOCK_FILE = re.compile(r"block_\d+\.safetensors$")
 WRAPPED_STATES = ("state_dict", "model_state", "model", "module", "generator")
+DAMAGED_PICKLE = (  # what torch raises for a file that is cut off or altered
+    RuntimeError, EOFError, OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+    AssertionError, MemoryError, struct.error,
+)  # fmt: skip
 SAFE_PICKLE_TORCH = (2, 6)  # before it, a prepared file could run code in spite of weights_only
 
 
@@ -38,7 +42,7 @@ def open_source(path: Path | str, subfolder: str = "") -> Source:
         WeightsError: there is nothing, or it is damaged, or no weights file, or it would have to run code.
     """
     path = Path(path).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):  # which, unlike Path's, bears names of any length
         raise WeightsError(f"{path} does not exist; choose a weights file or a folder of them.")
     if path.is_dir():
         return _open_folder(path / subfolder if (path / subfolder).is_dir() else path, chosen=path)
@@ -53,8 +57,11 @@ def open_source(path: Path | str, subfolder: str = "") -> Source:
 
 def open_file(path: Path) -> Source:
     """One weights file, known by its first bytes."""
-    with path.open("rb") as file:
-        start = file.read(512)
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be opened ({error.strerror}); choose another file.") from error
     if not start:
         raise WeightsError(f"{path.name} is empty; download it again.")
     if start.startswith(b"version https://git-lfs"):
@@ -81,8 +88,8 @@ def _read_safetensors(path: Path) -> Source:
             raise WeightsError(f"{path.name} is incomplete: it ends inside its header; download it again.")
         header = file.read(length)
     try:
-        fields = json.loads(header)
-        metadata = fields.pop("__metadata__", None) or {}
+        fields = parse_object(header)
+        metadata = dict(fields.pop("__metadata__", None) or {})
         entries = {key: _safetensors_entry(path, field, 8 + length) for key, field in fields.items()}
     except WeightsError:
         raise
@@ -97,7 +104,9 @@ def _safetensors_entry(path: Path, field: Mapping[str, Any], data_start: int) ->
         raise WeightsError(
             f"{path.name} has tensors of type {field['dtype']}, which is not supported; use fp8 or GGUF."
         )
-    if begin < 0 or end - begin != math.prod(shape) * DTYPES[field["dtype"]].itemsize:
+    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
+        raise ValueError(f"{shape} and {begin} to {end} are no sizes")
+    if end - begin != math.prod(shape) * DTYPES[field["dtype"]].itemsize:
         raise ValueError(f"{shape} of {field['dtype']} cannot lie in bytes {begin} to {end}")
     return Entry(shape, field["dtype"], end - begin, data_start + begin)
 
@@ -109,7 +118,7 @@ def _read_pickle(path: Path) -> Source:
         state = _load_pickle(path)
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path.name} needs to run code to open; convert it to safetensors first.") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except DAMAGED_PICKLE as error:
         raise WeightsError(f"{path.name} is incomplete or no PyTorch weights file; download it again.") from error
     return Loaded(path, _tensors(state, path.name))
 
@@ -127,22 +136,30 @@ def _tensors(state: Any, name: str) -> dict[str, Tensor]:
     for wrapper in WRAPPED_STATES:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)} if _is_state(state) else {}
+    named = state.items() if isinstance(state, Mapping) else ()
+    tensors = {key: value for key, value in named if isinstance(key, str) and _is_plain(value)}
     if not tensors:
         raise WeightsError(f"{name} holds no named tensors; choose a file of weights.")
     return tensors
 
 
-def _is_state(state: Any) -> bool:
-    return isinstance(state, Mapping)
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor with numbers, one after the other."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 
 
 def _open_index(path: Path) -> Source:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        names = sorted(set(parse_object(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name or not name]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path.name} is no index of shards; choose the weights themselves.") from error
-    names = sorted(set(index.values()))
+    if outside:
+        raise WeightsError(
+            f"{path.name} names {outside[0]!r}, which is no file beside it; choose the weights themselves."
+        )
+    if not names:
+        raise WeightsError(f"{path.name} names no shards; choose the weights themselves.")
     _check_present(path.parent, names)
     return _with_config(Together(path, [open_file(path.parent / name) for name in names]), path.parent)
 
@@ -156,7 +173,7 @@ def _open_shards(path: Path) -> Source:
 
 
 def _check_present(folder: Path, names: list[str]) -> None:
-    missing = [number for number, name in enumerate(names, start=1) if not (folder / name).exists()]
+    missing = [number for number, name in enumerate(names, start=1) if not os.path.exists(folder / name)]
     if missing:
         numbers = " and ".join(filter(None, (", ".join(map(str, missing[:-1])), str(missing[-1]))))
         shards, are = ("Shards", "are") if len(missing) > 1 else ("Shard", "is")
@@ -194,7 +211,7 @@ def _with_config(source: Source, folder: Path) -> Source:
     config = folder / "config.json"
     if config.exists():
         try:
-            source.config = json.loads(config.read_text(encoding="utf-8"))
+            source.config = parse_object(config.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise WeightsError(f"{config} is damaged: it is no JSON; download it again.") from error
+            raise WeightsError(f"{config} is damaged: it holds no JSON object; download it again.") from error
     return source

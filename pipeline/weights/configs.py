@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import isqrt, prod
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,23 @@ HEAD_DIM = 128  # of all Wan models
 CLIP_HEAD_DIM = 80  # of ViT-H
 SPEECH_HEAD_DIM = 64  # of all wav2vec2 models
 SPEECH_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+
+
+@contextmanager
+def sizes_from(name: str) -> Iterator[None]:
+    """For what is derived from a file's shapes.
+
+    Raises:
+        WeightsError: a shape is missing, or a network of these sizes cannot be.
+    """
+    try:
+        yield
+    except WeightsError:
+        raise
+    except (LookupError, ArithmeticError, ValueError, TypeError, RuntimeError) as error:
+        raise WeightsError(
+            f"{name} does not fit together: its shapes make no network ({str(error).rstrip('.')}); download it again."
+        ) from error
 
 
 def transformer_config(shapes: Shapes, num_heads: int | None = None, audio_layers: int | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from .catalog import (
     open_as,
     transformer_weights,
 )
-from .configs import count
+from .configs import count, sizes_from
 from .key_maps import native_transformer_key, rename_clip_key, rename_text, rename_wav2vec2
 from .lora import OTHER_MODELS, refuse_special
 from .lora_layouts import DOWN, UP, split_key
@@ -73,7 +73,7 @@ class TransformerFacts:
 def check_weights(files: WeightFiles, dtype: torch.dtype, findings: Findings) -> TransformerFacts | None:
     """Looks at every file, and at all of them together; None where the transformer cannot be told."""
     weights = _transformer(files, findings)
-    facts = None if weights is None else _facts(weights, files, dtype)
+    facts = None if weights is None else findings.attempt("base", _facts, weights, files, dtype)
     if files.vae is not None:
         findings.attempt("vae", check_vae, files.vae)
     _text_encoder(files.text_encoder, facts, findings)
@@ -152,15 +152,16 @@ def _facts(weights: Weights, files: WeightFiles, dtype: torch.dtype) -> Transfor
         else:
             outer += size
     lora_bytes = sum(path.stat().st_size for path, _ in files.loras if path.is_file())
-    block_bytes = max(blocks.values()) + lora_bytes // len(blocks)
-    audio_dim = weights["audio_proj.norm.weight"].shape[0]
-    first, later = (weights[f"audio_proj.{name}.weight"].shape[1] for name in ("proj1", "proj1_vf"))
-    return TransformerFacts(
-        Footprint(len(blocks), block_bytes, outer, weights["patch_embedding.weight"].shape[0]),
-        audio_features=((later - first) // 3 // audio_dim, audio_dim),
-        text_dim=weights["condition_embedder.text_embedder.linear_1.weight"].shape[1],
-        image_dim=weights["condition_embedder.image_embedder.norm1.weight"].shape[0],
-    )
+    with sizes_from(files.base.name):
+        block_bytes = max(blocks.values()) + lora_bytes // len(blocks)
+        audio_dim = weights["audio_proj.norm.weight"].shape[0]
+        first, later = (weights[f"audio_proj.{name}.weight"].shape[1] for name in ("proj1", "proj1_vf"))
+        return TransformerFacts(
+            Footprint(len(blocks), block_bytes, outer, weights["patch_embedding.weight"].shape[0]),
+            audio_features=((later - first) // 3 // audio_dim, audio_dim),
+            text_dim=weights["condition_embedder.text_embedder.linear_1.weight"].shape[1],
+            image_dim=weights["condition_embedder.image_embedder.norm1.weight"].shape[0],
+        )
 
 
 def _text_encoder(path: Path | None, facts: TransformerFacts | None, findings: Findings) -> None:
@@ -169,8 +170,8 @@ def _text_encoder(path: Path | None, facts: TransformerFacts | None, findings: F
     source, _ = open_as(path, Component.TEXT_ENCODER)
     findings.attempt("text_encoder", check_tokenizer, source)
     table = collect(source, rename_text).get("shared.weight")
-    if facts and table is not None and table.shape[1] != facts.text_dim:
-        message = _of_other_width(source.name, table.shape[1], facts.text_dim, "UMT5-XXL")
+    if facts and table is not None and table.shape[-1:] != (facts.text_dim,):
+        message = _of_other_width(source.name, table.shape[-1:], facts.text_dim, "UMT5-XXL")
         findings.problem("text_encoder", message)
 
 
@@ -179,8 +180,8 @@ def _image_encoder(path: Path | None, facts: TransformerFacts | None, findings: 
         return
     source, _ = open_as(path, Component.IMAGE_ENCODER)
     token = collect(source, rename_clip_key).get("embeddings.class_embedding")
-    if facts and token is not None and token.shape[-1] != facts.image_dim:
-        message = _of_other_width(source.name, token.shape[-1], facts.image_dim, "clip_vision_h")
+    if facts and token is not None and token.shape[-1:] != (facts.image_dim,):
+        message = _of_other_width(source.name, token.shape[-1:], facts.image_dim, "clip_vision_h")
         findings.problem("image_encoder", message)
 
 
@@ -191,7 +192,7 @@ def _audio_encoder(files: WeightFiles, facts: TransformerFacts | None, findings:
     source, _ = open_as(path, Component.AUDIO_ENCODER)
     weights = collect(source, rename_wav2vec2)
     norm = weights.get("encoder.layer_norm.bias")
-    heard = (count(weights, r"encoder\.layers\.(\d+)\."), 0 if norm is None else norm.shape[0])
+    heard = (count(weights, r"encoder\.layers\.(\d+)\."), norm.shape[0] if norm is not None and norm.shape else 0)
     if facts and heard != facts.audio_features:
         findings.problem(
             "audio_encoder",
@@ -200,5 +201,5 @@ def _audio_encoder(files: WeightFiles, facts: TransformerFacts | None, findings:
         )
 
 
-def _of_other_width(name: str, width: int, wanted: int, cure: str) -> str:
-    return f"{name} gives tokens of width {width}, the model wants {wanted}. Take {cure}."
+def _of_other_width(name: str, width: tuple[int, ...], wanted: int, cure: str) -> str:
+    return f"{name} gives tokens of width {width[0] if width else 0}, the model wants {wanted}. Take {cure}."

@@ -5,6 +5,7 @@ Layouts of the blocks follow ggml's `ggml-common.h`. All arithmetic is in float3
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from math import prod
@@ -34,7 +35,9 @@ def read_gguf(path: Path) -> Source:
     try:
         with path.open("rb") as file:
             return _read(path, file)
-    except (struct.error, UnicodeDecodeError, MemoryError, OverflowError, KeyError) as error:
+    except WeightsError:
+        raise
+    except (struct.error, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError) as error:
         raise WeightsError(
             f"{path.name} is incomplete or damaged: its header breaks off; download it again."
         ) from error
@@ -47,18 +50,27 @@ def _read(path: Path, file: BinaryIO) -> Source:
     metadata = {_string(file): _value(file, *_unpack(file, "I")) for _ in range(num_fields)}
     infos = [_tensor_info(file) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", ALIGNMENT)
+    if type(alignment) is not int or alignment < 1:
+        raise ValueError(f"an alignment of {alignment}")
     start = -(-file.tell() // alignment) * alignment
     entries = {name: _entry(name, start, *info, path, metadata) for name, *info in infos}
     return MappedFile(path, entries, metadata)
 
 
 def _unpack(file: BinaryIO, code: str) -> tuple:
-    return struct.unpack(f"<{code}", file.read(struct.calcsize(f"<{code}")))
+    return struct.unpack(f"<{code}", _bytes(file, struct.calcsize(f"<{code}")))
+
+
+def _bytes(file: BinaryIO, length: int) -> bytes:
+    """So many bytes; a length that the file does not have must not take memory first."""
+    if length > os.fstat(file.fileno()).st_size:
+        raise ValueError(f"{length} bytes are more than the file")
+    return file.read(length)
 
 
 def _string(file: BinaryIO) -> str:
     (length,) = _unpack(file, "Q")
-    return file.read(length).decode("utf-8", errors="replace")
+    return _bytes(file, length).decode("utf-8", errors="replace")
 
 
 def _value(file: BinaryIO, kind: int) -> Any:
@@ -88,8 +100,10 @@ def _entry(name: str, start: int, shape: tuple[int, ...], kind: int, offset: int
         raise WeightsError(f"{path.name} has {dtype} blocks ({name}); {SUPPORTED}.")
     values, num_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     length = prod(shape) // values * num_bytes
-    shape = tuple(metadata.get(f"comfy.gguf.orig_shape.{name}", shape))
-    return Entry(shape, dtype, length, start + offset)
+    seen = tuple(metadata.get(f"comfy.gguf.orig_shape.{name}", shape))
+    if prod(seen) != prod(shape) or (shape and shape[-1] % values):
+        raise ValueError(f"{name} of shape {seen} is stored as {shape} in blocks of {values}")
+    return Entry(seen, dtype, length, start + offset)
 
 
 def dequantize(blocks: Tensor, dtype: str) -> Tensor:

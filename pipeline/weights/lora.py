@@ -6,7 +6,6 @@ norms, modulation, the outermost layers) is changed in place, always from the un
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections import Counter
@@ -21,7 +20,7 @@ from .catalog import open_as
 from .lora_layouts import BIAS_DIFF, DIFF, DOWN, MODULATION_DIFF, Names, Update, make_updates, split_key
 from .quantization import QuantizedLinear
 from .recognition import Component
-from .source import Source
+from .source import Source, parse_object
 
 logger = logging.getLogger(__name__)
 
@@ -201,8 +200,12 @@ def _peft_scale(source: Source) -> tuple[float | None, bool]:
     is_peft = any(key.startswith("base_model.model.") for key in source.entries)
     if not is_peft or not file.exists():
         return None, False
-    config = json.loads(file.read_text(encoding="utf-8"))
-    return config.get("lora_alpha"), bool(config.get("use_rslora"))
+    try:
+        config = parse_object(file.read_text(encoding="utf-8"))
+        alpha = config.get("lora_alpha")
+        return None if alpha is None else float(alpha), bool(config.get("use_rslora"))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{file} is damaged: it is no PEFT configuration; download it again.") from error
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import warnings
 from abc import ABC, abstractmethod
@@ -135,6 +136,21 @@ class Together(Source):
 
     def get(self, key: str) -> Tensor:
         return self._owner[key].get(key)
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """The JSON object in `text`.
+
+    Raises:
+        ValueError: it is no JSON, nested beyond measure, or no object.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON object was expected, not {type(value).__name__}")
+    return value
 
 
 def readable_size(num_bytes: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from .gguf import BLOCKS
 from .quantization import Blocks, Encoding, Mxfp8, Numbers, Nvfp4, Packed, comfy_kitchen, to_bytes
-from .source import DTYPES, Entry, Source
+from .source import DTYPES, Entry, Source, parse_object
 
 VALUES, SCALE, OUTER_SCALE, FORMAT, UNUSED = "values", "scale", "outer_scale", "format", "unused"
 ROLES = {  # what a name's ending says; ComfyUI's, optimum-quanto's, LightX2V's
@@ -152,7 +151,7 @@ def collect(source: Source, rename: Callable[[str], str | None]) -> dict[str, St
             continue
         stored = weights.setdefault(ours, Stored(source))
         if role == FORMAT:
-            stored.format = json.loads(bytes(source.get(key).tolist()))
+            stored.format = _format(source, key)
         else:
             stored.keys[role] = key
             stored.format = stored.format or formats.get(path.removesuffix(".weight"), {})
@@ -170,7 +169,21 @@ def _split(key: str) -> tuple[str, str]:
 def _formats_in_header(source: Source) -> Mapping[str, Mapping[str, Any]]:
     """What ComfyUI's files may say of layers in the header instead of in tensors."""
     text = source.metadata.get("_quantization_metadata")
-    return json.loads(text).get("layers", {}) if text else {}
+    if not text:
+        return {}
+    try:
+        layers = parse_object(text).get("layers", {})
+        return {name: dict(form) for name, form in layers.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(_damaged(source, "formats that cannot be read", "_quantization_metadata")) from error
+
+
+def _format(source: Source, key: str) -> Mapping[str, Any]:
+    """What a layer's own tensor of text says."""
+    try:
+        return parse_object(bytes(source.get(key).flatten().tolist()))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(_damaged(source, "a format that cannot be read", key)) from error
 
 
 def _check(source: Source, weights: Mapping[str, Stored]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentencepiece import SentencePieceProcessor
 
 from ..errors import WeightsError
@@ -31,13 +32,17 @@ def find_tokenizer(source: Source, given: Path | str | None = None) -> SentenceP
     if given is not None:
         return _load(_file_of(Path(given)))
     if INSIDE in source.entries:
-        return SentencePieceProcessor(model_proto=bytes(source.get(INSIDE).numpy()))
+        return _inside(source, source.get(INSIDE).flatten().view(torch.uint8).numpy().tobytes())
     folder = source.path if source.path.is_dir() else source.path.parent
     for candidate in _around(folder):
         if candidate.exists():
             return _load(candidate)
     check_tokenizer(source)
-    return SentencePieceProcessor(model_proto=_rebuild(source.metadata))
+    try:
+        rebuilt = _rebuild(source.metadata)
+    except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
+        raise WeightsError(f"{source.name} holds a damaged tokenizer; download it again.") from error
+    return _inside(source, rebuilt)
 
 
 def check_tokenizer(source: Source) -> None:
@@ -49,6 +54,13 @@ def check_tokenizer(source: Source) -> None:
             f"{source.name} has no tokenizer inside: put google/umt5-xxl's {FILE} next to it, or use umt5_xxl_fp16 or "
             f"umt5_xxl_fp8_e4m3fn_scaled."
         )
+
+
+def _inside(source: Source, model: bytes) -> SentencePieceProcessor:
+    try:
+        return SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise WeightsError(f"{source.name} holds a damaged tokenizer; download it again.") from error
 
 
 def _around(folder: Path) -> Iterator[Path]:
