@@ -17,6 +17,7 @@ from .loaders import (
     MultiTalkLoadVAE,
 )
 from .options import MultiTalkAccelerationOptions, MultiTalkLongVideoOptions
+from .preflight import MultiTalkPreflight
 from .remote import MultiTalkFal, MultiTalkFalCollect
 from .sampler import MultiTalkSampler
 
@@ -31,6 +32,7 @@ NODES: list[type[io.ComfyNode]] = [
     MultiTalkEncodeAudio,
     MultiTalkSpeaker,
     MultiTalkCondition,
+    MultiTalkPreflight,
     MultiTalkSampler,
     MultiTalkLongVideoOptions,
     MultiTalkAccelerationOptions,

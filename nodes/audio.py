@@ -98,7 +98,7 @@ class MultiTalkEncodeAudio(io.ComfyNode):
     ) -> io.NodeOutput:
         host = ComfyHost()
         given = {"audio_1": audio_1, **{name: voice for name, voice in sorted(voices.items()) if voice is not None}}
-        starts = _start_times(start_times, len(given))
+        starts = start_times_of(start_times, len(given))
         sounds = [from_audio(voice, name) for name, voice in given.items()]
         speeches = [Speech(sound, start) for sound, start in zip(sounds, starts, strict=True)]
         arrangement = Arrangement(multi_audio_type)
@@ -184,7 +184,7 @@ class MultiTalkEmbedsFromKijai(io.ComfyNode):
         return io.NodeOutput(embeds, embeds.num_frames)
 
 
-def _start_times(text: str, num_speakers: int) -> list[float | None]:
+def start_times_of(text: str, num_speakers: int) -> list[float | None]:
     """One start for each speaker from `0, 3.5`; all None where the text is empty.
 
     Raises:

@@ -12,9 +12,10 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor, nn
 
+from ..pipeline.clock import Clock
 from ..pipeline.host import Progress
 from ..pipeline.memory import num_bytes, resident
-from ..pipeline.preview import to_rgb
+from ..pipeline.preview import middle_picture, to_rgb
 
 PREVIEW_SIDE = 512
 
@@ -22,20 +23,28 @@ logger = logging.getLogger(__name__)
 
 
 class ComfyHost:
-    """The engine's host inside a node's `execute`; it must be used from that node's thread."""
+    """The engine's host inside a node's `execute`; it must be used from that node's thread.
 
-    def __init__(self):
-        self._bar = ProgressBar(1000)
+    Args:
+        node_id: of the node on whose face the progress is told in words; None tells it by the bar alone.
+    """
+
+    def __init__(self, node_id: str | None = None):
+        self._bar, self._node_id, self._clock = ProgressBar(1000), node_id, Clock()
 
     @property
     def device(self) -> torch.device:
         """ComfyUI's compute device."""
         return mm.get_torch_device()
 
-    def report(self, progress: Progress, latents: Tensor | None = None) -> None:
-        """Moves the bar over the whole run and shows the picture as it stands."""
-        preview = None if latents is None else ("JPEG", Image.fromarray(to_rgb(latents).numpy()), PREVIEW_SIDE)
+    def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
+        """Moves the bar over the whole run, tells what is left, and shows the picture as it stands."""
+        picture = None if latents is None else to_rgb(latents)
+        picture = picture if frames is None else middle_picture(frames)
+        preview = None if picture is None else ("JPEG", Image.fromarray(picture.numpy()), PREVIEW_SIDE)
         self._bar.update_absolute(round(progress.fraction * 1000), 1000, preview)
+        if self._node_id is not None:
+            show_text(progress.describe(self._clock.left_s(progress.fraction)), self._node_id)
 
     def check_cancelled(self) -> None:
         """Raises ComfyUI's own interruption."""
@@ -54,6 +63,22 @@ class ComfyHost:
         if self.device.type != "cpu":
             mm.free_memory(wanted, self.device)
         return int(mm.get_free_memory(self.device))
+
+
+class Onlooker(ComfyHost):
+    """Looks at the device without making other nodes' models leave it: a run would be given their room."""
+
+    def free_memory(self) -> int:
+        """Bytes that a run would get."""
+        held = sum(model.model_loaded_memory() for model in mm.current_loaded_models if model.device == self.device)
+        return int(mm.get_free_memory(self.device) + held)
+
+
+def show_text(text: str, node_id: str) -> None:
+    """Shows text on the face of a node."""
+    from server import PromptServer  # ComfyUI's own, which is there when a node runs
+
+    PromptServer.instance.send_progress_text(text, node_id)
 
 
 @contextmanager

@@ -165,7 +165,7 @@ class MultiTalkCondition(io.ComfyNode):
         pictures = [to_rgb(picture) for picture in from_image(image)[: None if dub_video else 1]]
         rows, columns = pictures[0].shape[:2]
         target = check_size(height, width) if resolution == CUSTOM else bucket(rows, columns, Resolution(resolution))
-        places = _places(speakers, ref_target_masks, num_speakers)
+        places = places_of(speakers, ref_target_masks, num_speakers)
         masks = speaker_masks(places, (rows, columns), target) if len(places) > 1 else None
         fitted = torch.stack([fit(picture, target) for picture in pictures], 1)
         prompts, negative_embeds = _encode_prompts(text_encoder, prompt, negative_prompt, positive, negative)
@@ -182,7 +182,8 @@ class MultiTalkCondition(io.ComfyNode):
         return io.NodeOutput(conditioning, to_image(fitted), ui=ui.PreviewImage(shown, cls=cls))
 
 
-def _places(speakers: tuple[Place, ...] | None, masks: Tensor | None, num_speakers: int) -> tuple[Place, ...]:
+def places_of(speakers: tuple[Place, ...] | None, masks: Tensor | None, num_speakers: int) -> tuple[Place, ...]:
+    """Who is where: the speakers, or the masks, or as many equal shares."""
     if speakers:
         return speakers
     if masks is not None:

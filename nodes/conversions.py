@@ -39,10 +39,12 @@ def from_image(image: Tensor) -> Tensor:
     """IMAGE (`b h w c`, 0..1) to the engine's pictures: uint8 `b h w c`.
 
     Raises:
-        ImageError: the batch is empty.
+        ImageError: the batch is empty, or holds NaN or infinity.
     """
     if image.ndim != 4 or image.shape[0] == 0:
         raise ImageError(f"image must be a batch of pictures, got the shape {tuple(image.shape)}.")
+    if not image.isfinite().all():
+        raise ImageError("The image holds NaN or infinity. Whatever made it went wrong.")
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 

@@ -22,6 +22,7 @@ from ..pipeline.remote.media import Media, encode_image, encode_sound
 from ..pipeline.remote.payload import AI_AVATAR, ENDPOINTS, MAX_SEED, MULTI, Endpoint, RemoteRequest, endpoint_named
 from ..pipeline.remote.split import start_long
 from ..pipeline.shapes import VAE_STRIDE_TIME
+from .comfy_host import show_text
 from .conversions import from_audio
 
 LOOK_S = 0.1
@@ -229,9 +230,8 @@ async def _watched(job: Job[RemoteVideo], node_id: str) -> RemoteVideo:
 
 async def _tell(text: str, fraction: float, node_id: str) -> None:
     from comfy_api.latest import ComfyAPI
-    from server import PromptServer
 
-    PromptServer.instance.send_progress_text(text, node_id)
+    show_text(text, node_id)
     await ComfyAPI().execution.set_progress(round(BAR * fraction), BAR, node_id=node_id)
 
 

@@ -16,12 +16,10 @@ from torch import Tensor
 from ..pipeline.acceleration.accelerate import preset
 from ..pipeline.audio.embeds import AudioEmbeds
 from ..pipeline.audio.waveform import Sound, fit_length
-from ..pipeline.config import (
-    Acceleration,
-    GenerationConfig,
-    GuidanceConfig,
-    SamplingConfig,
-)
+from ..pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
+from ..pipeline.estimate import Estimate
+from ..pipeline.findings import Findings
+from ..pipeline.preflight import Draft, describe, inspect, measuring
 from ..pipeline.shapes import FPS
 from ..pipeline.video import resample_frame_times, write_video
 from ..pipeline.weights.handles import TransformerFiles
@@ -29,12 +27,12 @@ from . import model_files, sockets
 from .comfy_host import ComfyHost
 from .conversions import from_audio, to_audio, to_image
 from .options import SamplerOptions
+from .settings import Settings, hearing, seeing
 
 if TYPE_CHECKING:
     from ..pipeline.conditioning.conditioning import Conditioning
 
 CATEGORY = "MultiTalk"
-FIRST_LOOK_FRAMES = 41
 NO_FRAMES = "The frames are not handed on because keep_frames is off. Turn it on in the sampler, or use its video."
 
 logger = logging.getLogger(__name__)
@@ -123,6 +121,7 @@ class MultiTalkSampler(io.ComfyNode):
                 io.Audio.Output(display_name="audio"),
                 io.Float.Output(display_name="fps"),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -142,36 +141,31 @@ class MultiTalkSampler(io.ComfyNode):
         soundtrack: dict | None = None,
         options: SamplerOptions | None = None,
     ) -> io.NodeOutput:
+        settings = Settings(
+            num_frames,
+            steps,
+            text_cfg_scale,
+            audio_cfg_scale,
+            shift,
+            acceleration,
+            keep_frames,
+            options or SamplerOptions(),
+            seed,
+        )
+        config, host = settings.config(model.recipe, conditioning.resolution), ComfyHost(cls.hidden.unique_id)
+        draft, estimate = _look(seeing(hearing(settings.draft(model, config), audio_embeds), conditioning), host)
         from ..pipeline.generate import generate, open_store  # imports diffusers, which takes seconds
 
-        options, fps = options or SamplerOptions(), audio_embeds.fps
-        config = GenerationConfig(
-            num_frames=FIRST_LOOK_FRAMES if options.first_look else num_frames,
-            resolution=conditioning.resolution,
-            acceleration=Acceleration(acceleration),
-            allow_long=True,
-            sampling=SamplingConfig(steps, shift or None, seed, options.skip_tail),
-            guidance=GuidanceConfig(text_cfg_scale, audio_cfg_scale, options.projected),
-            windows=replace(options.windows, recipe=model.recipe),
-            color_strength=options.color_strength,
-        )
-        knobs = options.acceleration or preset(config)
-        knobs.check(config)
-        num_frames = config.num_frames or audio_embeds.num_frames
+        fps, num_frames = audio_embeds.fps, config.num_frames or audio_embeds.num_frames
         num_output_frames = audio_embeds.output_frames(config.num_frames)
         sound = None if soundtrack is None else _as_long(from_audio(soundtrack, "soundtrack"), num_output_frames, fps)
-        parts = (model.transformer, audio_embeds, conditioning, config)
-        store = open_store(model_files.runs_directory(), *parts, knobs) if options.resume else None
-        windows = generate(*parts, ComfyHost(), options=knobs, memory=model.memory, store=store)
+        parts, knobs = (model.transformer, audio_embeds, conditioning, config), draft.options
+        store = open_store(draft.runs, *parts, knobs) if draft.runs else None
+        windows = generate(*parts, host, options=knobs, memory=model.memory, store=store)
         frames: list[Tensor] = []
-        path = write_video(
-            model_files.new_video(),
-            _kept(windows, frames) if keep_frames else windows,
-            num_frames,
-            fps,
-            num_output_frames,
-            sound,
-        )
+        windows = _kept(windows, frames) if keep_frames else windows
+        with measuring(draft, estimate, host, is_whole=not store or not any(store.folder.iterdir())):
+            path = write_video(model_files.new_video(), windows, num_frames, fps, num_output_frames, sound)
         if store:
             store.discard()
         images = ExecutionBlocker(NO_FRAMES)
@@ -180,6 +174,19 @@ class MultiTalkSampler(io.ComfyNode):
             images = images if fps == FPS else images[resample_frame_times(num_frames, fps, num_output_frames)]
         audio = None if sound is None else to_audio(sound)
         return io.NodeOutput(images, InputImpl.VideoFromFile(str(path)), audio, float(fps))
+
+
+def _look(draft: Draft, host: ComfyHost) -> tuple[Draft, Estimate | None]:
+    """`draft` with its knobs, and what it will take.
+
+    Raises:
+        ConfigError: with all that keeps it from running.
+    """
+    findings = Findings()
+    estimate = inspect(draft, findings, host)
+    findings.raise_problems()
+    logger.info("%s", describe(findings, estimate))
+    return replace(draft, options=draft.options or preset(draft.config)), estimate
 
 
 def _kept(windows: Iterator[Tensor], frames: list[Tensor]) -> Iterator[Tensor]:

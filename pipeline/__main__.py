@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import time
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .clock import Clock
 from .config import (
     CARD_NUM_FRAMES,
     Acceleration,
@@ -48,17 +48,14 @@ class TerminalHost(TorchHost):
 
     def __init__(self, device: str | None):
         super().__init__(device)
-        self._started = time.monotonic()
+        self._clock = Clock()
 
-    def report(self, progress: Progress, latents: Tensor | None = None) -> None:
+    def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
         """Rewrites the line."""
-        elapsed = time.monotonic() - self._started
-        left = "" if progress.fraction < 0.02 else f", {elapsed / progress.fraction - elapsed:.0f} s left"
-        window = f" window {progress.window}/{progress.num_windows}" if progress.num_windows else ""
-        step = f" step {progress.step}/{progress.num_steps}" if progress.step else ""
         filled = round(progress.fraction * 30)
         bar = "#" * filled + "-" * (30 - filled)
-        print(f"\r\033[K[{bar}] {progress.stage}{window}{step}{left}", end="", file=sys.stderr, flush=True)
+        text = progress.describe(self._clock.left_s(progress.fraction))
+        print(f"\r\033[K[{bar}] {text}", end="", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

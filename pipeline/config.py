@@ -9,6 +9,7 @@ from .errors import ConfigError
 from .shapes import VAE_STRIDE_TIME, nearest_num_frames
 
 CARD_NUM_FRAMES = range(41, 242)  # what the model's card allows in one request
+LARGEST_480P = 640 * 960  # pixels, between the largest bucket of 480p and the smallest of 720p
 
 
 class Resolution(str, Enum):
@@ -16,6 +17,11 @@ class Resolution(str, Enum):
 
     P480 = "480p"
     P720 = "720p"
+
+    @classmethod
+    def of(cls, height: int, width: int) -> Resolution:
+        """The class of sizes that a picture belongs to, by its area."""
+        return cls.P720 if height * width > LARGEST_480P else cls.P480
 
 
 class Acceleration(str, Enum):

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .clock import readable
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -20,6 +22,13 @@ class Progress:
     step: int = 0  # from 1; 0 outside the steps
     num_steps: int = 0
 
+    def describe(self, left_s: float | None) -> str:
+        """One line: stage, window, step, and the seconds that are left where they are known."""
+        window = f"window {self.window} of {self.num_windows}" if self.num_windows else ""
+        step = f"step {self.step} of {self.num_steps}" if self.step else ""
+        left = "" if left_s is None or self.fraction >= 1 else f"about {readable(left_s)} left"
+        return ", ".join(filter(None, (self.stage, window, step, left)))
+
 
 class Host(Protocol):
     """Runs the engine: a command line, a test, or a node of ComfyUI."""
@@ -28,8 +37,13 @@ class Host(Protocol):
     def device(self) -> torch.device:
         """Where networks run."""
 
-    def report(self, progress: Progress, latents: Tensor | None = None) -> None:
-        """Tells where the run stands; `latents` (`c t h w`) is the present guess of the clean ones, for a preview."""
+    def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
+        """Tells where the run stands.
+
+        Args:
+            latents: `c t h w`, the present guess of the clean ones, for a preview.
+            frames: `c f h w`, -1..1, a finished window's, for a preview.
+        """
 
     def check_cancelled(self) -> None:
         """Raises the host's own exception when the user wants the run to end."""
@@ -49,7 +63,7 @@ class TorchHost:
         """Where networks run."""
         return self._device
 
-    def report(self, progress: Progress, latents: Tensor | None = None) -> None:
+    def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
         """Tells nobody."""
 
     def check_cancelled(self) -> None:

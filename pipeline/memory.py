@@ -108,6 +108,11 @@ class Footprint:
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         return cls(len(blocks), max(blocks), num_bytes(transformer) - sum(blocks), width)
 
+    @property
+    def weights_bytes(self) -> int:
+        """Of all weights."""
+        return self.num_blocks * self.block_bytes + self.outer_bytes
+
     def tokens_bytes(self, size: LatentSize) -> int:
         """A window's tokens, once, in two bytes a number."""
         return 2 * size.num_tokens * self.width

@@ -16,14 +16,16 @@ from torch import Tensor
 from .acceleration.accelerate import FEW_STEPS, AccelerationOptions, preset
 from .audio.dialogue import Arrangement, Speech, plan_turns
 from .audio.embeds import TAIL_FRAMES, num_frames_of, num_model_frames
+from .audio.waveform import check
 from .conditioning.speakers import Place, speaker_masks
 from .config import GenerationConfig, Recipe
-from .estimate import Estimate, Measurements, estimate, machine_key
+from .estimate import Estimate, estimate
 from .findings import Findings
 from .host import Host
 from .memory import GB, Memory, MemoryConfig, Placement, place
 from .sampling.windows import Window, plan_windows
 from .shapes import TOKEN_PIXELS, LatentSize
+from .speed import Speeds, kind_of_run
 from .weights.fit import TransformerFacts, WeightFiles, check_weights
 
 FPS_RANGE = (1, 120)
@@ -45,6 +47,7 @@ class Draft:
         num_places: who is seen; 1 where nobody was told apart.
         audio_features: layers and channels of speech that is already encoded.
         runs: where finished windows are kept.
+        speeds: where it is kept how long runs took.
         output: the file to write.
         keeps_frames: whether all frames are kept in memory too.
     """
@@ -60,6 +63,7 @@ class Draft:
     num_places: int = 1
     audio_features: tuple[int, int] | None = None
     runs: Path | None = None
+    speeds: Path | None = None
     output: Path | None = None
     keeps_frames: bool = False
 
@@ -81,20 +85,19 @@ def inspect(draft: Draft, findings: Findings, host: Host) -> Estimate | None:
     found = estimate(draft.config, options, windows, draft.target)
     if facts is not None:
         found = _with_memory(found, draft, facts, findings, host)
-        found = _with_seconds(found, draft, facts, options, host)
+        found = _with_seconds(found, draft, options, host)
     _check_disk(found, draft, findings)
-    _check_kept_frames(found, draft, findings)
-    return found
+    return _with_ram(found, draft, findings, host)
 
 
 @contextmanager
 def measuring(draft: Draft, found: Estimate | None, host: Host, is_whole: bool = True) -> Iterator[None]:
     """Keeps how long the run inside takes, for later estimates; not that of a run that goes on from an earlier one."""
-    if draft.runs is None or found is None or found.footprint is None or not is_whole:
+    if draft.speeds is None or found is None or found.footprint is None or not is_whole:
         yield
         return
-    key = machine_key(host.device, found.footprint, draft.options or preset(draft.config))
-    with Measurements(draft.runs).measure(key, found.token_forwards):
+    kind = _kind(found, draft.options or preset(draft.config), host)
+    with Speeds(draft.speeds).measure(kind, found.size.num_tokens, found.forwards):
         yield
 
 
@@ -144,6 +147,12 @@ def check_voices(
         findings.problem("fps", f"It must be in {FPS_RANGE[0]}..{FPS_RANGE[1]}, got {fps:g}. 25 is the model's own.")
         return None
     if not speeches:
+        return None
+    given = [(f"Voice {k}", speech.sound) for k, speech in enumerate(speeches, start=1) if speech.sound is not None]
+    found_before = len(findings.problems)
+    for name, sound in given:
+        findings.attempt("audio", check, sound, name)
+    if len(findings.problems) > found_before:
         return None
     turns = findings.attempt("audio", plan_turns, speeches, arrangement)
     if turns is None:
@@ -251,13 +260,15 @@ def _cure(draft: Draft, facts: TransformerFacts, found: Estimate, free: int) -> 
     )
 
 
-def _with_seconds(
-    found: Estimate, draft: Draft, facts: TransformerFacts, options: AccelerationOptions, host: Host
-) -> Estimate:
-    if draft.runs is None:
+def _with_seconds(found: Estimate, draft: Draft, options: AccelerationOptions, host: Host) -> Estimate:
+    if draft.speeds is None:
         return found
-    key = machine_key(host.device, facts.footprint, options)
-    return replace(found, seconds=Measurements(draft.runs).seconds(key, found.token_forwards))
+    seconds = Speeds(draft.speeds).seconds(_kind(found, options, host), found.size.num_tokens)
+    return found if seconds is None else replace(found, seconds=seconds * found.forwards)
+
+
+def _kind(found: Estimate, options: AccelerationOptions, host: Host) -> str:
+    return kind_of_run(host.device, found.footprint, options, found.placement.streams)
 
 
 def _check_disk(found: Estimate, draft: Draft, findings: Findings) -> None:
@@ -288,16 +299,24 @@ def _writable_folder(where: str, path: Path, findings: Findings) -> Path:
     return nearest
 
 
-def _check_kept_frames(found: Estimate, draft: Draft, findings: Findings) -> None:
-    if not draft.keeps_frames:
-        return
+def _with_ram(found: Estimate, draft: Draft, findings: Findings, host: Host) -> Estimate:
+    """What is needed of the machine's memory; `keep_frames` is what a person can turn off."""
     import psutil  # the one use
 
-    needed = found.frames * draft.target[0] * draft.target[1] * FLOAT_FRAME_BYTES
     free = psutil.virtual_memory().available
-    if needed > free:
+    pixels = draft.target[0] * draft.target[1]
+    kept = found.frames * pixels * FLOAT_FRAME_BYTES if draft.keeps_frames else 0
+    needed = kept + found.windows[0] * pixels * FLOAT_FRAME_BYTES
+    if kept and needed > free:
         findings.problem(
             "keep_frames",
-            f"{found.frames} frames take {needed / GB:.1f} GB of memory, {free / GB:.1f} GB are free. Turn keep_frames "
+            f"{found.frames} frames take {kept / GB:.1f} GB of memory, {free / GB:.1f} GB are free. Turn keep_frames "
             f"off and take the video output.",
         )
+    weights = 0 if found.footprint is None or host.device.type == "cpu" else found.footprint.weights_bytes
+    if weights + needed > free >= needed:
+        findings.note(
+            f"The weights ({weights / GB:.1f} GB) do not stay in the {free / GB:.1f} GB of memory that are free; what "
+            f"is streamed is then read from the disk again and again. Smaller weights (GGUF or fp8) are faster."
+        )
+    return replace(found, ram_bytes=needed + weights, free_ram_bytes=free)

@@ -1,4 +1,4 @@
-"""A quick look at latents without the VAE."""
+"""A quick look at latents without the VAE, and at finished frames."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ def to_rgb(latents: Tensor, scale: int = 8) -> Tensor:
     picture = torch.einsum("chw,cr->rhw", frame, torch.tensor(FACTORS)) + torch.tensor(BIAS)[:, None, None]
     levels = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return levels.permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1).contiguous()
+
+
+def middle_picture(frames: Tensor) -> Tensor:
+    """The middle one of `frames` (`c f h w`, -1..1) as uint8 `h w c`."""
+    frame = frames[:, frames.shape[1] // 2].float().cpu()
+    return ((frame.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous()

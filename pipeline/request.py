@@ -210,6 +210,7 @@ def _draft(request: Request, target: tuple[int, int] | None, num_frames: int | N
         num_voices=voices,
         num_places=voices,  # boxes that do not match are told already
         runs=request.resume_folder,
+        speeds=request.resume_folder,
         output=request.output,
     )
 

@@ -78,11 +78,19 @@ class Run:
         """The size of a window's latents."""
         return LatentSize.of_video(window.num_frames, self.conditioning.height, self.conditioning.width)
 
-    def report(self, stage: str, window: Window, done: float, step: int = 0, latents: Tensor | None = None) -> None:
+    def report(
+        self,
+        stage: str,
+        window: Window,
+        done: float,
+        step: int = 0,
+        latents: Tensor | None = None,
+        frames: Tensor | None = None,
+    ) -> None:
         """Tells the host; `done` is the share of this window."""
         fraction = (window.index + done) / len(self.windows)
         steps = self.config.sampling.steps
-        self.host.report(Progress(stage, fraction, window.index + 1, len(self.windows), step, steps), latents)
+        self.host.report(Progress(stage, fraction, window.index + 1, len(self.windows), step, steps), latents, frames)
         self.host.check_cancelled()
 
     def check(self) -> None:

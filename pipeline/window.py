@@ -42,7 +42,7 @@ def generate_window(run: Run, transformer: PlacedTransformer, window: Window, mo
     _check_frames(frames, run.conditioning.source, window)
     if window.index or run.config.windows.plan is WindowPlan.PUBLISHED:
         frames = match_colors(frames, run.conditioning.source[:, 0], run.config.color_strength)
-    run.report("done", window, 1.0)
+    run.report("done", window, 1.0, frames=frames)
     return frames
 
 

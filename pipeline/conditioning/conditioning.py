@@ -16,8 +16,6 @@ from .image_encoder import ImageEncoder
 from .tiling import Tiling
 from .vae import VideoCoder, VideoVae
 
-LARGEST_480P = 640 * 960  # pixels, between the largest bucket of 480p and the smallest of 720p
-
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -59,8 +57,8 @@ class Conditioning:
 
     @property
     def resolution(self) -> Resolution:
-        """The class of sizes that the picture belongs to, by its area."""
-        return Resolution.P720 if self.height * self.width > LARGEST_480P else Resolution.P480
+        """The class of sizes that the picture belongs to."""
+        return Resolution.of(self.height, self.width)
 
     def prompt_for(self, window: int) -> Tensor:
         """The prompt `n d` of window number `window`, counted from 0."""

@@ -54,10 +54,12 @@ class Lazy(Generic[T]):
     """A network whose file has been checked; its weights are read on first use and kept.
 
     Attributes:
-        report: what the file is, for people.
+        path: the file.
+        report: what it is, for people.
         load: reads the weights.
     """
 
+    path: Path
     report: str
     load: Callable[[], T]
 
@@ -120,21 +122,21 @@ def text_encoder(path: Path) -> Lazy[TextEncoder]:
     """umT5 with its tokenizer."""
     from . import build, catalog
 
-    return Lazy(catalog.check_text_encoder(path), partial(build.load_text_encoder, path))
+    return Lazy(path, catalog.check_text_encoder(path), partial(build.load_text_encoder, path))
 
 
 def image_encoder(path: Path) -> Lazy[ImageEncoder]:
     """CLIP's vision tower."""
     from . import build, catalog
 
-    return Lazy(catalog.check_image_encoder(path), partial(build.load_image_encoder, path))
+    return Lazy(path, catalog.check_image_encoder(path), partial(build.load_image_encoder, path))
 
 
 def vae(path: Path) -> Lazy[VideoVae]:
     """Wan's video VAE."""
     from . import build, catalog
 
-    return Lazy(catalog.check_vae(path), partial(build.load_vae, path))
+    return Lazy(path, catalog.check_vae(path), partial(build.load_vae, path))
 
 
 def normalizes_input(encoder: Wav2Vec2Model) -> bool:
@@ -146,4 +148,4 @@ def audio_encoder(path: Path, allow_other: bool = False) -> Lazy[Wav2Vec2Model]:
     """wav2vec2; `allow_other` takes a fine-tuned one of the same shape."""
     from . import build, catalog
 
-    return Lazy(catalog.check_audio_encoder(path, allow_other), partial(build.load_audio_encoder, path))
+    return Lazy(path, catalog.check_audio_encoder(path, allow_other), partial(build.load_audio_encoder, path))

@@ -17,7 +17,6 @@ from multitalk.pipeline.audio.waveform import Sound
 from multitalk.pipeline.conditioning.speakers import Place
 from multitalk.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig, WindowPlan
 from multitalk.pipeline.errors import ConfigError, MultiTalkError
-from multitalk.pipeline.estimate import Measurements
 from multitalk.pipeline.findings import Findings
 from multitalk.pipeline.memory import GB, Memory, MemoryConfig
 from multitalk.pipeline.preflight import Draft, check_places, check_voices, describe, inspect, measuring
@@ -380,7 +379,7 @@ def test_what_runs_but_perhaps_not_as_meant_is_noted(files):
 
 
 def test_the_estimate_counts_windows_and_forwards_and_learns_the_time(files, tmp_path):
-    parts = draft(files=WeightFiles(files.base, files.adapter), runs=tmp_path)
+    parts = draft(files=WeightFiles(files.base, files.adapter), speeds=tmp_path)
     findings, found = inspected(parts)
     assert found.windows == (89, 89, 89) or sum(found.windows) >= 200
     assert found.forwards == len(found.windows) * 20 * 3 and found.seconds is None
@@ -390,13 +389,10 @@ def test_the_estimate_counts_windows_and_forwards_and_learns_the_time(files, tmp
         time.sleep(0.05)
     again = inspected(parts)[1]
     assert 0.04 < again.seconds < 2 and "about 0 s" in describe(findings, again)
-    (tmp_path / "measurements.json").write_text("{broken")
-    assert inspected(parts)[1].seconds is None
-    assert Measurements(tmp_path).seconds("nothing", 1) is None
 
 
 def test_a_run_that_fails_or_goes_on_from_another_is_not_measured(files, tmp_path):
-    parts = draft(files=WeightFiles(files.base, files.adapter), runs=tmp_path)
+    parts = draft(files=WeightFiles(files.base, files.adapter), speeds=tmp_path)
     found = inspected(parts)[1]
     with measuring(parts, found, RecordingHost(), is_whole=False):
         pass

@@ -137,6 +137,18 @@ class ProgressBar:
         ProgressBar.updates.append((value, total, preview))
 
 
+class PromptServer:
+    """Remembers the text that nodes were given to show."""
+
+    instance: Any = None
+
+    def __init__(self) -> None:
+        self.texts: list[tuple[str, str]] = []
+
+    def send_progress_text(self, text: str, node_id: str) -> None:
+        self.texts.append((node_id, text))
+
+
 def install(models: Path, work: Path) -> None:
     """Puts the stand-ins into `sys.modules`: `models` has ComfyUI's model folders, `work` its output and temp folders."""  # noqa: E501
     number = frozenset({"min", "max", "step", "display_mode", "control_after_generate", "round"})
@@ -170,12 +182,15 @@ def install(models: Path, work: Path) -> None:
         get_torch_device=lambda: torch.device("cpu"),
         get_free_memory=lambda device: 8 * 10**9,
         get_total_memory=lambda device: 8 * 10**9,
+        current_loaded_models=[],
         free_memory=lambda size, device: None,
         minimum_inference_memory=lambda: 10**9,
         throw_exception_if_processing_interrupted=lambda: None,
         processing_interrupted=lambda: False,
     )
     utils = _module("comfy.utils", ProgressBar=ProgressBar)
+    PromptServer.instance = PromptServer()
+    _module("server", PromptServer=PromptServer)
     _module("comfy", model_management=management, utils=utils)
     _module("folder_paths", **_folder_paths(models, work))
 
