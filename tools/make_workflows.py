@@ -17,7 +17,7 @@ TITLE = 30  # a node's title bar stands above its position
 NOTE_WIDTH = 420
 COLUMNS = (  # from left to right: the group's title, its nodes' width, and the nodes in it
     (
-        "Picture, voices, places",
+        "Input",
         300,
         ("MultiTalkExample", "MultiTalkSpeaker", "MultiTalkLongVideoOptions"),
     ),
@@ -33,6 +33,7 @@ COLUMNS = (  # from left to right: the group's title, its nodes' width, and the 
             "MultiTalkLoadTextEncoder",
         ),
     ),
+    ("Before the run", 340, ("MultiTalkPreflight",)),
     ("What is heard and seen", 380, ("MultiTalkEncodeAudio", "MultiTalkCondition")),
     ("Frames", 340, ("MultiTalkSampler", "MultiTalkFal")),
     ("Video", 380, ("SaveVideo",)),
@@ -122,7 +123,7 @@ class Graph:
                 height = _height(self.nodes[number][0])
                 places[number] = ([left, top], [width, height])
                 top += height + GAP
-            bounding = [left - 20, -TITLE - 60, width + 40, top - GAP + TITLE + 100]
+            bounding = [left - 20, -TITLE - 60, width + 40, top - GAP + TITLE + 120]
             groups.append(
                 {"id": len(groups) + 1, "title": title, "bounding": bounding, "color": "#3f789e", "font_size": 24}
                 | {"flags": {}}
@@ -198,7 +199,9 @@ def _height(kind: str) -> int:
     widgets = _widgets(kind)
     lines = len(widgets) + sum(bool(widget.get("control_after_generate")) for widget in widgets)
     text = sum(90 for widget in widgets if "prompt" in widget["id"])
-    picture = {"MultiTalkCondition": 200, "MultiTalkSampler": 240, "SaveVideo": 380}.get(kind, 0)
+    picture = {"MultiTalkCondition": 200, "MultiTalkSampler": 210, "MultiTalkPreflight": 240, "SaveVideo": 380}.get(
+        kind, 0
+    )
     return 14 + 20 * rows + 24 * lines + text + picture
 
 
@@ -240,8 +243,9 @@ def talk(
     condition: dict[str, Any] | None = None,
     sampler: dict[str, Any] | None = None,
     audio: dict[str, Any] | None = None,
+    preflight: bool = False,
 ) -> Graph:
-    """The local chain: an example, loaders, audio, condition, sampler, video."""
+    """The local chain: an example, loaders, audio, condition, sampler, video; `preflight` looks at it all before."""
     shown = graph.add("MultiTalkExample", example=example)
     model = (graph.add("MultiTalkLoadModel", base=files["base"], adapter=files["adapter"]), 0)
     if lora:
@@ -249,15 +253,16 @@ def talk(
     encoder = (graph.add("MultiTalkLoadAudioEncoder", file=files["audio"]), 0)
     sounds = {f"audio_{k}": (shown, k) for k in range(1, voices + 1)}
     heard = graph.add("MultiTalkEncodeAudio", audio_encoder=encoder, **sounds, **(audio or {}))
-    seen = graph.add(
-        "MultiTalkCondition",
-        image=(shown, 0),
-        vae=(graph.add("MultiTalkLoadVAE", file=files["vae"]), 0),
-        image_encoder=(graph.add("MultiTalkLoadImageEncoder", file=files["image"]), 0),
-        text_encoder=(graph.add("MultiTalkLoadTextEncoder", file=files["text"]), 0),
-        prompt=prompt,
-        **(condition or {}),
-    )
+    coders = {
+        "vae": (graph.add("MultiTalkLoadVAE", file=files["vae"]), 0),
+        "image_encoder": (graph.add("MultiTalkLoadImageEncoder", file=files["image"]), 0),
+        "text_encoder": (graph.add("MultiTalkLoadTextEncoder", file=files["text"]), 0),
+    }
+    seen = graph.add("MultiTalkCondition", image=(shown, 0), **coders, prompt=prompt, **(condition or {}))
+    if preflight:
+        raw = {"image": (shown, 0), "audio_encoder": encoder, **sounds, **coders}
+        settings = (condition or {}) | (audio or {}) | (sampler or {})
+        graph.add("MultiTalkPreflight", model=model, **raw, **settings)
     made = graph.add(
         "MultiTalkSampler",
         model=model,
@@ -300,6 +305,7 @@ def build() -> dict[str, Graph]:
     talk(
         long, REAL, photograph, woman,
         sampler={"num_frames": 0, "keep_frames": False, "acceleration": "regular", "options": (options, 0)},
+        preflight=True,
     )  # fmt: skip
     talk(
         small, SMALL, one, "a smiling person talks",
