@@ -1,4 +1,5 @@
 import logging
+import math
 
 import pytest
 import torch
@@ -80,6 +81,38 @@ def grid_limit(mask):
     rows, columns = mask.any(1).sum().item(), mask.any(0).sum().item()
     shared = (rows - TOKEN_PIXELS) * (columns - TOKEN_PIXELS)
     return shared / (2 * rows * columns - shared)
+
+
+def tokens_of(box, image_hw, target_hw):
+    """By formula, `rows columns`: the tokens whose first corner lies in the box, and the share of each that it covers.
+
+    Scale and crop take a source's `x` to `scale x - offset`, both in whole pixels of the target.
+    """
+    scale = max(target / source for target, source in zip(target_hw, image_hw, strict=True))
+    begins, shares = [], []
+    for axis, (start, end) in enumerate(((box[1], box[3]), (box[0], box[2]))):
+        scaled = math.ceil(scale * image_hw[axis])
+        offset = round((scaled - target_hw[axis]) / 2)
+        low, high = (scaled / image_hw[axis] * edge - offset for edge in (start, end))
+        corners = torch.arange(0, target_hw[axis], TOKEN_PIXELS)
+        begins.append((corners >= low) & (corners < high))
+        shares.append(((corners + TOKEN_PIXELS).clamp(max=high) - corners.clamp(min=low)).clamp(min=0) / TOKEN_PIXELS)
+    return (begins[0][:, None] & begins[1]).float(), shares[0][:, None] * shares[1]
+
+
+@pytest.mark.parametrize("resolution", Resolution)
+@pytest.mark.parametrize("image_hw", SIZES)
+@pytest.mark.parametrize("share", [(0.1, 0.12, 0.52, 0.93), (0.56, 0.31, 0.91, 0.74), (0.27, 0.05, 0.77, 0.55)])
+def test_the_tokens_of_a_box_are_those_that_begin_in_it(image_hw, resolution, share):
+    target = bucket(*image_hw, resolution)
+    box = tuple(round(part * side) for part, side in zip(share, image_hw[::-1] * 2, strict=True))
+    size = LatentSize.of_video(1, *target)
+    fitted = speaker_masks([Place(box=box), Place()], image_hw, target)
+    tokens = to_token_masks(to_latent_masks(fitted, size), size)[0]
+    wanted, covered = tokens_of(box, image_hw, target)
+    assert iou(tokens, wanted) >= 0.95
+    assert tokens[covered == 1].all(), "a token that the box covers is the speaker's"
+    assert not tokens[covered == 0].any(), "a token that it does not touch is not"
 
 
 @settings(max_examples=10, deadline=None)

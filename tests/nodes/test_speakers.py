@@ -1,0 +1,139 @@
+"""Boxes and masks go through the nodes and come out as the published program's masks, and as what it makes of them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from multitalk.pipeline.conditioning.speakers import to_latent_masks, to_token_masks
+from multitalk.pipeline.shapes import LATENT_CHANNELS, VAE_STRIDE_SPACE, LatentSize
+from multitalk.pipeline.transformer.audio_attention import AudioCrossAttention
+from multitalk.pipeline.transformer.speakers import speaker_map, speaker_positions
+from support import pack
+from support.golden import Golden
+from support.transformer import from_golden
+
+REF_MASKS = Golden("ref_masks")
+SEVERAL = [case for case, facts in REF_MASKS.cases.items() if facts["people"] > 1]
+WAYS = ("boxes", "masks", "batch")
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pack")
+    return pack.node_classes(pack.load(folder, folder))
+
+
+def condition(nodes, image_hw, resolution, **speakers):
+    """What the node makes of a picture of `image_hw` for `resolution`, which is a name or a height and a width."""
+    height, width = (480, 832) if isinstance(resolution, str) else resolution
+    text = [[torch.ones(1, 3, 8), {}]]
+    seen = SimpleNamespace(penultimate_hidden_states=torch.ones(1, 257, 8))
+    given = {"num_speakers": 2, "dub_video": False, "prompt": "", "negative_prompt": "", "vae": object()} | speakers
+    conditioning, *_ = (
+        nodes["MultiTalkCondition"]
+        .execute(
+            image=torch.full((1, *image_hw, 3), 0.5),
+            image_encoder=seen,
+            positive=text,
+            negative=text,
+            resolution=resolution if isinstance(resolution, str) else "custom",
+            width=width,
+            height=height,
+            **given,
+        )
+        .args
+    )
+    return conditioning
+
+
+def told(nodes, boxes, image_hw, way):
+    """`boxes` (left, top, right, bottom in pixels) as the node's inputs: boxes, masks, or masks in one batch."""
+    masks = torch.zeros(len(boxes), *image_hw)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = 1
+    if way == "batch":
+        return {"ref_target_masks": masks}
+    speakers = None
+    for mask, box in zip(masks, boxes, strict=True):
+        percent = [100 * edge / side for edge, side in zip(box, image_hw[::-1] * 2, strict=True)]
+        given = None if way == "boxes" else mask[None]
+        speakers = nodes["MultiTalkSpeaker"].execute(*percent, speakers=speakers, mask=given).args[0]
+    return {"speakers": speakers}
+
+
+def published_boxes(facts):
+    """The boxes of a case as left, top, right, bottom in pixels; None for equal shares of the width."""
+    height, width = facts["image_hw"]
+    if facts["bbox"]:
+        rows_first = [[int(edge) for edge in facts["bbox"][f"person{person}"]] for person in (1, 2)]
+        return [(left, top, right, min(bottom, height)) for top, left, bottom, right in rows_first]
+    margin, share = facts["face_scale"], width // 2
+    top, bottom = int(height * margin), int(height * (1 - margin))
+    return [(int(share * margin + x), top, int(share * (1 - margin) + x), bottom) for x in (0, share)]
+
+
+def latent_masks(conditioning):
+    return to_latent_masks(conditioning.speaker_masks, LatentSize.of_video(1, conditioning.height, conditioning.width))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", SEVERAL)
+def test_places_become_the_published_masks(nodes, case, way):
+    facts = REF_MASKS.cases[case]
+    image_hw, resolution = tuple(facts["image_hw"]), facts["size"].removeprefix("multitalk-") + "p"
+    conditioning = condition(nodes, image_hw, resolution, **told(nodes, published_boxes(facts), image_hw, way))
+    REF_MASKS.assert_close(latent_masks(conditioning), f"out.{case}.masks")
+
+
+def test_speakers_without_places_have_the_published_shares(nodes):
+    facts = REF_MASKS.cases["two_default"]
+    conditioning = condition(nodes, tuple(facts["image_hw"]), "480p")
+    REF_MASKS.assert_close(latent_masks(conditioning), "out.two_default.masks")
+
+
+def around(mask, scale):
+    """The box that a mask fills, in units of `scale`."""
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    edges = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    return tuple(scale * edge.item() for edge in edges)
+
+
+def conditioned_by(nodes, masks, scale, way):
+    """The conditioning of a picture whose speakers' `masks` (`p+1 h w`, `scale` pixels each) are given as `way`."""
+    image_hw = tuple(scale * side for side in masks.shape[1:])
+    boxes = [around(mask, scale) for mask in masks[:-1]]
+    return condition(nodes, image_hw, image_hw, **told(nodes, boxes, image_hw, way))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_the_transformer_makes_of_the_nodes_masks_what_is_published(nodes, case, way):
+    golden = Golden("dit_multi")
+    wanted = golden[f"in.{case}.ref_target_masks"]
+    masks = latent_masks(conditioned_by(nodes, wanted, VAE_STRIDE_SPACE, way))
+    assert torch.equal(masks, wanted)
+    transformer, size = from_golden(golden), LatentSize(*golden.cases[case]["latent_thw"])
+    given = {name: golden[f"in.{case}.{name}"] for name in ("y", "clip_fea", "context", "audio", "x", "t")}
+    assert given["x"].shape[0] == LATENT_CHANNELS
+    window = transformer.prepare_window(size, given["y"], given["clip_fea"][0], masks)
+    heard = transformer.prepare_pass(window, given["context"], given["audio"])
+    golden.assert_close(transformer(given["x"], given["t"], heard), f"out.{case}.velocity")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_voices_are_heard_through_the_nodes_masks_as_published(nodes, way):
+    golden, case = Golden("audio_cross_attention_multi"), "map_from_qk"
+    config = golden.config
+    frames, *grid = config["grid"]
+    wanted = golden[f"in.{case}.token_masks"].unflatten(1, grid)
+    masks = latent_masks(conditioned_by(nodes, wanted, 2 * VAE_STRIDE_SPACE, way))
+    tokens = to_token_masks(masks, LatentSize(frames, *masks.shape[1:])).flatten(1)
+    query, key = (golden[f"in.{case}.{name}"].transpose(1, 2) for name in "qk")
+    looks_at = speaker_map(query, key, tokens)
+    golden.assert_close(looks_at, f"mid.{case}.ref_attn_map")
+    attention = AudioCrossAttention(config["dim"], config["encoder_hidden_states_dim"], config["num_heads"])
+    attention.load_state_dict(golden.state())
+    voices = golden[f"in.{case}.audio_tokens"][0]
+    voices = voices.unflatten(1, (2, golden.cases[case]["tokens_per_person"])).transpose(0, 1)  # p t n d
+    heard = attention(golden[f"in.{case}.x"][0], attention.of_voices(voices), speaker_positions(looks_at))
+    golden.assert_close(heard[None], f"out.{case}.x")
