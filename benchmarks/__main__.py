@@ -14,10 +14,12 @@ from .measure import Settings
 from .report import Table, markdown_of, save
 
 WHAT = {
+    "ops": "the parts of a block, each by itself",
     "dit": "one forward of the transformer, constants computed before",
     "step": "a guided loop of 4 steps, constants computed inside",
     "vae": "the video VAE: encode with a grey tail, decode",
     "audio": "the speech encoder, 10 s and 60 s",
+    "acceleration": "presets and single knobs on the bundled model, 40 steps, against none",
     "clip": "a whole tiny run from a picture and a voice to frames, by preset",
 }
 

@@ -21,15 +21,16 @@ from PIL import Image
 from demo import prompts
 from demo.dataset import HEIGHT, Scene, random_scene
 from demo.faces import Motion, draw, place
+from pipeline.acceleration.accelerate import AccelerationOptions, preset
 from pipeline.audio.dialogue import Arrangement, Speech
 from pipeline.audio.embeds import encode_audio
 from pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound
 from pipeline.conditioning.conditioning import Conditioning
 from pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT
 from pipeline.conditioning.speakers import Place, speaker_masks
-from pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig
+from pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
 from pipeline.generate import generate
-from pipeline.host import TorchHost
+from pipeline.host import Host, TorchHost
 from pipeline.lip_sync import implied_mouth, measure, mouth_openings
 from pipeline.sampling.windows import plan_windows
 from pipeline.weights import build
@@ -59,11 +60,17 @@ class Studio:
         )
 
     @torch.inference_mode()
-    def talk(self, scene: Scene, num_frames: int, swapped: bool = False, **guidance: float) -> Frames:
+    def talk(
+        self, scene: Scene, num_frames: int, swapped: bool = False,
+        acceleration: Acceleration | AccelerationOptions = Acceleration.NONE, host: Host | None = None,
+        **guidance: float,
+    ) -> Frames:  # fmt: skip
         """`f h w 3`: the scene's first drawing says what its people say.
 
         Args:
             swapped: each person's voice is given the other person's place.
+            acceleration: a preset or single knobs.
+            host: who is told; None tells nobody.
             guidance: scales other than the studio's.
         """
         portrait = _signal(scene.frames()[:1])
@@ -79,7 +86,13 @@ class Studio:
         )  # fmt: skip
         heard = encode_audio(self.listener, sounds, Arrangement.PARALLEL, num_frames)
         config = replace(self.config, num_frames=num_frames, guidance=replace(self.config.guidance, **guidance))
-        windows = list(generate(self.transformer, heard, conditioning, config, TorchHost("cpu")))
+        options = (
+            preset(replace(config, acceleration=acceleration))
+            if isinstance(acceleration, Acceleration)
+            else acceleration
+        )
+        host = host or TorchHost("cpu")
+        windows = list(generate(self.transformer, heard, conditioning, config, host, options=options))
         video = torch.cat(windows, dim=1).permute(1, 2, 3, 0)
         return ((video + 1) * 127.5).round().clamp(0, 255).byte().numpy()
 

@@ -30,7 +30,7 @@ def velocity(model: MultiTalkTransformer, latents: Tensor, timestep: float | Ten
     embedding, projection = _time(model, timestep)
     text, image = _context(model, told)
     voices = _voices(model, told.audio)
-    tables = _rope_tables(model.config.attention_head_dim, x.device)
+    tables = rope_tables(model.config.attention_head_dim, x.device)
     masks = _token_masks(told, grid, x)
     for block in model.blocks:
         x = _block(block, x, projection, (text, image, voices, masks), grid, tables)
@@ -63,7 +63,7 @@ def _voices(model: MultiTalkTransformer, windows: Tensor) -> Tensor:
     return layers.norm(rearrange(tokens, "p t (n d) -> p t n d", n=layers.num_tokens))
 
 
-def _rope_tables(head_dim: int, device: torch.device) -> list[Tensor]:
+def rope_tables(head_dim: int, device: torch.device) -> list[Tensor]:
     """Complex rotations of frame, row and column, each `positions k/2`."""
     space = 2 * (head_dim // 6)
     tables = []
@@ -74,7 +74,7 @@ def _rope_tables(head_dim: int, device: torch.device) -> list[Tensor]:
     return tables
 
 
-def _rope(x: Tensor, grid: torch.Size, tables: list[Tensor]) -> Tensor:
+def rope(x: Tensor, grid: torch.Size, tables: list[Tensor]) -> Tensor:
     """`n heads k`, turned; the table of the whole grid is made for this one call."""
     t, h, w = grid
     turns = torch.cat(
@@ -94,16 +94,16 @@ def _block(
 ) -> Tensor:
     text, image, voices, masks = around
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.scale_shift_table.float() + projection).unbind(1)
-    normed = (_norm(x).float() * (1 + scale) + shift).to(x.dtype)
+    normed = (norm(x).float() * (1 + scale) + shift).to(x.dtype)
     seen, looks_at = _self_attention(block.attn1, normed, grid, tables, masks)
     x = (x.float() + seen.float() * gate).to(x.dtype)
-    x = x + _cross_attention(block.attn2, _norm(x, block.norm2), text, image)
-    x = x + _audio_attention(block.audio_cross_attn, _norm(x, block.norm_x), voices, looks_at, grid[0])
-    thought = block.ffn((_norm(x).float() * (1 + ffn_scale) + ffn_shift).to(x.dtype))
+    x = x + _cross_attention(block.attn2, norm(x, block.norm2), text, image)
+    x = x + audio_attention(block.audio_cross_attn, norm(x, block.norm_x), voices, looks_at, grid[0])
+    thought = block.ffn((norm(x).float() * (1 + ffn_scale) + ffn_shift).to(x.dtype))
     return (x.float() + thought.float() * ffn_gate).to(x.dtype)
 
 
-def _norm(x: Tensor, layer: nn.Module | None = None) -> Tensor:
+def norm(x: Tensor, layer: nn.Module | None = None) -> Tensor:
     weight, bias = (None, None) if layer is None else (layer.weight.float(), layer.bias.float())
     return layer_norm(x.float(), x.shape[-1:], weight, bias, 1e-6).to(x.dtype)
 
@@ -130,12 +130,12 @@ def _self_attention(
             layer.to_v(x),
         )
     )
-    query, key = _rope(query, grid, tables), _rope(key, grid, tables)
+    query, key = rope(query, grid, tables), rope(key, grid, tables)
     seen = _attend(query, key, value).flatten(1)
-    return layer.to_out(seen), _speaker_map(query, key, masks)
+    return layer.to_out(seen), speaker_map(query, key, masks)
 
 
-def _speaker_map(query: Tensor, key: Tensor, masks: Tensor) -> Tensor:
+def speaker_map(query: Tensor, key: Tensor, masks: Tensor) -> Tensor:
     """`classes n`: how much each token looks at each class of the first latent frame."""
     total = torch.zeros(len(masks), len(query), device=query.device)
     for some_query, some_key in zip(query.chunk(HEAD_SPLITS, 1), key.chunk(HEAD_SPLITS, 1), strict=True):
@@ -156,7 +156,7 @@ def _cross_attention(layer: nn.Module, x: Tensor, text: Tensor, image: Tensor) -
     return layer.to_out((of_text + _attend(query, image_key, heads(layer.add_v_proj(image)))).flatten(1))
 
 
-def _audio_attention(layer: nn.Module, x: Tensor, voices: Tensor, looks_at: Tensor, t: int) -> Tensor:
+def audio_attention(layer: nn.Module, x: Tensor, voices: Tensor, looks_at: Tensor, t: int) -> Tensor:
     query = rearrange(layer.q_linear(x), "n (heads k) -> n heads k", heads=layer.num_heads)
     num_speakers, side_by_side = len(voices), rearrange(voices, "p t n d -> t (p n) d")
     pattern = "t n (two heads k) -> two t n heads k"
@@ -201,6 +201,6 @@ def _token_masks(told: Told, grid: torch.Size, x: Tensor) -> Tensor:
 def _head(model: MultiTalkTransformer, x: Tensor, embedding: Tensor, grid: torch.Size) -> Tensor:
     shift, scale = (model.scale_shift_table.float() + embedding[:, None]).unbind(1)
     layer = model.proj_out
-    patches = (_norm(x.float()) * (1 + scale) + shift) @ layer.weight.float().T + layer.bias.float()
+    patches = (norm(x.float()) * (1 + scale) + shift) @ layer.weight.float().T + layer.bias.float()
     t, h, w = grid
     return rearrange(patches, "(t h w) (a b d c) -> c (t a) (h b) (w d)", t=t, h=h, w=w, a=1, b=2, d=2)

@@ -1,0 +1,130 @@
+"""Every acceleration preset, and each of its knobs alone, on the bundled model: what it gains and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+
+from pipeline.acceleration.accelerate import AccelerationOptions, CacheKind
+from pipeline.config import Acceleration
+from pipeline.host import Progress, TorchHost
+from pipeline.lip_sync import implied_mouth, mouth_openings
+from pipeline.lip_sync import measure as measure_lips
+
+from .lip_sync import MODELS_FOLDER, Frames, Studio, held_out
+from .measure import PeakMemory, Settings, relative_error
+from .report import Row
+
+PRESETS = {f"preset {level.value}": level for level in Acceleration}
+KNOBS = {
+    "TeaCache, 0.2": AccelerationOptions(CacheKind.TEA),
+    "EasyCache, 0.05": AccelerationOptions(CacheKind.EASY),
+    "EasyCache, 0.1": AccelerationOptions(CacheKind.EASY, 0.1),
+    "EasyCache, 0.2": AccelerationOptions(CacheKind.EASY, 0.2),
+    "MagCache, 0.12": AccelerationOptions(CacheKind.MAG),
+    "first block, 0.06": AccelerationOptions(CacheKind.FIRST_BLOCK),
+    "first block, 0.15": AccelerationOptions(CacheKind.FIRST_BLOCK, 0.15),
+    "Taylor forecast, every 3rd": AccelerationOptions(CacheKind.TAYLOR, interval=3),
+    "Taylor forecast, every 5th": AccelerationOptions(CacheKind.TAYLOR, interval=5),
+    "guidance every 2nd step": AccelerationOptions(guidance_every=2),
+    "guidance every 4th step": AccelerationOptions(guidance_every=4),
+    "guidance in the first half": AccelerationOptions(guidance_until=0.5),
+    "guidance in the first quarter": AccelerationOptions(guidance_until=0.25),
+}
+SIZES = {"smoke": (1, 13, 9), "demo": (2, 81, 40)}  # people, frames of each, steps
+SCALES = (3.0, 2.0)  # of text and audio: three different passes, and colours that the small model bears
+
+
+@dataclass(frozen=True)
+class Take:
+    """What a way made of all the people together."""
+
+    frames: list[Frames]
+    latents: Tensor
+    forwards: float  # per person
+    seconds: float  # per person
+    memory_mb: float
+    lip_sync: float
+
+
+class LastLatents(TorchHost):
+    """Keeps the clean latents of the last step."""
+
+    latents: Tensor | None = None
+
+    def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
+        """Takes the newest guess."""
+        self.latents = self.latents if latents is None else latents
+
+
+def run(settings: Settings) -> Iterator[Row]:
+    """Presets first, then the knobs; each against `none`."""
+    for name in settings.sizes or ("demo",):
+        count, num_frames, steps = SIZES[name]
+        studio = Studio(MODELS_FOLDER, steps, *SCALES)
+        exact = None
+        for way, choice in (PRESETS | KNOBS).items():
+            take = _take(studio, choice, count, num_frames, settings)
+            exact = exact or take
+            yield _row(way, take, exact)
+
+
+def _row(way: str, take: Take, exact: Take) -> Row:
+    pairs = list(zip(take.frames, exact.frames, strict=True))
+    same = take is exact
+    return {
+        "way": way,
+        "forwards": take.forwards,
+        "seconds": take.seconds,
+        "speed-up": exact.seconds / take.seconds,
+        "PSNR, dB": None if same else float(np.mean([peak_signal_noise_ratio(b, a) for a, b in pairs])),
+        "SSIM": None if same else float(np.mean([_ssim(a, b) for a, b in pairs])),
+        "relative latent error": None if same else relative_error(take.latents, exact.latents),
+        "lip sync": take.lip_sync,
+        "peak MB": take.memory_mb,
+    }
+
+
+def _take(
+    studio: Studio, choice: Acceleration | AccelerationOptions, count: int, num_frames: int, settings: Settings
+) -> Take:
+    scenes = [held_out(number, num_frames, 1) for number in range(count)]
+    forwards, latents, videos = Counter(studio.transformer.blocks[-1]), [], []
+    memory, started = PeakMemory(settings.device), settings.clock()
+    for scene in scenes:
+        host = LastLatents(settings.device)
+        videos.append(studio.talk(scene, num_frames, acceleration=choice, host=host))
+        latents.append(host.latents)
+    seconds, megabytes = settings.clock() - started, memory.megabytes()
+    lips = [
+        measure_lips(mouth_openings(video)[0], implied_mouth(scene.sounds[0]).opening).correlation
+        for video, scene in zip(videos, scenes, strict=True)
+    ]
+    forwards.close()
+    return Take(videos, torch.stack(latents), forwards.count / count, seconds / count, megabytes, float(np.mean(lips)))
+
+
+class Counter:
+    """Counts the calls of a module."""
+
+    def __init__(self, module: torch.nn.Module):
+        self.count = 0
+        self._handle = module.register_forward_pre_hook(self._add)
+
+    def _add(self, *_: object) -> None:
+        self.count += 1
+
+    def close(self) -> None:
+        """Leaves the module as it was."""
+        self._handle.remove()
+
+
+def _ssim(video: Frames, exact: Frames) -> float:
+    """The mean over a tenth of the frames."""
+    pairs = zip(video[::10], exact[::10], strict=True)
+    return float(np.mean([structural_similarity(a, b, channel_axis=-1, gaussian_weights=True) for a, b in pairs]))
