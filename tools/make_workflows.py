@@ -41,6 +41,7 @@ COLUMNS = (  # from left to right: the group's title, its nodes' width, and the 
 
 # Core's node: sockets in, widgets, sockets out.
 CORE = {"SaveVideo": ([("video", "VIDEO")], ["filename_prefix", "format", "codec"], [])}
+QUEUE_EXTRAS = {"SaveVideo": {"format.codec": "auto"}}  # what newer versions of core call its codec
 
 HUB = "https://huggingface.co"
 COMFY = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
@@ -80,8 +81,9 @@ class Graph:
         for number, (kind, inputs) in self.nodes.items():
             values = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
             defaults = {w["id"]: w.get("default") for w in _widgets(kind) if w["id"] not in values}
+            extras = QUEUE_EXTRAS.get(kind, {})
             title = OURS[kind]["display_name"] if kind in OURS else kind
-            prompt[number] = {"class_type": kind, "inputs": values | defaults, "_meta": {"title": title}}
+            prompt[number] = {"class_type": kind, "inputs": values | defaults | extras, "_meta": {"title": title}}
         return prompt
 
     def page(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-import os
 import time
 from pathlib import Path
 
@@ -12,15 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import pack
+from support.comfy_server import NEEDS_COMFYUI
 from support.workflow_files import inputs_of, small, with_own_files
 
-pytestmark = [
-    pytest.mark.comfyui,
-    pytest.mark.skipif(
-        "COMFYUI_DIR" not in os.environ or "COMFYUI_PYTHON" not in os.environ,
-        reason="COMFYUI_DIR and COMFYUI_PYTHON name no ComfyUI",
-    ),
-]
+pytestmark = NEEDS_COMFYUI
 API = pack.PACK / "workflows" / "api"
 LOCAL = sorted(path.stem for path in API.glob("*.json") if path.stem != "remote")
 QUALITY = "single_speaker_quality"

@@ -13,7 +13,17 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from .comfy_events import CLIENT
+
+NEEDS_COMFYUI = [
+    pytest.mark.comfyui,
+    pytest.mark.skipif(
+        "COMFYUI_DIR" not in os.environ or "COMFYUI_PYTHON" not in os.environ,
+        reason="COMFYUI_DIR and COMFYUI_PYTHON name no ComfyUI",
+    ),
+]
 
 
 class ComfyServer:
