@@ -190,14 +190,17 @@ class PlacedTransformer:
         if streamed:
             self._stream = BlockStream(streamed, self.host.device)
 
-    def make_room(self, needed: int) -> None:
-        """Steps aside when `needed` bytes are not left beside it; `place` brings it back."""
-        if not self._is_placed:
-            return
-        left = min(self.host.free_memory(), self.placement.budget - self.placement.weights)
-        if left < needed:
+    def make_room(self, needed: int) -> bool:
+        """Steps aside when `needed` bytes are not left beside it, until `place`; whether they are there now."""
+        if self._is_placed and self._left() < needed:
             logger.info("The transformer leaves the device: the VAE wants %.1f GB.", needed / GB)
             self.release()
+        return self._left() >= needed
+
+    def _left(self) -> int:
+        """Bytes that the run may still take."""
+        taken = self.placement.weights if self._is_placed else 0
+        return min(self.host.free_memory(), self.placement.budget - taken)
 
     def lower(self) -> bool:
         """Streams all blocks from now on; False when it already did."""

@@ -17,7 +17,7 @@ from .conditioning.conditioning import Conditioning
 from .conditioning.speakers import to_latent_masks
 from .config import WindowPlan
 from .errors import NumericalError
-from .memory import PlacedTransformer
+from .memory import GB, PlacedTransformer
 from .recipes import WindowStart, start_window
 from .run import Run
 from .sampling.denoise import denoise
@@ -47,16 +47,20 @@ def generate_window(run: Run, transformer: PlacedTransformer, window: Window, mo
 
 
 def _with_coders(run: Run, transformer: PlacedTransformer, work: Callable[[Conditioning], Made]) -> Made:
-    """`work` with the VAE and the image encoder on the device; where memory runs out, once more in tiles."""
+    """`work` with the VAE and the image encoder on the device, in tiles where whole frames do not fit."""
     conditioning = run.conditioning
-    transformer.make_room(run.decode_bytes)
-    try:
-        with conditioning.coders_on(run.host):
-            return work(conditioning)
-    except torch.OutOfMemoryError:
-        if not conditioning.can_tile:
-            raise
-    logger.warning("The device ran out of memory: the VAE works on tiles in this window, which may show a little.")
+    if transformer.make_room(run.decode_bytes) or not conditioning.can_tile:
+        try:
+            with conditioning.coders_on(run.host):
+                return work(conditioning)
+        except torch.OutOfMemoryError:
+            if not conditioning.can_tile:
+                raise
+    logger.warning(
+        "There is too little memory for the VAE, which takes about %.1f GB: it works on tiles in this window, "
+        "which may show a little.",
+        run.decode_bytes / GB,
+    )
     transformer.release()
     with conditioning.coders_on(run.host):
         return work(conditioning.tiled())

@@ -1,0 +1,164 @@
+"""Where a run's networks stay for what memory there is, and that it makes no difference to what they give."""
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from multitalk.pipeline.conditioning.vae import VideoVae
+from multitalk.pipeline.generate import generate
+from multitalk.pipeline.memory import DECODE_BYTES, Footprint, Memory, MemoryConfig, place
+from multitalk.pipeline.shapes import LatentSize
+from multitalk.pipeline.streaming import WINDOW
+from multitalk.pipeline.transformer.model import MultiTalkTransformer
+from support import run
+from support.peak import LiveTensors
+
+GB = 10**9
+PACKAGINGS = {"bf16": 16, "fp8": 8, "Q4_K": 4.5}  # bits of a number
+SIZES = {"480p": LatentSize.of_video(81, 480, 832), "720p": LatentSize.of_video(81, 720, 1280)}
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The published transformer's sizes in bfloat16."""
+    with torch.device("meta"):
+        return Footprint.of(MultiTalkTransformer().bfloat16())
+
+
+def packaged(footprint, packaging):
+    """The same network whose blocks' numbers have fewer bits."""
+    return dataclasses.replace(footprint, block_bytes=round(footprint.block_bytes * PACKAGINGS[packaging] / 16))
+
+
+def needed(footprint, size, blocks):
+    """Bytes with so many blocks on the device for good: weights, two blocks in flight, 12 sets of tokens, 0.5 GB."""
+    in_flight = min(2, footprint.num_blocks - blocks)
+    tokens = size.t * (size.h // 2) * (size.w // 2)
+    weights = footprint.outer_bytes + (blocks + in_flight) * footprint.block_bytes
+    return weights + 12 * tokens * footprint.width * 2 + GB // 2
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("packaging", PACKAGINGS)
+@pytest.mark.parametrize("memory", Memory)
+@pytest.mark.parametrize("card_gb", [6, 8, 12, 16, 24, 32, 48, 80])
+def test_as_many_blocks_stay_as_fit(published, card_gb, memory, packaging, size):
+    footprint = packaged(published, packaging)
+    placement = place(footprint, MemoryConfig(memory), size, card_gb * GB)
+    limits = {"auto": card_gb, "all": card_gb} | {f"{limit} GB": min(limit, card_gb) for limit in (8, 12, 16, 24)}
+    budget = limits[memory.value] * GB
+    fitting = [blocks for blocks in range(41) if needed(footprint, size, blocks) <= budget]
+    wanted = 40 if memory is Memory.ALL else max(fitting, default=0)
+    assert (placement.resident_blocks, placement.budget) == (wanted, budget)
+    assert placement.estimate == needed(footprint, size, wanted)
+
+
+@pytest.mark.parametrize(
+    ("card_gb", "packaging", "size", "blocks"),
+    [
+        (80, "bf16", "720p", 40),
+        (48, "bf16", "480p", 40),
+        (24, "bf16", "480p", 18),
+        (24, "fp8", "480p", 40),
+        (16, "fp8", "480p", 21),
+        (12, "fp8", "480p", 12),
+        (8, "fp8", "480p", 4),
+        (16, "Q4_K", "480p", 40),
+        (12, "Q4_K", "480p", 24),
+        (8, "Q4_K", "480p", 8),
+    ],
+)
+def test_usual_cards_hold_what_the_readme_says(published, card_gb, packaging, size, blocks):
+    placement = place(packaged(published, packaging), MemoryConfig(), SIZES[size], card_gb * GB)
+    assert placement.resident_blocks == blocks and placement.estimate <= card_gb * GB
+
+
+def test_blocks_asked_for_are_blocks_that_stay(published):
+    for blocks, wanted in ((0, 0), (7, 7), (99, 40)):
+        placement = place(published, MemoryConfig(Memory.AUTO, blocks), SIZES["480p"], 8 * GB)
+        assert placement.resident_blocks == wanted
+
+
+@pytest.mark.parametrize("resident_blocks", [0, 1, 3, 4])
+def test_two_blocks_in_flight_give_the_bits_of_the_resident_run(resident_blocks):
+    model = run.model(num_layers=5)
+    expected = frames_of(model)
+    homes, away = [tensors(block) for block in model.blocks], []
+
+    def look(*_):
+        away.append(sum(tensors(block) != home for block, home in zip(model.blocks, homes, strict=True)))
+
+    hooks = [block.attn1.register_forward_hook(look) for block in model.blocks]
+    streamed = frames_of(model, memory=MemoryConfig(Memory.AUTO, resident_blocks))
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(streamed, expected)
+    assert 1 <= max(away) <= WINDOW and [tensors(block) for block in model.blocks] == homes
+
+
+def tensors(block):
+    return [parameter.data_ptr() for parameter in block.parameters()]
+
+
+def frames_of(model, conditioning=None, host=None, **options):
+    audio, conditioning = run.audio(model, 9), conditioning or run.conditioning(model)
+    return torch.cat(
+        list(generate(model, audio, conditioning, run.config(), host or run.RecordingHost(), **options)), 1
+    )
+
+
+@torch.inference_mode()
+def test_the_decoders_memory_is_what_is_reckoned_with():
+    with torch.random.fork_rng():
+        vae = VideoVae(AutoencoderKLWan().eval())
+    with LiveTensors() as live:
+        for _ in vae.decode(torch.zeros(16, 4, 4, 4)):
+            pass
+    assert live.peak == pytest.approx(DECODE_BYTES * 32 * 32, rel=0.05)
+
+
+class SmallHost(run.RecordingHost):
+    """A device on which so many bytes are free."""
+
+    def __init__(self, free):
+        super().__init__()
+        self.free = free
+
+    def free_memory(self):
+        return self.free
+
+
+@pytest.fixture
+def wide():
+    """A picture wider than a tile, of a model."""
+    model = run.model()
+    source = run.random((3, 1, 32, 320), 6).clamp(-1, 1)
+    return model, dataclasses.replace(run.conditioning(model), source=source)
+
+
+def test_the_vae_works_on_tiles_where_whole_frames_do_not_fit(wide, caplog):
+    model, conditioning = wide
+    needed = DECODE_BYTES * 32 * 320
+    with caplog.at_level(logging.WARNING):
+        whole = frames_of(model, conditioning, SmallHost(needed), memory=MemoryConfig(resident_blocks=0))
+        assert "tiles" not in caplog.text
+        tiled = frames_of(model, conditioning, SmallHost(needed - 1), memory=MemoryConfig(resident_blocks=0))
+        assert "too little memory for the VAE, which takes about 0.2 GB" in caplog.text
+    assert 0 < (tiled - whole).abs().mean() < 0.05 * whole.std()
+
+
+def test_a_vae_that_runs_out_of_memory_goes_on_in_tiles(wide, monkeypatch):
+    model, conditioning = wide
+    planned = frames_of(model, conditioning, SmallHost(1), memory=MemoryConfig(resident_blocks=0))
+    for name in ("encode_padded", "decode"):
+        work = getattr(VideoVae, name)
+
+        def fail_on_whole_frames(self, *given, work=work):
+            if self.tiling is None:
+                raise torch.OutOfMemoryError("no room")
+            return work(self, *given)
+
+        monkeypatch.setattr(VideoVae, name, fail_on_whole_frames)
+    assert torch.equal(frames_of(model, conditioning), planned)
