@@ -86,12 +86,12 @@ def write_tiny(folder: Path | str, seed: int = 0, sizes: TinySizes | None = None
 
 def tiny_transformer(sizes: TinySizes, generator: torch.Generator) -> State:
     """A Wan2.1 image-to-video transformer, native names."""
-    return _random(dict(_transformer_shapes(sizes)), generator)
+    return _random(dict(transformer_shapes(sizes)), generator)
 
 
 def tiny_adapter(sizes: TinySizes, generator: torch.Generator) -> State:
     """MultiTalk's audio weights alone, as in `multitalk.safetensors`."""
-    return _random(dict(_adapter_shapes(sizes)), generator)
+    return _random(dict(adapter_shapes(sizes)), generator)
 
 
 def tiny_vae(sizes: TinySizes, generator: torch.Generator) -> State:
@@ -157,7 +157,8 @@ def _published_speech_key(key: str) -> str:
     return key.replace("conv.parametrizations.weight.original1", "conv.weight_v")
 
 
-def _transformer_shapes(sizes: TinySizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def transformer_shapes(sizes: TinySizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A Wan2.1 image-to-video transformer: native names and shapes."""
     width, image = sizes.width, sizes.image_width
     channels = 2 * LATENT_CHANNELS + MASK_CHANNELS
     yield "patch_embedding.weight", (width, channels, 1, PATCH_SPACE, PATCH_SPACE)
@@ -190,7 +191,8 @@ def _block_shapes(block: str, width: int, ffn: int) -> Iterator[tuple[str, tuple
     yield from _linear(f"{block}.ffn.2", ffn, width)
 
 
-def _adapter_shapes(sizes: TinySizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def adapter_shapes(sizes: TinySizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """MultiTalk's audio weights: native names and shapes."""
     frame = sizes.speech_layers * sizes.speech_width  # 5 of them are heard at latent frame 0, 8 at the others
     yield from _linear("audio_proj.proj1", 5 * frame, sizes.audio_hidden)
     yield from _linear("audio_proj.proj1_vf", 8 * frame, sizes.audio_hidden)

@@ -21,7 +21,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": f"{1 << 20}", "MALLOC_TRIM_THRESHOLD_": f
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self")
 
 
-def told_by(script: str, *given: object) -> list:
+def told_by(script: str, *given: object) -> list | int:
     """What `script` prints as JSON in its last line; it finds `given` in `sys.argv`, and the tests' own helpers."""
     command = [sys.executable, "-c", f"import conftest, json, sys\n{script}", *map(str, given)]
     environment = {**os.environ, **ALLOCATOR, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
