@@ -68,6 +68,23 @@ def test_the_start_has_no_message_of_ours(server):
     assert len(ours) == 1 and "seconds:" in ours[0] and "FAILED" not in ours[0], ours
 
 
+def test_the_workflows_are_listed_as_templates_with_their_pictures(server):
+    templates = server.call("/workflow_templates")[1]["comfyui-multitalk"]
+    assert sorted(templates) == sorted(path.stem for path in API.glob("*.json"))
+    for name in templates:
+        for ending in ("json", "jpg"):
+            assert server.call(f"/api/workflow_templates/comfyui-multitalk/{name}.{ending}")[0] == 200
+
+
+def test_every_node_has_a_help_page_in_the_place_where_the_page_looks(server):
+    nodes = [name for name in server.call("/object_info")[1] if name.startswith("MultiTalk")]
+    assert nodes
+    for name in nodes:
+        for language in ("en", "zh"):
+            status, text = server.call(f"/extensions/comfyui-multitalk/docs/{name}/{language}.md")
+            assert status == 200 and text.startswith("# ")
+
+
 @pytest.mark.parametrize("name", LOCAL)
 def test_a_workflow_runs_as_it_is_shipped(name, server):
     prompt = workflow(name, seed=1)
