@@ -66,8 +66,7 @@ def vae_state() -> State:
     `(z - m) / s * S + M`, and the decoder's first one takes that back.
     """
     vae = train_vae.build()
-    name = "decoder" if (RUN_FOLDER / "decoder.pt").exists() else "vae"
-    vae.load_state_dict(_average(name))
+    vae.load_state_dict(_average("vae"))
     fold(vae, *train_transformer.latent_statistics())
     return vae.state_dict()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +19,26 @@ SAVE_EVERY_S = 90
 LOG_EVERY_STEPS = 20
 
 logger = logging.getLogger(__name__)
+
+
+class Phase(Protocol):
+    """A part of a stage."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps it takes."""
+
+
+AnyPhase = TypeVar("AnyPhase", bound=Phase)
+
+
+def phase_at(step: int, phases: Sequence[AnyPhase]) -> AnyPhase:
+    """The phase that a step belongs to."""
+    for phase in phases:
+        if step < phase.steps:
+            return phase
+        step -= phase.steps
+    return phases[-1]
 
 
 class Run:

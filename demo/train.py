@@ -7,13 +7,12 @@ import logging
 
 import torch
 
-from . import train_audio, train_clips, train_decoder, train_transformer, train_vae
+from . import train_audio, train_clips, train_transformer, train_vae
 
 STAGES = {
     "vae": train_vae.train,
     "audio": train_audio.train,
     "clips": train_clips.train,
-    "decoder": train_decoder.train,
     "transformer": train_transformer.train,
 }
 

@@ -25,7 +25,7 @@ from pipeline.transformer.model import MultiTalkTransformer
 
 from . import prompts, train_audio
 from .dataset import shards
-from .run import RUN_FOLDER, Run
+from .run import RUN_FOLDER, Run, phase_at
 
 TEXT_WIDTH = 64
 SHIFT = 3.0  # of the noise levels that are trained at
@@ -43,7 +43,7 @@ class Phase:
     lengths: tuple[int, ...]  # in latent frames
 
 
-PHASES = (Phase(900, 6, "short", (3, 5)), Phase(900, 5, "short", (7, 9)), Phase(700, 3, "long", (13, 21, 25)))
+PHASES = (Phase(800, 6, "short", (3, 5)), Phase(800, 5, "short", (7, 9)), Phase(550, 3, "long", (13, 21, 25)))
 
 
 class TalkingModel(nn.Module):
@@ -142,7 +142,7 @@ def train(seed: int, device: torch.device) -> TalkingModel:
     clips = {phase.shards: Clips(phase.shards) for phase in PHASES}
     statistics = latent_statistics()
     for step in run:
-        phase = phase_of(step)
+        phase = phase_at(step, PHASES)
         if not clips[phase.shards].clips or step % 50 == 0:
             clips[phase.shards].refresh()
         random = np.random.default_rng((seed, step))
@@ -159,15 +159,6 @@ def latent_statistics() -> tuple[Tensor, Tensor]:
         every = torch.cat([clip["latents"].float().flatten(1) for clip in torch.load(shards("short")[0])], dim=1)
         torch.save(tuple(value[:, None, None, None] for value in (every.mean(dim=1), every.std(dim=1))), path)
     return torch.load(path)
-
-
-def phase_of(step: int) -> Phase:
-    """The phase that a step belongs to."""
-    for phase in PHASES:
-        if step < phase.steps:
-            return phase
-        step -= phase.steps
-    return PHASES[-1]
 
 
 def _step(

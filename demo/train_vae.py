@@ -21,7 +21,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor, nn
 
 from .faces import draw, place, random_appearance, random_background, random_motion
-from .run import Run
+from .run import Run, phase_at
 
 BASE_DIM, LATENT_CHANNELS = 16, 16
 LATENT_NOISE = 0.1
@@ -78,7 +78,7 @@ def train(seed: int, device: torch.device) -> AutoencoderKLWan:
     run = Run("vae", build().to(device), sum(phase.steps for phase in PHASES), rate=0.02, averaging=0.98)
     for step in run:
         random = np.random.default_rng((seed, step))
-        frames, weights = batch(random, phase_of(step, PHASES))
+        frames, weights = batch(random, phase_at(step, PHASES))
         loss, rms = loss_of(run.model, frames.to(device), weights.to(device), step)
         run.update(loss, psnr=-20 * np.log10(rms / 2))
     return run.averaged()
@@ -102,15 +102,6 @@ def loss_of(vae: AutoencoderKLWan, frames: Tensor, weights: Tensor, step: int) -
         dim=(0, 2, 3, 4)
     ).square().mean()
     return colours + 4 * tints + edges + 0.5 * time + 0.02 * size, error.detach().square().mean().sqrt().item()
-
-
-def phase_of(step: int, phases: tuple[Phase, ...]) -> Phase:
-    """The phase that a step belongs to."""
-    for phase in phases:
-        if step < phase.steps:
-            return phase
-        step -= phase.steps
-    return phases[-1]
 
 
 def batch(random: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor]:
