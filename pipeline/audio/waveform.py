@@ -75,8 +75,8 @@ def check(sound: Sound, name: str = "The audio") -> None:
         raise AudioError(f"{name} has a sample rate of {sound.rate_hz} Hz. It must be above 0.")
     if not torch.isfinite(sound.samples).all():
         raise AudioError(f"{name} holds NaN or infinite samples. Export it again, for example as a 16-bit WAV.")
-    if sound.samples.abs().max() > LOUDEST:
-        loudest = float(sound.samples.abs().max())
+    loudest = float(sound.samples.float().abs().max())
+    if loudest > LOUDEST:
         raise AudioError(f"{name} reaches {loudest:.3g}, and sound is -1..1. Export it again, as a 16-bit WAV.")
 
 

@@ -64,6 +64,8 @@ class Watch:
         if event == "open" and isinstance(given[0], str | bytes | os.PathLike):
             is_write = bool((given[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
             (self.changed if is_write else self.opened).add(_absolute(given[0]))
+        elif event in ("os.remove", "os.rmdir") and given[1] != -1:
+            pass  # a name inside an open folder, for which `shutil.rmtree` was told before
         elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"):
             self.changed.add(_absolute(given[0]))
         elif event in ("os.rename", "os.link", "os.symlink", "shutil.copyfile", "shutil.move"):

@@ -19,11 +19,22 @@ class Rejected(ValueError):
     """What ComfyUI answers with HTTP 400."""
 
 
+CONVERSIONS = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}  # what ComfyUI does to a widget's value
+
+
 def check(prompt: dict[str, Any], nodes: dict[str, type]) -> None:
-    """Raises `Rejected` for an unknown node, a missing or wrong input, or a link of the wrong type."""
+    """Converts the widgets' values as ComfyUI does.
+
+    Raises:
+        Rejected: an unknown node, a missing or wrong input, a link of the wrong type or in a circle.
+    """
+    _check_circles(prompt)
     for number, entry in prompt.items():
         kind = entry["class_type"]
         if kind in CORE:
+            for name, value in entry["inputs"].items():
+                if isinstance(value, list):
+                    _sent(f"{number} {kind}.{name}", value, prompt, nodes)
             continue
         if kind not in nodes:
             raise Rejected(f"{number}: no node {kind}")
@@ -40,16 +51,45 @@ def check(prompt: dict[str, Any], nodes: dict[str, type]) -> None:
 
 def _check_value(where: str, value: Any, socket: Any, prompt: dict[str, Any], nodes: dict[str, type]) -> None:
     if isinstance(value, list):
-        source = prompt[value[0]]["class_type"]
-        sent = CORE[source][value[1]] if source in CORE else describe(nodes[source])["outputs"][value[1]][0]
+        sent = _sent(where, value, prompt, nodes)
         if sent not in socket.io_type.split(","):
             raise Rejected(f"{where}: return_type_mismatch {sent} into {socket.io_type}")
     elif socket.io_type == "COMBO" and value not in socket.choices:
         raise Rejected(f"{where}: value_not_in_list {value!r}, have {socket.choices}")
-    elif socket.io_type in ("INT", "FLOAT"):
+    elif socket.io_type in CONVERSIONS:
+        number, name = where.split(" ")[0], where.rpartition(".")[2]
+        try:
+            value = prompt[number]["inputs"][name] = CONVERSIONS[socket.io_type](value)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise Rejected(f"{where}: invalid_input_type {value!r}") from error
         low, high = socket.options.get("min"), socket.options.get("max")
         if not (low is None or value >= low) or not (high is None or value <= high):
             raise Rejected(f"{where}: {value} outside {low}..{high}")
+
+
+def _sent(where: str, link: list, prompt: dict[str, Any], nodes: dict[str, type]) -> str:
+    """The type that comes along a link."""
+    if len(link) != 2 or not isinstance(link[0], str) or type(link[1]) is not int:
+        raise Rejected(f"{where}: bad_linked_input {link}")
+    source = prompt.get(link[0], {}).get("class_type")
+    if source not in CORE and source not in nodes:
+        raise Rejected(f"{where}: no node {link[0]}")
+    types = CORE[source] if source in CORE else [kind for kind, _ in describe(nodes[source])["outputs"]]
+    if not 0 <= link[1] < len(types):
+        raise Rejected(f"{where}: {source} has no output {link[1]}")
+    return types[link[1]]
+
+
+def _check_circles(prompt: dict[str, Any]) -> None:
+    def follow(number: str, above: tuple[str, ...]) -> None:
+        if number in above:
+            raise Rejected(f"{number}: dependency_cycle")
+        for value in prompt.get(number, {}).get("inputs", {}).values():
+            if isinstance(value, list) and value and isinstance(value[0], str):
+                follow(value[0], (*above, number))
+
+    for number in prompt:
+        follow(number, ())
 
 
 class Runner:
