@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from unittest.mock import patch
 
 import comfy.model_management as mm
@@ -71,7 +72,10 @@ class TinyClipVision:
         return {"required": {"file": ("STRING",), "config": ("STRING",)}}
 
     def load(self, file: str, config: str):
-        vision = ClipVisionModel(json.loads(config))
+        sizes = Path(folder_paths.get_temp_directory(), "tiny_core_vision.json")  # older versions read files alone
+        sizes.parent.mkdir(exist_ok=True)
+        sizes.write_text(config)
+        vision = ClipVisionModel(str(sizes))
         missing, unexpected = vision.load_sd(load_torch_file(folder_paths.get_full_path_or_raise("clip_vision", file)))
         if unexpected or [name for name in missing if "visual_projection" not in name]:
             raise ValueError(f"missing {missing}, unexpected {unexpected}")
