@@ -22,7 +22,7 @@ class Clock:
     def left_s(self, fraction: float) -> float | None:
         """Seconds until 1, at `fraction` (0..1) of the run; None as long as nothing was seen to be done."""
         now = self._now()
-        if self._first is None or fraction < self._first[1]:
+        if self._first is None:
             self._first = now, fraction
         began, begun_at = self._first
         if fraction <= begun_at:

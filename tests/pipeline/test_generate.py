@@ -115,6 +115,15 @@ def test_progress_never_goes_back_and_ends_at_one(model):
     assert {progress.num_windows for progress in host.told} == {2}
 
 
+def test_every_step_of_every_window_is_told_and_every_finished_window_shown(model):
+    host = run.RecordingHost()
+    frames = frames_of(model, 13, host=host, config=run.config(steps=3))
+    steps = [(progress.window, progress.step) for progress in host.told if progress.step]
+    assert steps == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+    first, second = host.shown
+    assert torch.equal(first, frames[:, :9]) and torch.equal(second[:, -4:], frames[:, 9:])
+
+
 def test_bad_numbers_stop_the_run_with_a_cause(model):
     audio = run.audio(model, 9)
     audio.features[:] = float("nan")
