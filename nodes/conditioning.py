@@ -88,7 +88,8 @@ class MultiTalkCondition(io.ComfyNode):
                 io.MultiType.Input(
                     "image_encoder",
                     types=[sockets.ImageEncoder, io.ClipVisionOutput],
-                    tooltip="MultiTalk Load Image Encoder, or core's CLIP Vision Encode (crop none).",
+                    tooltip="MultiTalk Load Image Encoder, or core's CLIP Vision Encode (crop none) of a picture that "
+                    "already has the video's shape.",
                 ),
                 sockets.TextEncoder.Input(
                     "text_encoder",
