@@ -80,6 +80,7 @@ def small(sound):
 @example(sounds=[Sound(torch.zeros(1, 0), 16000)], data=None)
 @example(sounds=[Sound(torch.full((2, 20000), 3e38), 44100)], data=None)
 @example(sounds=[Sound(torch.ones(4000), 8000)], data=None)
+@example(sounds=[Sound(torch.ones(1, 4000, dtype=torch.bool), 8000)], data=None)
 def test_voices_of_any_shape_rate_and_content(sounds, data, tmp_path):
     starts = [data.draw(STARTS) if data else None for _ in sounds]
     arrangement = data.draw(st.sampled_from(Arrangement)) if data else Arrangement.IN_TURN
@@ -137,6 +138,13 @@ def test_files_with_bytes_changed_or_cut_off(kind, edits, data, containers, tmp_
     works_or_says_why(read, path)
     works_or_says_why(read_image, path)
     works_or_says_why(read_video, path)
+
+
+def test_tags_in_another_encoding_do_not_matter(tmp_path):
+    path, tag = tmp_path / "f.wav", b"INFOINAM" + struct.pack("<I", 4) + b"\xe9\xff\xfe\0"
+    data = wav(16000, 1, bytes(3200)) + b"LIST" + struct.pack("<I", len(tag)) + tag
+    path.write_bytes(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
+    assert read(path).samples.shape == (1, 1600)
 
 
 @fuzzed

@@ -224,22 +224,27 @@ def test_a_whole_file_with_a_tensor_taken_away_renamed_or_of_another_shape(part,
         key = data.draw(st.sampled_from(keys))
         field = header.pop(key, None)
         assume(field)
-        change = data.draw(st.sampled_from(["drop", "rename", "flat", "square", "empty", "bytes", "scalar"]))
-        begin, end = field["data_offsets"]
+        change = data.draw(st.sampled_from(["drop", "rename", *CHANGES]))
         if change == "rename":
             header[data.draw(st.sampled_from([*keys, *NAMES]))] = field
-        elif change == "flat":
-            header[key] = field | {"shape": [(end - begin) // 4], "dtype": "F32"}
-        elif change == "square":
-            header[key] = field | {"shape": [1, *field["shape"]]}
-        elif change == "empty":
-            header[key] = field | {"shape": [0, *field["shape"]], "data_offsets": [begin, begin]}
-        elif change == "bytes":
-            header[key] = field | {"shape": [end - begin], "dtype": "U8"}
-        elif change == "scalar":
-            header[key] = field | {"shape": [], "dtype": "F32", "data_offsets": [begin, begin + 4]}
-    path = tmp_path / "w.safetensors"
-    path.write_bytes(safetensors(header, original[8 + length :]))
+        elif change in CHANGES:
+            header[key] = field | CHANGES[change](field["shape"], *field["data_offsets"])
+    load_and_fit(part, safetensors(header, original[8 + length :]), tiny, tmp_path)
+
+
+CHANGES = {  # other words for a tensor's bytes, from its shape and where they begin and end
+    "flat": lambda shape, begin, end: {"shape": [(end - begin) // 4], "dtype": "F32"},
+    "square": lambda shape, begin, end: {"shape": [1, *shape]},
+    "empty": lambda shape, begin, end: {"shape": [0, *shape], "data_offsets": [begin, begin]},
+    "bytes": lambda shape, begin, end: {"shape": [end - begin], "dtype": "U8"},
+    "scalar": lambda shape, begin, end: {"shape": [], "dtype": "F32", "data_offsets": [begin, begin + 4]},
+}
+
+
+def load_and_fit(part, content, tiny, folder):
+    """Loads a part from `content`, and looks whether it fits the others."""
+    path = folder / "w.safetensors"
+    path.write_bytes(content)
     if part == "transformer":
         works_or_says_why(build.load_transformer, path, tiny.adapter)
     else:
@@ -247,6 +252,31 @@ def test_a_whole_file_with_a_tensor_taken_away_renamed_or_of_another_shape(part,
     files = {"base": tiny.transformer, "adapter": tiny.adapter}
     files |= {"base": path} if part == "transformer" else {part: path}
     check_weights(WeightFiles(**files), torch.bfloat16, Findings())
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "change"),
+    [
+        ("text_encoder", "encoder.block.0.layer.0.SelfAttention.k.weight", "spiece_model"),
+        ("text_encoder", "shared.weight", "scalar"),
+        ("transformer", "text_embedding.0.weight", "drop"),
+        ("transformer", "text_embedding.0.weight", "scalar"),
+        ("transformer", "patch_embedding.weight", "drop"),
+        ("audio_encoder", "wav2vec2.encoder.layer_norm.bias", "scalar"),
+        ("image_encoder", "visual.cls_embedding", "scalar"),
+        ("vae", "conv2.weight", "flat"),
+    ],
+)
+def test_files_that_were_told_by_a_traceback_once(part, key, change, tiny, tmp_path):
+    original = getattr(tiny, part).read_bytes()
+    (length,) = struct.unpack("<Q", original[:8])
+    header = json.loads(original[8 : 8 + length])
+    field = header.pop(next(name for name in (key, key.removeprefix("wav2vec2.")) if name in header))
+    if change in CHANGES:
+        header[key] = field | CHANGES[change](field["shape"], *field["data_offsets"])
+    elif change != "drop":
+        header[change] = field
+    load_and_fit(part, safetensors(header, original[8 + length :]), tiny, tmp_path)
 
 
 class Hostile:
@@ -314,6 +344,7 @@ OUTSIDE = ("../secret.safetensors", "../../secret.safetensors", "{}/secret.safet
 @given(index=JSON | st.fixed_dictionaries({"weight_map": JSON}))
 @example(index={"weight_map": {"a": None}})
 @example(index={"weight_map": {}})
+@example(index={"weight_map": {"": ""}})
 def test_an_index_of_any_content(index, tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(json.dumps(index))
@@ -336,6 +367,7 @@ def test_an_index_does_not_lead_out_of_its_folder(name, tmp_path):
 @example(config={"num_heads": "many"})
 @example(config=[])
 @example(config={"num_heads": 0})
+@example(config={"num_heads": 2**31})
 def test_a_config_of_any_content_beside_the_weights(config, tiny, tmp_path):
     path = tmp_path / tiny.audio_encoder.name
     if not path.exists():

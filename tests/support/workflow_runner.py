@@ -32,6 +32,8 @@ def check(prompt: dict[str, Any], nodes: dict[str, type]) -> None:
     for number, entry in prompt.items():
         kind = entry["class_type"]
         if kind in CORE:
+            if CORE_INPUTS[kind] not in entry["inputs"]:
+                raise Rejected(f"{number} {kind}: required_input_missing {CORE_INPUTS[kind]}")
             for name, value in entry["inputs"].items():
                 if isinstance(value, list):
                     _sent(f"{number} {kind}.{name}", value, prompt, nodes)
@@ -142,3 +144,4 @@ class Runner:
 
 
 CORE = {"LoadImage": ["IMAGE", "MASK"], "LoadAudio": ["AUDIO"], "SaveVideo": []}
+CORE_INPUTS = {"LoadImage": "image", "LoadAudio": "audio", "SaveVideo": "video"}  # what each cannot do without
