@@ -19,6 +19,7 @@ WHAT = {
     "step": "a guided loop of 4 steps, constants computed inside",
     "vae": "the video VAE: encode with a grey tail, decode",
     "audio": "the speech encoder, 10 s and 60 s",
+    "weights": "opening a file of weights, wall time and private memory",
     "acceleration": "presets and single knobs on the bundled model, 40 steps, against none",
     "clip": "a whole tiny run from a picture and a voice to frames, by preset",
 }

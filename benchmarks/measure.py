@@ -6,6 +6,7 @@ import ctypes
 import gc
 import math
 import platform
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -126,6 +127,33 @@ class PeakMemory:
         if platform.system() != "Linux":
             return math.nan
         return (process_memory("VmHWM") - self._before) / MB
+
+
+class PrivatePeak:
+    """The highest private memory inside a `with`, above what it was before; pages of files are not private. Linux."""
+
+    def __enter__(self) -> PrivatePeak:
+        self._before = self._highest = process_memory("RssAnon")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._look()
+        self._ended.set()
+        self._thread.join()
+
+    def megabytes(self) -> float:
+        """MB."""
+        return (self._highest - self._before) / MB
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.002):
+            self._look()
+
+    def _look(self) -> None:
+        self._highest = max(self._highest, process_memory("RssAnon"))
 
 
 def process_memory(field: str) -> int:

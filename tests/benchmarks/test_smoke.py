@@ -8,7 +8,7 @@ import pytest
 from support.pack import PACK
 
 
-@pytest.mark.parametrize("what", ["ops", "dit", "step", "vae", "audio", "clip"])
+@pytest.mark.parametrize("what", ["ops", "dit", "step", "vae", "audio", "weights", "clip"])
 def test_a_benchmark_runs_and_agrees_with_its_baseline(what, tmp_path):
     out = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks", what, "--sizes", "smoke", "--rounds", "1", "--json", str(out)]

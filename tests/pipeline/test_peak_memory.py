@@ -13,17 +13,17 @@ from multitalk.pipeline.host import TorchHost
 from multitalk.pipeline.video import write_video
 from support import run
 from support.media import hum
-from support.peak import Peak
+from support.peak import measure
 num_frames, folder = int(sys.argv[1]), Path(sys.argv[2])
 model = run.model(num_layers=1)
 config = dataclasses.replace(run.config(steps=1), guidance=GuidanceConfig(1.0, 1.0), windows=WindowConfig())
 parts = (model, run.audio(model, num_frames), run.conditioning(model), config)
 store = open_store(folder, *parts)
-peaks, peak = [], Peak()
+peaks, peak = [], measure.PeakMemory(torch.device('cpu'))
 def watched():
     for frames in generate(*parts, TorchHost('cpu'), store=store):
         yield frames
-        peaks.append(peak())
+        peaks.append(peak.megabytes())
 write_video(folder / "talk.mp4", watched(), num_frames, sound=hum(num_frames / 25, 16000, 1))
 print(json.dumps(peaks))
 """
