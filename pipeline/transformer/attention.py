@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -16,6 +19,21 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one attention layer, each `b heads n k`."""
+
+
+class TextTokens(NamedTuple):
+    """A prompt for the attention: its tokens, of which the last one, the padding, stands for several."""
+
+    tokens: Tensor  # n c
+    num_padding: int  # how many tokens the last one stands for; from 0
+
+
+class TextKeyValue(NamedTuple):
+    """Keys and values of a prompt."""
+
+    key: Tensor  # 1 heads n k
+    value: Tensor  # 1 heads n k
+    weight: Tensor | None  # 1 1 1 n, added to the scores; None counts every token once
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -71,18 +89,34 @@ class CrossAttention(nn.Module):
         self.norm_added_k = nn.RMSNorm(dim, eps=eps)
         self.to_out = nn.Sequential(nn.Linear(dim, dim))
 
-    def forward(self, x: Tensor, text: KeyValue, image: KeyValue) -> Tensor:
+    def forward(self, x: Tensor, text: TextKeyValue, image: KeyValue) -> Tensor:
         """`n c` from `n c`, with the keys and values that `of_text` and `of_image` gave."""
         query = split_heads(self.norm_q(self.to_q(x)).type_as(x), self.num_heads)
-        seen = self.attend(query, *text) + self.attend(query, *image)
+        seen = self._look_at_text(query, *text) + self.attend(query, *image)
         return self.to_out(merge_heads(seen))
 
-    def of_text(self, tokens: Tensor) -> KeyValue:
-        """Keys and values of the prompt's tokens, `n c`."""
+    def of_text(self, text: TextTokens) -> TextKeyValue:
+        """Keys and values of a prompt with its padding.
+
+        On a CPU in float32 the padding is one key whose score grows by the logarithm of their number: the same
+        softmax with a tenth of the keys. The kernels of a GPU want no weights, and bfloat16 is too coarse for them.
+        """
+        tokens, num_padding = text
+        weight = None
+        if tokens.device.type == "cpu" and tokens.dtype is torch.float32 and num_padding:
+            weight = tokens.new_zeros(1, 1, 1, len(tokens))
+            weight[..., -1] = math.log(num_padding)
+        else:
+            tokens = torch.cat((tokens[:-1], tokens[-1:].expand(num_padding, -1)))
         key, value = self.norm_k(self.to_k(tokens)).type_as(tokens), self.to_v(tokens)
-        return split_heads(key, self.num_heads), split_heads(value, self.num_heads)
+        return TextKeyValue(split_heads(key, self.num_heads), split_heads(value, self.num_heads), weight)
 
     def of_image(self, tokens: Tensor) -> KeyValue:
         """Keys and values of the reference image's tokens, `n c`."""
         key, value = self.norm_added_k(self.add_k_proj(tokens)).type_as(tokens), self.add_v_proj(tokens)
         return split_heads(key, self.num_heads), split_heads(value, self.num_heads)
+
+    def _look_at_text(self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None) -> Tensor:
+        if weight is None:
+            return self.attend(query, key, value)
+        return scaled_dot_product_attention(query, key, value, attn_mask=weight)

@@ -35,7 +35,7 @@ class Surroundings:
     """What every block looks at and listens to; the same in all steps of a window's pass."""
 
     rope: Tensor  # n 1 k/2 2, see `rope.grid_rotation`
-    text: Constant  # tokens of the prompt, n c
+    text: Constant  # the prompt's `TextTokens`
     image: Constant  # tokens of the reference image, n c
     voices: Constant  # audio tokens of each person and latent frame, p t n d
     token_masks: Tensor | None  # classes s; None for one voice, where nobody has to be told apart

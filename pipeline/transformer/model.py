@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from ..errors import ConfigError
 from ..shapes import LATENT_CHANNELS, MASK_CHANNELS, LatentSize, num_video_frames
-from .attention import Attend
+from .attention import Attend, TextTokens
 from .audio_projection import AudioProjection
 from .block import AdaptiveNorm, MultiTalkBlock, Surroundings
 from .embedding import ConditionEmbedder, Float32Linear, PatchEmbedding, Time
@@ -198,8 +198,9 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
         return rope.to(self.device)
 
     def _embed_text(self, prompt_embeds: Tensor) -> Constant:
-        padded = pad(self._here(prompt_embeds), (0, 0, 0, self.config.text_len - len(prompt_embeds)))
-        return Constant(self.condition_embedder.text_embedder(padded))
+        padded = pad(self._here(prompt_embeds), (0, 0, 0, 1))
+        tokens = self.condition_embedder.text_embedder(padded)
+        return Constant(TextTokens(tokens, self.config.text_len - len(prompt_embeds)))
 
     def _embed_image(self, image_embeds: Tensor) -> Constant:
         return Constant(self.condition_embedder.image_embedder(self._here(image_embeds)))

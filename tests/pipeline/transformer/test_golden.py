@@ -57,7 +57,7 @@ def test_what_enters_the_blocks(name, case):
         "patch_tokens": tokens[None],
         "time_embedding": time.embedding,
         "time_projection": time.projection.flatten(1),
-        "text_embedding": around.text.value[None],
+        "text_embedding": padded(*around.text.value)[None],
         "img_emb_first_32_tokens": around.image.value[None, :32],
         "audio_tokens": around.voices.value.transpose(0, 1).flatten(1, 2)[None],
         "token_ref_target_masks": around.token_masks,
@@ -65,6 +65,11 @@ def test_what_enters_the_blocks(name, case):
     for key, value in got.items():
         if f"mid.{case}.{key}" in golden and value is not None:
             golden.assert_close(value, f"mid.{case}.{key}")
+
+
+def padded(tokens, num_padding):
+    """The prompt's tokens with every token of the padding."""
+    return torch.cat((tokens[:-1], tokens[-1:].expand(num_padding, -1)))
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)

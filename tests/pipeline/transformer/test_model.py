@@ -5,7 +5,7 @@ import torch
 from multitalk.pipeline.errors import ConfigError
 from multitalk.pipeline.shapes import LatentSize
 from multitalk.pipeline.transformer import attention
-from multitalk.pipeline.transformer.attention import SelfAttention
+from multitalk.pipeline.transformer.attention import SelfAttention, TextTokens, TextTokens
 from multitalk.pipeline.transformer.audio_projection import AudioProjection
 from multitalk.pipeline.transformer.embedding import sinusoid
 from multitalk.pipeline.transformer.model import MultiTalkTransformer
@@ -126,18 +126,29 @@ def test_the_condition_is_the_other_channels_of_the_patch_embedding():
     torch.testing.assert_close(tokens, convolved[0].flatten(1).T)
 
 
-def test_a_chosen_kernel_serves_all_attentions_but_the_one_to_audio():
+@pytest.mark.parametrize(("dtype", "lengths"), [(torch.float32, [5]), (torch.bfloat16, [8, 5])])
+def test_a_chosen_kernel_serves_all_attentions_without_weights(dtype, lengths):
     calls = []
 
     def attend(query, key, value):
         calls.append(key.shape[2])
         return scaled_dot_product_attention(query, key, value)
 
-    transformer, plain = tiny(), tiny()
+    transformer, plain = tiny().to(dtype), tiny().to(dtype)
     transformer.set_attention(attend)
     velocity = transformer(latents(), 500.0, heard(transformer, 2))
-    assert calls == [SIZE.num_tokens, 8, 5] * 2  # the video, the prompt, the picture; in two blocks
+    assert calls == [SIZE.num_tokens, *lengths] * 2  # the video, the prompt, the picture; in two blocks
     assert torch.equal(velocity, plain(latents(), 500.0, heard(plain, 2)))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 7, 8])
+def test_padding_as_one_heavy_key_is_the_plain_attention(num_tokens):
+    attention, x = tiny().blocks[0].attn2, torch.randn(20, 64)
+    image, tokens = attention.of_image(torch.randn(5, 64)), torch.randn(num_tokens + 1, 64)
+    every = torch.cat((tokens[:-1], tokens[-1:].expand(8 - num_tokens, -1)))
+    merged = attention(x, attention.of_text(TextTokens(tokens, 8 - num_tokens)), image)
+    plain = attention(x, attention.of_text(TextTokens(torch.cat((every, every[:1])), 0)), image)
+    torch.testing.assert_close(merged, plain, atol=1e-6, rtol=1e-5)
 
 
 def test_the_folded_audio_attention_is_the_plain_one():
