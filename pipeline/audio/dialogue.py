@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -17,6 +16,8 @@ from ..shapes import FPS
 from .waveform import SAMPLE_RATE_HZ, Sound, check, fit_length, normalize_loudness, resample, to_mono_16k
 
 logger = logging.getLogger(__name__)
+
+LATEST_START_S = 4 * 3600  # a timeline is held in memory
 
 
 class Arrangement(str, Enum):
@@ -34,8 +35,8 @@ class Speech:
     start_s: float | None = None  # None: as the arrangement has it
 
     def __post_init__(self) -> None:
-        if self.start_s is not None and not 0 <= self.start_s < math.inf:
-            raise AudioError(f"start_s of a speaker must be 0 or more seconds, got {self.start_s}.")
+        if self.start_s is not None and not 0 <= self.start_s <= LATEST_START_S:
+            raise AudioError(f"start_s of a speaker must be in 0..{LATEST_START_S} seconds, got {self.start_s:g}.")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,63 @@
+"""The architecture page says what the house is: its files are there, all of them, and imports run down its floors."""
+
+import ast
+import re
+
+import pytest
+from support.pack import PACK
+
+PAGE = (PACK / "docs" / "architecture.md").read_text(encoding="utf-8")
+FLOORS = [re.findall(r"`([^`]+)`", row) for row in re.findall(r"(?m)^\| \w+ \| (`.*) \|$", PAGE)]
+LEVELS = {place: level for level, places in enumerate(FLOORS) for place in places}
+
+
+def level_of(path):
+    """The floor of a file, counted from the top; None for a package's own `__init__`."""
+    name = path.relative_to(PACK).as_posix()
+    found = [level for place, level in LEVELS.items() if name == place or (place[-1] == "/" and name.startswith(place))]
+    assert found or path.name == "__init__.py", f"{name} stands on no floor"
+    return found[0] if found else None
+
+
+def imported(path):
+    """The files of the pack that a file imports when it is loaded, or later; not for type checkers alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hints = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in hints:
+            folder = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            inside = [folder / f"{alias.name}.py" for alias in node.names]
+            yield from (file for file in [folder.with_suffix(".py"), *inside] if file.exists())
+
+
+FILES = [path for folder in ("pipeline", "nodes") for path in sorted((PACK / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACK).as_posix())
+def test_imports_run_down(path):
+    levels = {file.name: level_of(file) for file in imported(path) if level_of(path) is not None}
+    up = [name for name, level in levels.items() if level is not None and level < level_of(path)]
+    assert not up, f"{path.name} imports from above: {up}"
+
+
+def test_every_place_on_the_page_is_there():
+    places = [place for floor in FLOORS for place in floor]
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|md))`", PAGE)
+    assert len(FLOORS) == 7 and [place for place in places if not (PACK / place).exists()] == []
+    assert [name for name in named if not any((PACK / root / name).exists() for root in ("", "pipeline"))] == []
+
+
+def test_the_engine_has_never_heard_of_comfyui():
+    for path in (PACK / "pipeline").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
+        ours = [
+            name for name in names if name.split(".")[0] in ("comfy", "comfy_api", "folder_paths", "server", "nodes")
+        ]
+        assert ours == [], path.name
