@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.uint8,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+LARGEST = 2**48  # numbers of a tensor; empty ones may have sides that torch cannot multiply
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "F8_E8M0"}
 
 
@@ -104,6 +106,8 @@ class MappedFile(Source):
     def _check_length(self) -> None:
         wanted = max((entry.offset + entry.num_bytes for entry in self.entries.values()), default=0)
         size = self.path.stat().st_size
+        if any(prod(max(side, 1) for side in entry.shape) > LARGEST for entry in self.entries.values()):
+            raise WeightsError(f"{self.name} is damaged: a tensor has no possible shape; download it again.")
         if size < wanted:
             raise WeightsError(
                 f"{self.name} is incomplete: its header says {readable_size(wanted)}, the file has "

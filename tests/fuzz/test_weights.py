@@ -175,6 +175,7 @@ def test_a_gguf_field_of_any_content(fields, tmp_path):
     counts=st.none() | st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)),
 )
 @example(fields=[], tensors=[(b"conv2.weight", [2**63, 2**63], 0, 0)], version=3, counts=None)
+@example(fields=[], tensors=[(b"conv2.weight", [0, 2**40, 2**40], 0, 0)], version=3, counts=None)
 def test_a_gguf_header_of_any_content(fields, tensors, version, counts, tmp_path):
     path = tmp_path / "w.gguf"
     path.write_bytes(gguf(fields, tensors, version, counts))
