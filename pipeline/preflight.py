@@ -237,7 +237,7 @@ def _with_memory(found: Estimate, draft: Draft, facts: TransformerFacts, finding
 
 def _placement(draft: Draft, facts: TransformerFacts, memory: MemoryConfig, size: LatentSize, free: int) -> Placement:
     footprint = facts.footprint
-    beside = footprint.constant_bytes(size, num_prompts=2, num_voices=draft.num_voices)
+    beside = footprint.constant_bytes(size, num_prompts=2, num_voices=draft.num_voices + 1)  # and silence
     return place(footprint, memory, size, free, beside)
 
 

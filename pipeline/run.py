@@ -65,7 +65,8 @@ class Run:
         """What stays on the device from step to step beside the weights: keys and values, and a cache's residuals."""
         size, passes = self.size(self.windows[0]), self.guidance().passes
         prompts = len({role.hears_prompt for role in passes})
-        voices = sum({self.audio_embeds.num_speakers if role.hears_audio else 1 for role in passes})
+        hearing = {role.hears_audio for role in passes}
+        voices = sum(self.audio_embeds.num_speakers if hears else 1 for hears in hearing)  # silence is one voice
         residuals = 0 if self.options.cache is CacheKind.NONE else len(passes)
         footprint = Footprint.of(self.transformer)
         return footprint.constant_bytes(size, prompts, voices) + residuals * footprint.tokens_bytes(size)

@@ -6,21 +6,28 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import make_workflows
+import torch
 from multitalk.benchmarks.report import Table
 from multitalk.pipeline.config import Resolution
+from multitalk.pipeline.memory import GB, Footprint, MemoryConfig, place
 from multitalk.pipeline.remote.payload import ENDPOINTS, PriceRule, dollars, estimate
-from multitalk.pipeline.shapes import FPS
+from multitalk.pipeline.shapes import FPS, LatentSize
+from multitalk.pipeline.transformer.model import MultiTalkTransformer
 from support.packagings import PACKAGINGS
 
 PACK = Path(__file__).resolve().parents[1]
 RESULTS = PACK / "benchmarks" / "results"
 WEIGHT_TESTS = PACK / "tests" / "pipeline" / "weights"
 PRICED_FRAMES = (41, 81, 85, 145, 241)  # the card's ends, its default, and both sides of the surcharge
+CARDS_GB = (8, 12, 16, 24, 48)
+BITS = {"bf16": 16, "fp8, int8": 8, "Q4_K": 4.5}  # of a block's number
+WINDOW_480P = LatentSize.of_video(81, 480, 832)
 NOTHING_STORED = "No measurement is stored yet."
 
 
@@ -105,6 +112,22 @@ def prices() -> str:
             rows.append((str(frames), f"{frames / FPS:g} s", dollars(small.usd), doubt, ", ".join(endpoints)))
     head = ("Frames", "Length", "480p", "720p at most", f"Endpoints (prices read {next(iter(by_rule)).as_of})")
     return table(head, rows)
+
+
+def placements() -> str:
+    """How many of the published network's blocks stay on cards of each size, by packaging, as `place` decides."""
+    with torch.device("meta"):
+        footprint = Footprint.of(MultiTalkTransformer().bfloat16())
+    packed = [replace(footprint, block_bytes=round(footprint.block_bytes * bits / 16)) for bits in BITS.values()]
+    return table(("Free memory", *BITS), ((f"{gb} GB", *(_stays(part, gb * GB) for part in packed)) for gb in CARDS_GB))
+
+
+def _stays(footprint: Footprint, free: int) -> str:
+    kept = footprint.constant_bytes(WINDOW_480P, num_prompts=2, num_voices=2)
+    placement = place(footprint, MemoryConfig(), WINDOW_480P, free, kept)
+    if placement.estimate > free:
+        return f"wants {placement.estimate / GB:.1f} GB"
+    return str(placement.resident_blocks) if placement.streams else "all"
 
 
 def measured(is_wanted: Callable[[str], bool]) -> str:

@@ -123,7 +123,9 @@ def _readme_sections(classes: dict[str, type]) -> dict[str, str]:
         "packagings": tables.packagings(),
         "refusals": tables.refusals(),
         "acceleration": tables.measured(lambda title: title.startswith("acceleration")),
-        "benchmarks": tables.measured(lambda title: not title.startswith("acceleration")),
+        "placements": tables.placements(),
+        "weights": tables.measured(lambda title: title.startswith("weights")),
+        "benchmarks": tables.measured(lambda title: not title.startswith(("acceleration", "weights"))),
         "lip_sync": tables.lip_sync(),
         "prices": tables.prices(),
     }

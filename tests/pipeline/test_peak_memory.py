@@ -7,19 +7,19 @@ from support.peak import LiveTensors, linux_only, told_by
 LONG_VIDEO = """
 import dataclasses, torch
 from pathlib import Path
+from multitalk.benchmarks.measure import PeakMemory
 from multitalk.pipeline.config import GuidanceConfig, WindowConfig
 from multitalk.pipeline.generate import generate, open_store
 from multitalk.pipeline.host import TorchHost
 from multitalk.pipeline.video import write_video
 from support import run
 from support.media import hum
-from support.peak import measure
 num_frames, folder = int(sys.argv[1]), Path(sys.argv[2])
 model = run.model(num_layers=1)
 config = dataclasses.replace(run.config(steps=1), guidance=GuidanceConfig(1.0, 1.0), windows=WindowConfig())
 parts = (model, run.audio(model, num_frames), run.conditioning(model), config)
 store = open_store(folder, *parts)
-peaks, peak = [], measure.PeakMemory(torch.device('cpu'))
+peaks, peak = [], PeakMemory(torch.device('cpu'))
 def watched():
     for frames in generate(*parts, TorchHost('cpu'), store=store):
         yield frames

@@ -1,6 +1,5 @@
 """How much memory work takes at its fullest, told by a process of its own where nothing else has left its mark."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,13 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .pack import PACK
-
 TESTS = Path(__file__).parents[1]
-_spec = importlib.util.spec_from_file_location("measure", PACK / "benchmarks" / "measure.py")
-measure = importlib.util.module_from_spec(_spec)
-sys.modules["measure"] = measure  # where its dataclasses look for themselves
-_spec.loader.exec_module(measure)
 # Freed arrays go back at once: what is measured is what is held.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": f"{1 << 20}", "MALLOC_TRIM_THRESHOLD_": f"{1 << 20}", "MALLOC_ARENA_MAX": "1"}
 

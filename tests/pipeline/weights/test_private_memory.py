@@ -9,10 +9,10 @@ SIZES = TinySizes(width=1024, layers=8, ffn=4096)
 
 LOAD = """
 import torch
+from multitalk.benchmarks.measure import PrivatePeak
 from multitalk.pipeline.weights.build import load_transformer
-from support.peak import measure
 load_transformer(*sys.argv[1:3])  # the libraries' own memory is there
-with measure.PrivatePeak() as peak:
+with PrivatePeak() as peak:
     model = load_transformer(*sys.argv[3:])
 print(json.dumps(peak.megabytes()))
 """
