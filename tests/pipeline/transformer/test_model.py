@@ -5,7 +5,7 @@ import torch
 from multitalk.pipeline.errors import ConfigError
 from multitalk.pipeline.shapes import LatentSize
 from multitalk.pipeline.transformer import attention
-from multitalk.pipeline.transformer.attention import SelfAttention, TextTokens, TextTokens
+from multitalk.pipeline.transformer.attention import SelfAttention, TextTokens
 from multitalk.pipeline.transformer.audio_projection import AudioProjection
 from multitalk.pipeline.transformer.embedding import sinusoid
 from multitalk.pipeline.transformer.model import MultiTalkTransformer
