@@ -43,7 +43,7 @@ class Phase:
     lengths: tuple[int, ...]  # in latent frames
 
 
-PHASES = (Phase(800, 6, "short", (3, 5)), Phase(800, 5, "short", (7, 9)), Phase(550, 3, "long", (13, 21, 25)))
+PHASES = (Phase(800, 6, "short", (3, 5)), Phase(800, 5, "short", (7, 9)), Phase(300, 3, "long", (13, 21, 25)))
 
 
 class TalkingModel(nn.Module):
