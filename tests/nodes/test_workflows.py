@@ -49,6 +49,29 @@ def test_a_workflow_runs_to_a_video_with_sound(path, runner):
         assert "keep_frames" in frames.message
 
 
+def test_a_first_look_is_one_short_window_and_tells_what_the_long_run_will_take(nodes, tmp_path):
+    prompt, runner = (
+        small(json.loads((PACK / "workflows" / "api" / "long_speech.json").read_text())),
+        Runner(nodes, tmp_path),
+    )
+    sampler, preflight = inputs_of(prompt, "MultiTalkSampler"), inputs_of(prompt, "MultiTalkPreflight")
+    sampler |= {"num_frames": 300, "steps": 1, "text_cfg_scale": 1.0, "audio_cfg_scale": 1.0}
+    inputs_of(prompt, "MultiTalkLongVideoOptions")["first_look"] = True
+    numbers = {entry["class_type"]: number for number, entry in prompt.items()}
+    with av.open(runner.run(prompt)[numbers["MultiTalkSampler"]][1].path) as container:
+        assert len(list(container.decode(video=0))) == 41
+    inputs_of(prompt, "MultiTalkLongVideoOptions")["first_look"] = False
+    preflight |= {"resolution": "custom", "width": 64, "height": 64, "acceleration": "none", "num_frames": 300}
+    runner = Runner(nodes, tmp_path)
+    look = {
+        number: entry
+        for number, entry in prompt.items()
+        if entry["class_type"] not in ("MultiTalkSampler", "SaveVideo")
+    }
+    report, can_run = runner.run(look)[numbers["MultiTalkPreflight"]]
+    assert can_run and "for 300 frames" in report and "time: about" in report, report
+
+
 def test_frames_video_and_sound_of_another_rate_are_equally_long(runner):
     prompt = small(json.loads((PACK / "workflows" / "api" / "single_speaker_quality.json").read_text()))
     with_own_files(prompt)
