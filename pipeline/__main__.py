@@ -33,6 +33,7 @@ PACK = Path(__file__).parents[1]
 MODELS = PACK / "models"
 SILENT = "silent"  # instead of a file of sound
 ASSETS = PACK / "demo" / "assets"
+DEMO_GUIDANCE = GuidanceConfig(text_scale=3.0, audio_scale=2.0)  # more burns the small model's colours
 DEMO_FILES = Files(
     base=MODELS / "diffusion_models" / "wan2.1_i2v_480p_demo.safetensors",
     adapter=MODELS / "model_patches" / "multitalk_demo.safetensors",
@@ -106,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--acceleration", type=Acceleration, choices=list(Acceleration), default=GenerationConfig.acceleration)
     add("--steps", type=int, help=f"denoising steps ({SamplingConfig.steps})")
     add("--shift", type=float, help="schedule shift; 7 at 480p, 11 at 720p")
-    add("--text-scale", type=float, default=GuidanceConfig.text_scale)
-    add("--audio-scale", type=float, default=GuidanceConfig.audio_scale)
+    add("--text-scale", type=float, help=f"{GuidanceConfig.text_scale:g}; {DEMO_GUIDANCE.text_scale:g} in the demos")
+    add("--audio-scale", type=float, help=f"{GuidanceConfig.audio_scale:g}; {DEMO_GUIDANCE.audio_scale:g} in the demos")
     add("--in-turn", action="store_true", help="several voices one after the other instead of together")
     add("--recipe", type=Recipe, choices=list(Recipe), help="how the adapter was trained; the default goes by its name")
     add("--memory", type=Memory, choices=list(Memory), default=Memory.AUTO)
@@ -169,7 +170,10 @@ def _request(args: argparse.Namespace, findings: Findings) -> Request:
     size = args.size or (((128, 256) if args.demo_two else (128, 128)) if demo else None)
     steps = args.steps if args.steps is not None else (20 if demo else SamplingConfig.steps)
     sampling = findings.attempt("", SamplingConfig, steps, args.shift, args.seed) or SamplingConfig()
-    guidance = findings.attempt("", GuidanceConfig, args.text_scale, args.audio_scale) or GuidanceConfig()
+    usual = DEMO_GUIDANCE if demo else GuidanceConfig()
+    text_scale = usual.text_scale if args.text_scale is None else args.text_scale
+    audio_scale = usual.audio_scale if args.audio_scale is None else args.audio_scale
+    guidance = findings.attempt("", GuidanceConfig, text_scale, audio_scale) or usual
     config = partial(
         GenerationConfig,
         resolution=args.resolution,

@@ -311,7 +311,8 @@ def build() -> dict[str, Graph]:
     )  # fmt: skip
     talk(
         small, SMALL, one, "a smiling person talks",
-        condition={"resolution": "custom", "width": 128, "height": 128}, sampler={"num_frames": 0, "steps": 20},
+        condition={"resolution": "custom", "width": 128, "height": 128},
+        sampler={"num_frames": 0, "steps": 20, "text_cfg_scale": 3.0, "audio_cfg_scale": 2.0},
     )  # fmt: skip
     shown = remote.add("MultiTalkExample", example=photograph)
     bought = remote.add("MultiTalkFal", image=(shown, 0), audio=(shown, 1), prompt=woman)

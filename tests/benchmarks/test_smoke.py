@@ -1,6 +1,7 @@
 """Every benchmark runs at its smallest size, says the same as what it is measured against, and prints a table."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ def test_a_benchmark_runs_and_agrees_with_its_baseline(what, tmp_path):
     assert out.with_suffix(".md").read_text().count("|") > 10
 
 
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="its people speak by espeak-ng")
 def test_the_benchmark_of_accelerations_tells_gain_and_price(tmp_path):
     out = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks", "acceleration", "--sizes", "smoke", "--json", str(out)]

@@ -1,0 +1,51 @@
+"""The bundled model: a drawn face that it never saw says a sentence that it never heard."""
+
+import librosa
+import numpy as np
+import pytest
+from multitalk.pipeline import request as requests
+from multitalk.pipeline.__main__ import ASSETS, DEMO_FILES, DEMO_GUIDANCE
+from multitalk.pipeline.audio.waveform import SAMPLE_RATE_HZ
+from multitalk.pipeline.config import GenerationConfig, SamplingConfig
+from multitalk.pipeline.host import TorchHost
+from multitalk.pipeline.lip_sync import implied_mouth, measure, mouth_openings
+from multitalk.pipeline.video import read_video
+from PIL import Image
+
+NUM_FRAMES = 57
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory):
+    """`f h w 3` uint8."""
+    config = GenerationConfig(NUM_FRAMES, sampling=SamplingConfig(10), guidance=DEMO_GUIDANCE)
+    asked = requests.Request(
+        files=DEMO_FILES,
+        image=ASSETS / "drawn_portrait.png",
+        audio=(ASSETS / "drawn_speech.wav",),
+        prompt="a smiling person talks",
+        config=config,
+        size=(128, 128),
+        output=tmp_path_factory.mktemp("bundled") / "talk.mp4",
+    )
+    return read_video(requests.run(asked, TorchHost("cpu")))[0].numpy()
+
+
+def implied(name):
+    """The opening of the mouth that a sound of the demo implies, `f`."""
+    samples, _ = librosa.load(ASSETS / name, sr=SAMPLE_RATE_HZ)
+    return implied_mouth(samples).opening[:NUM_FRAMES]
+
+
+def test_the_lips_follow_the_own_sound_and_no_other(talking):
+    opening = mouth_openings(talking)[0]
+    own = measure(opening, implied("drawn_speech.wav"))
+    assert own.correlation >= 0.8 and abs(own.lag) <= 1
+    assert abs(measure(opening, implied("drawn_answer.wav")).at_once) <= 0.3
+
+
+def test_the_face_stays_itself(talking):
+    portrait = np.asarray(Image.open(ASSETS / "drawn_portrait.png").convert("RGB").resize((128, 128)), float)
+    above = np.s_[:32]  # hair, forehead and background: no eyes, no mouth
+    errors = np.square(talking[:, above].astype(float) - portrait[above]).mean(axis=(1, 2, 3))
+    assert 10 * np.log10(255**2 / errors.max()) >= 24
