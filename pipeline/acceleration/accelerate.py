@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 FEW_STEPS = 8  # up to here a checkpoint or a LoRA is distilled, and no step resembles the one before
 MIN_CACHED_STEPS = 7
-WARMUP_SHARE = 5  # presets run the first fifth of the steps in any case: there the picture is laid out
+WARMUP_SHARE = 5  # `regular` runs the first fifth of the steps in any case: there the picture is laid out
+FORECAST_PARTS, HIGH_GUIDED = 6, 0.05  # `high`: into how many parts forecasts cut a run; the share that is guided
 
 
 class CacheKind(str, Enum):
@@ -116,8 +117,10 @@ def make_guidance(options: AccelerationOptions, config: GenerationConfig) -> Gui
 def preset(config: GenerationConfig) -> AccelerationOptions:
     """The options of `config.acceleration`.
 
-    `none` is exact. `regular` reuses steps that EasyCache finds alike, about half of 40, and `high` more of them, with
-    quantised attention. Few-step runs have nothing to reuse; there `high` asks for guidance that fits a distilled LoRA.
+    `none` is exact. `regular` reuses steps that EasyCache finds alike, a third of the forwards of 40 steps. `high`
+    runs every sixth step or so, forecasts the others, and takes guidance from the first twentieth of the steps: 12 of
+    120 forwards. Both kept the lip sync of the bundled model (`python -m benchmarks acceleration`). Few-step runs have
+    nothing to reuse; there `high` asks for guidance that fits a distilled LoRA.
 
     Raises:
         ConfigError: `high` with few steps and text guidance, which distilled LoRAs do not bear.
@@ -130,9 +133,12 @@ def preset(config: GenerationConfig) -> AccelerationOptions:
     if steps <= FEW_STEPS:
         _check_few_steps(config)
         return AccelerationOptions(attention=attention)
-    return AccelerationOptions(
-        CacheKind.EASY, 0.1 if high else 0.05, max(2, steps // WARMUP_SHARE), attention=attention
-    )
+    if high:
+        interval = max(2, round(steps / FORECAST_PARTS))
+        return AccelerationOptions(
+            CacheKind.TAYLOR, warmup=2, interval=interval, guidance_until=HIGH_GUIDED, attention=attention
+        )
+    return AccelerationOptions(CacheKind.EASY, warmup=max(2, steps // WARMUP_SHARE), attention=attention)
 
 
 def _check_few_steps(config: GenerationConfig) -> None:

@@ -10,6 +10,7 @@ from multitalk.pipeline.acceleration.accelerate import (
     preset,
 )
 from multitalk.pipeline.acceleration.attention_kernels import AttentionKernel, find_kernel
+from multitalk.pipeline.acceleration.residual_cache import interval_plan
 from multitalk.pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
 from multitalk.pipeline.errors import ConfigError
 from multitalk.pipeline.transformer.model import MultiTalkTransformer
@@ -37,11 +38,15 @@ def test_a_preset_fits_its_own_request(acceleration, steps):
     options.check(config)
     assert (options.cache is CacheKind.NONE) == (steps <= 8)
     assert options.warmup < max(steps, 6)
+    assert options.interval < max(steps, 4)
 
 
-def test_high_goes_further_than_regular():
-    regular, high = (preset(request_of(level)) for level in (Acceleration.REGULAR, Acceleration.HIGH))
-    assert high.cache_threshold > regular.cache_threshold > 0
+def test_high_runs_a_tenth_of_the_forwards():
+    config = request_of(Acceleration.HIGH)
+    options = preset(config)
+    plan = interval_plan(40, options.interval, options.warmup)
+    guidance = make_guidance(options, config)
+    assert sum(len(guidance.passes_at(step)) for step in range(40) if plan[step]) == 12  # of 40 x 3
 
 
 def test_few_steps_with_text_guidance_are_refused_at_high():
