@@ -124,7 +124,7 @@ def lips(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
     print("foreign:", " ".join(f"{value:.2f}" for value in foreign))
     yield _at_least("correlation with the own audio, mean", np.mean([sync.correlation for sync in own]), 0.8)
     yield _at_most("lag in frames, largest", max(abs(sync.lag) for sync in own), 1)
-    yield _at_most("|correlation| with another audio, mean", np.mean(foreign), 0.3)
+    yield _at_most("correlation with another audio, mean of its size", np.mean(foreign), 0.3)
     yield _at_least("PSNR to the portrait outside the mouth, dB, mean", np.mean([*map(still_psnr, scenes, videos)]), 24)
     ratio = np.mean([flicker(s, v) / flicker(s, s.frames()) for s, v in zip(scenes, videos, strict=True)])
     yield _at_most("flicker, times that of the drawn clips", ratio, 1)
