@@ -66,7 +66,7 @@ def vae_state() -> State:
     `(z - m) / s * S + M`, and the decoder's first one takes that back.
     """
     vae = train_vae.build()
-    vae.load_state_dict(_average("vae"))
+    vae.load_state_dict(_average("decoder"))
     fold(vae, *train_transformer.latent_statistics())
     return vae.state_dict()
 

@@ -29,7 +29,7 @@ from .run import RUN_FOLDER, Run, phase_at
 
 TEXT_WIDTH = 64
 SHIFT = 3.0  # of the noise levels that are trained at
-TEXT_DROPPED, AUDIO_DROPPED, BOTH_DROPPED, CONTINUED = 0.1, 0.1, 0.05, 0.3
+TEXT_DROPPED, AUDIO_DROPPED, BOTH_DROPPED, CONTINUED = 0.1, 0.1, 0.05, 0.5
 SAME_PLACE_GAIN, SAME_PLACE_PAIRS = 4.0, 3
 
 
@@ -43,7 +43,7 @@ class Phase:
     lengths: tuple[int, ...]  # in latent frames
 
 
-PHASES = (Phase(800, 6, "short", (3, 5)), Phase(800, 5, "short", (7, 9)), Phase(300, 3, "long", (13, 21, 25)))
+PHASES = (Phase(800, 6, "short", (3, 5)), Phase(800, 5, "short", (7, 9)), Phase(1000, 3, "long", (13, 21, 25)))
 
 
 class TalkingModel(nn.Module):

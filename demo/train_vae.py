@@ -1,4 +1,4 @@
-"""The first stage: a Wan VAE of base width 16 learns to see drawn faces.
+"""The first stage: a Wan VAE of base width 16 learns to see drawn faces; and the last: its decoder learns to hold still.
 
 Its latents are kept near unit size and carry a little noise while it learns, so that the decoder forgives what the
 transformer gets slightly wrong. The published model's fixed latent statistics are folded in on export.
@@ -7,6 +7,9 @@ Only the layers that halve or double the frame rate look into the past here; the
 have for it stay zero. With them every convolution adds to how far back a frame depends on others, a hundred frames in
 all, and a VAE that has learnt from short clips lets colours drift after a dozen frames. Without them the fifth latent
 frame is as good as the thousandth, and a step costs less.
+
+The decoder goes on learning alone, by a loss in which what should not move weighs most. The latents stay what they are,
+and so does what the transformer has learnt of them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor, nn
 
 from .faces import draw, place, random_appearance, random_background, random_motion
-from .run import Run, phase_at
+from .run import RUN_FOLDER, Run, phase_at
 
 BASE_DIM, LATENT_CHANNELS = 16, 16
 LATENT_NOISE = 0.1
@@ -39,6 +42,8 @@ class Phase:
 
 
 PHASES = (Phase(400, 4, 5, 64), Phase(400, 2, 17, 64), Phase(300, 1, 33, 64), Phase(200, 1, 17, 128))
+DECODER_PHASES = (Phase(1400, 2, 17, 64), Phase(2000, 1, 17, 128))
+STEADINESS, DECODER_STEADINESS = 0.5, 8.0  # the weight of changes from frame to frame
 
 
 class PresentConv(WanCausalConv3d):
@@ -77,31 +82,58 @@ def train(seed: int, device: torch.device) -> AutoencoderKLWan:
     torch.manual_seed(seed)
     run = Run("vae", build().to(device), sum(phase.steps for phase in PHASES), rate=0.02, averaging=0.98)
     for step in run:
-        random = np.random.default_rng((seed, step))
-        frames, weights = batch(random, phase_at(step, PHASES))
+        frames, weights = batch(np.random.default_rng((seed, step)), phase_at(step, PHASES))
         loss, rms = loss_of(run.model, frames.to(device), weights.to(device), step)
         run.update(loss, psnr=-20 * np.log10(rms / 2))
     return run.averaged()
 
 
+def train_decoder(seed: int, device: torch.device) -> AutoencoderKLWan:
+    """The same for the decoder alone, from the trained VAE on."""
+    vae = build()
+    vae.load_state_dict(torch.load(RUN_FOLDER / "vae.pt", map_location="cpu")["average"])
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    run = Run("decoder", vae.to(device), sum(phase.steps for phase in DECODER_PHASES), rate=0.01)
+    for step in run:
+        frames, weights = batch(np.random.default_rng((seed, 1, step)), phase_at(step, DECODER_PHASES))
+        frames, weights = frames.to(device), weights.to(device)
+        _, error = _reconstruct(run.model, frames, step)
+        rms, flicker = error.detach().square().mean().sqrt().item(), 127.5 * error.detach().diff(dim=2).abs().mean()
+        loss = _picture_loss(error, weights, DECODER_STEADINESS)
+        run.update(loss, psnr=-20 * np.log10(rms / 2), flicker=flicker.item())
+    return run.averaged()
+
+
 def loss_of(vae: AutoencoderKLWan, frames: Tensor, weights: Tensor, step: int) -> tuple[Tensor, float]:
-    """Reconstruction of colours and edges, heavier at mouths; returns it with the plain error's root mean square."""
+    """The pictures' loss and that of the latents' size; returns it with the plain error's root mean square."""
+    latents, error = _reconstruct(vae, frames, step)
+    size = (latents.square().mean(dim=(0, 2, 3, 4)) - 1).clamp(min=0).mean() + 0.01 * latents.mean(
+        dim=(0, 2, 3, 4)
+    ).square().mean()
+    loss = _picture_loss(error, weights, STEADINESS) + 0.02 * size
+    return loss, error.detach().square().mean().sqrt().item()
+
+
+def _reconstruct(vae: AutoencoderKLWan, frames: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """The latents, and what the frames have become through them and a little noise, less the frames."""
     noise = torch.Generator().manual_seed(step)
     with torch.autocast(frames.device.type, torch.bfloat16):
         latents = vae.encode(frames).latent_dist.mode()
         noisy = latents + LATENT_NOISE * torch.randn(latents.shape, generator=noise).to(latents)
         seen = vae.decode(noisy).sample
-    latents, error = latents.float(), seen.float() - frames
+    return latents.float(), seen.float() - frames
+
+
+def _picture_loss(error: Tensor, weights: Tensor, steadiness: float) -> Tensor:
+    """Colours, tints of larger patches, edges and changes from frame to frame, heavier at mouths."""
     colours = (weights * (error.abs() + 2 * error.square())).mean()
     tints = F.avg_pool3d(error, (1, 8, 8)).abs().mean()
     edges = (weights[..., 1:] * error.diff(dim=-1).abs()).mean() + (
         weights[..., 1:, :] * error.diff(dim=-2).abs()
     ).mean()
     time = (weights * error.diff(dim=2).abs()).mean()
-    size = (latents.square().mean(dim=(0, 2, 3, 4)) - 1).clamp(min=0).mean() + 0.01 * latents.mean(
-        dim=(0, 2, 3, 4)
-    ).square().mean()
-    return colours + 4 * tints + edges + 0.5 * time + 0.02 * size, error.detach().square().mean().sqrt().item()
+    return colours + 4 * tints + edges + steadiness * time
 
 
 def batch(random: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor]:
