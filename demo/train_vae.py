@@ -1,4 +1,4 @@
-"""The first stage: a Wan VAE of base width 16 learns to see drawn faces; and the last: its decoder learns to hold still.
+"""The first stage: a Wan VAE of base width 16 learns to see drawn faces, and then its decoder to hold still.
 
 Its latents are kept near unit size and carry a little noise while it learns, so that the decoder forgives what the
 transformer gets slightly wrong. The published model's fixed latent statistics are folded in on export.
@@ -42,7 +42,7 @@ class Phase:
 
 
 PHASES = (Phase(400, 4, 5, 64), Phase(400, 2, 17, 64), Phase(300, 1, 33, 64), Phase(200, 1, 17, 128))
-DECODER_PHASES = (Phase(1400, 2, 17, 64), Phase(2000, 1, 17, 128))
+DECODER_PHASES = (Phase(1400, 2, 17, 64), Phase(3800, 1, 17, 128))
 STEADINESS, DECODER_STEADINESS = 0.5, 8.0  # the weight of changes from frame to frame
 
 

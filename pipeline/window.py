@@ -23,6 +23,7 @@ from .run import Run
 from .sampling.denoise import denoise
 from .sampling.guidance import Guidance, Pass
 from .sampling.windows import Window
+from .seam import fade_seam
 from .transformer.prepared import PreparedPass
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ def generate_window(run: Run, transformer: PlacedTransformer, window: Window, mo
     _check_frames(frames, run.conditioning.source, window)
     if window.index or run.config.windows.plan is WindowPlan.PUBLISHED:
         frames = match_colors(frames, run.conditioning.source[:, 0], run.config.color_strength)
+    if window.overlap and run.config.windows.plan is WindowPlan.EXACT:
+        frames = fade_seam(frames, motion[:, -1], window.overlap)
     run.report("done", window, 1.0, frames=frames)
     return frames
 
