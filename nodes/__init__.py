@@ -20,6 +20,7 @@ from .options import MultiTalkAccelerationOptions, MultiTalkLongVideoOptions
 from .preflight import MultiTalkPreflight
 from .remote import MultiTalkFal, MultiTalkFalCollect
 from .sampler import MultiTalkSampler
+from .sockets import take_links_only
 
 NODES: list[type[io.ComfyNode]] = [
     MultiTalkExample,
@@ -49,6 +50,8 @@ class MultiTalkExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes."""
         model_files.register_folders()
+        for node in NODES:
+            take_links_only(node)
         return NODES
 
 

@@ -1,6 +1,9 @@
-"""The types of our sockets. Their names are saved in people's workflows."""
+"""The types of our sockets, whose names are saved in people's workflows, and what may not stand at one."""
 
 from __future__ import annotations
+
+import inspect
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -14,3 +17,25 @@ Conditioning = io.Custom("MULTITALK_CONDITIONING")  # pipeline.conditioning.cond
 Speakers = io.Custom("MULTITALK_SPEAKERS")  # tuple of pipeline.conditioning.speakers.Place
 Options = io.Custom("MULTITALK_OPTIONS")  # pipeline.acceleration.accelerate.AccelerationOptions
 KijaiEmbeds = io.Custom("MULTITALK_EMBEDS")  # the dictionary that WanVideoWrapper's sampler takes
+
+
+def take_links_only(node: type[io.ComfyNode]) -> None:
+    """Has `node` refuse, before anything runs, a value which a workflow written by hand gives to one of its sockets.
+
+    ComfyUI asks `validate_inputs` with the values that stand in the workflow itself, for the arguments that its
+    signature names; what comes by a link is not there yet.
+    """
+    sockets = [socket.id for socket in node.define_schema().inputs if not isinstance(socket, io.WidgetInput)]
+    own = vars(node).get("validate_inputs")
+    widgets = [] if own is None else list(inspect.signature(own.__func__).parameters)[1:]
+
+    def validate_inputs(cls: type, **values: Any) -> bool | str:
+        for name in sockets:
+            if values.get(name) is not None:
+                return f'{name} takes a link to a node\'s output, like ["12", 0], got the value {values[name]!r}.'
+        return own is None or own.__func__(cls, **{name: values[name] for name in widgets if name in values})
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    arguments = [inspect.Parameter(name, kind, default=None) for name in (*sockets, *widgets)]
+    validate_inputs.__signature__ = inspect.Signature([inspect.Parameter("cls", kind), *arguments])
+    node.validate_inputs = classmethod(validate_inputs)

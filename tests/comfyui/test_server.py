@@ -172,3 +172,10 @@ def test_a_value_out_of_range_is_refused_before_anything_runs(server):
     assert status == 400
     errors = [error["type"] for node in answer["node_errors"].values() for error in node["errors"]]
     assert errors == ["value_smaller_than_min"]
+
+
+def test_a_value_in_a_sockets_place_is_refused_before_anything_runs(server):
+    status, answer = server.call("/prompt", {"prompt": workflow(QUALITY, audio_embeds=5)})
+    assert status == 400
+    errors = [error["details"] for node in answer["node_errors"].values() for error in node["errors"]]
+    assert any("audio_embeds takes a link to a node's output" in details for details in errors), errors

@@ -1,11 +1,14 @@
 """People's workflows hold node ids, input ids, types and defaults: a change of these is a decision."""
 
+import inspect
 import json
 import subprocess
 import sys
 
 import pytest
 from support import pack
+
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,29 @@ def test_every_node_is_ours_by_name_and_says_what_every_input_is(nodes):
         assert name.startswith("MultiTalk") and schema.category.startswith("MultiTalk") and schema.description
         for socket in schema.inputs:
             assert socket.options.get("tooltip"), f"{name}.{socket.id} has no tooltip"
+
+
+def test_a_value_in_a_sockets_place_is_refused_before_anything_runs(nodes):
+    sockets = [
+        (node, socket.id)
+        for node in nodes.values()
+        for socket in node.GET_SCHEMA().inputs
+        if socket.io_type not in WIDGET_TYPES
+    ]
+    assert len(sockets) > 30
+    for node, name in sockets:
+        assert name in inspect.signature(node.validate_inputs).parameters  # else ComfyUI does not hand it over
+        for value in (5, "portrait.png", [], {}, False):
+            refusal = node.validate_inputs(**{name: value})
+            assert refusal.startswith(f"{name} takes a link to a node's output") and repr(value) in refusal
+
+
+def test_links_and_absent_sockets_are_no_mistake(nodes):
+    """A link has no value yet when ComfyUI asks, and null is nothing."""
+    assert nodes["MultiTalkSampler"].validate_inputs() is True
+    assert nodes["MultiTalkSampler"].validate_inputs(options=None) is True
+    assert "prompt is empty" in nodes["MultiTalkFal"].validate_inputs(prompt=" ")
+    assert "takes a link" in nodes["MultiTalkFal"].validate_inputs(prompt="She talks.", audio=3)
 
 
 def test_no_node_has_the_id_of_another_pack(nodes):

@@ -36,11 +36,15 @@ class Socket:
         return default.value if isinstance(default, Enum) else default
 
 
+class WidgetInput(Socket):
+    """An input whose value may stand in the workflow itself."""
+
+
 def kind(io_type: str, extra: frozenset = frozenset(), widget: bool = False) -> type:
     """A type with the `Input` and `Output` of comfy_api."""
     allowed = (WIDGET if widget else COMMON) | extra
 
-    class Input(Socket):
+    class Input(WidgetInput if widget else Socket):
         def __init__(self, id: str, **options: Any):
             super().__init__(io_type, id, allowed, options)
 
@@ -51,7 +55,7 @@ def kind(io_type: str, extra: frozenset = frozenset(), widget: bool = False) -> 
     return type(io_type, (), {"Input": Input, "Output": Output, "io_type": io_type})
 
 
-class ComboInput(Socket):
+class ComboInput(WidgetInput):
     def __init__(self, id: str, options: Any = None, **rest: Any):
         super().__init__("COMBO", id, WIDGET | {"control_after_generate", "upload", "image_folder", "remote"}, rest)
         is_enum = isinstance(options, type) and issubclass(options, Enum)
@@ -165,6 +169,7 @@ def install(models: Path, work: Path) -> None:
         Combo=type("Combo", (), {"Input": ComboInput, "Output": kind("COMBO").Output, "io_type": "COMBO"}),
         MultiType=type("MultiType", (), {"Input": MultiTypeInput}),
         Custom=kind,
+        WidgetInput=WidgetInput,
         Schema=Schema,
         NodeOutput=NodeOutput,
         ComfyNode=ComfyNode,
