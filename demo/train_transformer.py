@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from pipeline.audio.embeds import CONTEXT
 from pipeline.conditioning.context_frames import known_mask
 from pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT
 from pipeline.conditioning.speakers import Place, speaker_masks, to_latent_masks
+from pipeline.sampling.windows import CONTEXT
 from pipeline.shapes import LatentSize, num_video_frames
 from pipeline.transformer.model import MultiTalkTransformer
 
@@ -222,7 +222,7 @@ def _example(clip: dict, length: int, statistics: tuple[Tensor, Tensor], random:
     mask = known_mask(num_video_frames(known), frames)
     condition = torch.cat((mask[..., None, None].expand(-1, -1, *clean.shape[2:]), condition))
     features = clip["features"].float()
-    heard = (torch.arange(frames)[:, None] + torch.tensor(CONTEXT)).clamp(0, features.shape[1] - 1)
+    heard = (torch.arange(frames)[:, None] + CONTEXT).clamp(0, features.shape[1] - 1)
     return {
         "clean": clean, "known": known, "condition": condition, "audio": features[:, heard], "weights": clip["weights"],
         "masks": _masks(clean.shape[2] * 8, clean.shape[3] * 8) if len(features) > 1 else None,

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONTEXT = (-2, -1, 0, 1, 2)  # the feature frames around a video frame that the model hears with it
 SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FPS
 TAIL_FRAMES = 10  # 0.4 s of silence after the end, so that a window reaching past it hears silence
 
@@ -53,8 +52,8 @@ class AudioEmbeds:
         The features that some video frames hear.
 
         Args:
-            feature_frames: `f 5`, for every video frame the rows around it (see `CONTEXT`); or `p f 5`, each
-                speaker's own.
+            feature_frames: `f 5`, for every video frame the rows around it (`sampling.windows.CONTEXT`); or `p f 5`,
+                each speaker's own.
 
         Returns:
             `p f 5 layers channels`.

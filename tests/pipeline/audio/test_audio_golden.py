@@ -4,8 +4,9 @@ import pytest
 import torch
 from multitalk.pipeline.audio import wav2vec2
 from multitalk.pipeline.audio.dialogue import Arrangement, Speech, arrange
-from multitalk.pipeline.audio.embeds import CONTEXT, AudioEmbeds
+from multitalk.pipeline.audio.embeds import AudioEmbeds
 from multitalk.pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound
+from multitalk.pipeline.sampling.windows import CONTEXT
 from support.golden import Golden
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
@@ -83,6 +84,6 @@ def test_windows_are_the_published_rows(spoken):
         missing = first + num_frames - num_rows  # the published program mirrors the end where a clip reaches past it
         mirrored = num_rows - 1 - torch.arange(missing + 3 if missing >= 0 else 0)
         rows = torch.cat([torch.arange(num_rows), mirrored])
-        around = torch.arange(first, first + num_frames)[:, None] + torch.tensor(CONTEXT)
+        around = torch.arange(first, first + num_frames)[:, None] + CONTEXT
         feature_frames = rows[around.clamp(0, len(rows) - 1)]
         assert torch.equal(AudioEmbeds(features, num_rows).window(feature_frames), windows)
