@@ -155,6 +155,20 @@ def long(studio: Studio, num_frames: int = 250) -> Iterator[Line]:
     yield _at_most("10 s: frame difference at a seam, times the median", max(seams) / np.median(steps), 1.5)
 
 
+def every_window(studio: Studio, num_frames: int = 500) -> Iterator[Line]:
+    """Twenty seconds: how the lips follow the sound in each window by itself."""
+    scene = held_out(600, num_frames, 1)
+    opening = mouth_openings(studio.talk(scene, num_frames))[0]
+    implied = implied_mouth(scene.sounds[0]).opening
+    plan = plan_windows(num_frames, studio.config.windows, [num_frames])
+    parts = [slice(window.start + window.keep.start, window.start + window.keep.stop) for window in plan]
+    found = [measure(opening[part], implied[part]) for part in parts]
+    print("windows:", " ".join(f"{sync.correlation:.2f}@{sync.lag:+d}" for sync in found))
+    yield _at_least(f"20 s: correlation in the worst of {len(plan)} windows", min(s.at_once for s in found), 0.8)
+    yield _at_least("20 s: correlation in the last window", found[-1].at_once, 0.8)
+    yield _at_most("20 s: lag in frames, largest", max(abs(sync.lag) for sync in found), 1)
+
+
 def prompted(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
     """Whether the prompt's two attributes are seen: is the video nearer to a drawing that has them?"""
     right = {"smile": 0, "brows": 0}
@@ -278,7 +292,7 @@ def contact_sheet(studio: Studio, path: Path, num_frames: int) -> None:
 def main() -> None:
     """Runs the parts that are asked for and prints their table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["lips", "scales", "long", "prompted", "two"])
+    parser.add_argument("parts", nargs="*", default=["lips", "scales", "long", "windows", "prompted", "two"])
     parser.add_argument("--folder", type=Path, default=MODELS_FOLDER)
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--frames", type=int, default=81)
@@ -295,6 +309,7 @@ def main() -> None:
         "lips": lambda: lips(studio, count, frames),
         "scales": lambda: scales(studio, max(count // 3, 1), frames),
         "long": lambda: long(studio),
+        "windows": lambda: every_window(studio),
         "prompted": lambda: prompted(studio, 2 * count, frames),
         "two": lambda: two(studio, max(count // 2, 1), frames),
     }

@@ -71,7 +71,7 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How far the colours of later windows are moved to the portrait's, against drift.",
+                    tooltip="How far the colours of several windows are moved to the portrait's, against drift.",
                 ),
                 io.Boolean.Input(
                     "first_look",

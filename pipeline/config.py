@@ -127,7 +127,7 @@ class GenerationConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
-    color_strength: float = 1.0  # how far later windows' colours are moved to the reference image's
+    color_strength: float = 1.0  # how far the colours of several windows are moved to the reference image's
 
     def __post_init__(self) -> None:
         if self.num_frames < 0:

@@ -41,7 +41,7 @@ def generate_window(run: Run, transformer: PlacedTransformer, window: Window, mo
     run.report("decode", window, DENOISING)
     frames = _with_coders(run, transformer, partial(_decode, latents))
     _check_frames(frames, run.conditioning.source, window)
-    if window.index or run.config.windows.plan is WindowPlan.PUBLISHED:
+    if len(run.windows) > 1 or run.config.windows.plan is WindowPlan.PUBLISHED:
         frames = match_colors(frames, run.conditioning.source[:, 0], run.config.color_strength)
     if window.overlap and run.config.windows.plan is WindowPlan.EXACT:
         frames = fade_seam(frames, motion[:, -1], window.overlap)

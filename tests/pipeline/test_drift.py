@@ -1,4 +1,4 @@
-"""A decoder whose colours drift from window to window, with the colours of later windows matched and without."""
+"""A decoder whose colours drift from window to window, with the colours of all windows matched and without."""
 
 import dataclasses
 
