@@ -15,7 +15,6 @@ from ..pipeline.conditioning.speakers import Place
 from ..pipeline.config import GenerationConfig, Resolution
 from ..pipeline.findings import Findings
 from ..pipeline.preflight import Draft, check_places, check_voices, describe, inspect
-from ..pipeline.shapes import FPS
 from ..pipeline.weights.handles import Lazy, TransformerFiles
 from . import sockets
 from .audio import MAX_SPEAKERS, MultiTalkEncodeAudio, start_times_of
@@ -174,6 +173,6 @@ def _listen(
     starts = findings.attempt("audio", start_times_of, start_times, len(voices)) or [None] * len(voices)
     sounds = [findings.attempt("audio", from_audio, voice, name) for name, voice in sorted(voices.items())]
     speeches = [Speech(sound, start) for sound, start in zip(sounds, starts, strict=True)]
-    asked = round(draft.config.num_frames * fps / FPS)
+    asked = draft.config.num_frames
     num_frames = None if None in sounds else check_voices(speeches, arrangement, asked, fps, findings)
-    return replace(draft, num_voices=len(voices), num_frames=draft.config.num_frames or num_frames)
+    return replace(draft, num_voices=len(voices), num_frames=asked or num_frames)

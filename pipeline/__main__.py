@@ -126,13 +126,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _sides(text: str) -> tuple[int, int]:
     """(height, width) of WxH."""
-    width, height = (int(side) for side in text.lower().split("x"))
+    try:
+        width, height = (int(side) for side in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"it is width x height, such as 832x480, got {text}") from None
     return height, width
 
 
 def _box(text: str) -> tuple[float, float, float, float]:
     """The edges of L,T,R,B."""
-    left, top, right, bottom = (float(edge) for edge in text.split(","))
+    try:
+        left, top, right, bottom = (float(edge) for edge in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"it is left,top,right,bottom, such as 0,0,50,100, got {text}") from None
     return left, top, right, bottom
 
 
@@ -143,13 +149,16 @@ def _voice(text: str) -> Path | None:
 
 def _rate(text: str) -> float:
     """Frames a second, from a number or a fraction."""
-    return float(Fraction(text))
+    try:
+        return float(Fraction(text))
+    except (ValueError, ArithmeticError):
+        raise argparse.ArgumentTypeError(f"it is a number such as 24 or 30000/1001, got {text}") from None
 
 
 def _device(text: str) -> str:
     """A device that torch knows and this machine has."""
     try:
-        torch.empty(0, device=text)
+        torch.zeros(1, device=text).item()
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is none
         raise argparse.ArgumentTypeError(f"{text} cannot be used here; cpu always can.") from error
     return text

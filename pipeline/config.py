@@ -9,6 +9,8 @@ from .errors import ConfigError
 from .shapes import VAE_STRIDE_TIME, nearest_num_frames
 
 CARD_NUM_FRAMES = range(41, 242)  # what the model's card allows in one request
+MOST_FRAMES = 360_000  # four hours
+MOST_STEPS = 1000  # as many as the schedule was trained with
 LARGEST_480P = 640 * 960  # pixels, between the largest bucket of 480p and the smallest of 720p
 
 
@@ -56,12 +58,12 @@ class SamplingConfig:
     skip_tail: bool = False  # a schedule without the last evaluation next to zero noise, for few-step LoRAs
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {self.steps}. 40 is the published number.")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ConfigError(f"steps must be in 1..{MOST_STEPS}, got {self.steps}. 40 is the published number.")
         if self.shift is not None and not 0 < self.shift <= 100:
             raise ConfigError(f"shift must be above 0 and at most 100, got {self.shift}. 7 suits 480p, 11 suits 720p.")
         if not 0 <= self.seed < 2**64:
-            raise ConfigError(f"seed must be in 0..2^64-1, got {self.seed}.")
+            raise ConfigError(f"seed must be in 0..2^64-1, got {self.seed}. Any number in it will do, such as 42.")
 
     def shift_for(self, resolution: Resolution) -> float:
         """The shift to use: the one given, or the resolution's own."""
@@ -130,12 +132,14 @@ class GenerationConfig:
     color_strength: float = 1.0  # how far the colours of several windows are moved to the reference image's
 
     def __post_init__(self) -> None:
-        if self.num_frames < 0:
-            raise ConfigError(f"num_frames must not be negative, got {self.num_frames}. 0 takes the audio's length.")
+        if not 0 <= self.num_frames <= MOST_FRAMES:
+            raise ConfigError(
+                f"num_frames must be in 0..{MOST_FRAMES}, got {self.num_frames}. 0 takes the audio's length."
+            )
         if self.num_frames and not self.allow_long and self.num_frames not in CARD_NUM_FRAMES:
             raise ConfigError(
                 f"num_frames must be in {CARD_NUM_FRAMES[0]}..{CARD_NUM_FRAMES[-1]}, got {self.num_frames}. "
                 f"Turn on long video for other lengths."
             )
         if not 0 <= self.color_strength <= 1:
-            raise ConfigError(f"color_strength must be in 0..1, got {self.color_strength}.")
+            raise ConfigError(f"color_strength must be in 0..1, got {self.color_strength}. 0 leaves the colours alone.")

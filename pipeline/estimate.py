@@ -23,7 +23,7 @@ class Estimate:
         windows: frames of each window.
         size: of a window's latents.
         forwards: of the transformer in all; caches leave some of them out.
-        disk_bytes: of finished windows, while the run goes on.
+        disk_bytes: of finished windows, while the run goes on; 0 where none are kept.
         placement: where the transformer's blocks will be; None where its files are not known.
         footprint: the transformer's; None with them.
         free_bytes: of the device.
@@ -47,6 +47,7 @@ class Estimate:
     def describe(self) -> str:
         """A line for each quantity."""
         time_needed = "not measured on this machine yet" if self.seconds is None else f"about {readable(self.seconds)}"
+        kept = f"disk: up to {_gb(self.disk_bytes)} until the video is written" if self.disk_bytes else ""
         placed = "" if self.placement is None else f"memory: {self.placement.describe()} of {_gb(self.free_bytes)} free"
         lines = (
             f"windows: {len(self.windows)} of {self.windows[0]} frames for {self.frames} frames "
@@ -55,7 +56,7 @@ class Estimate:
             f"time: {time_needed}",
             placed,
             f"RAM: about {_gb(self.ram_bytes)} of {_gb(self.free_ram_bytes)} free",
-            f"disk: up to {_gb(self.disk_bytes)} until the video is written",
+            kept,
         )
         return "\n".join(filter(None, lines))
 

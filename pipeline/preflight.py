@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from .findings import Findings
 from .host import Host
 from .memory import GB, Memory, MemoryConfig, Placement, place
 from .sampling.windows import Window, plan_windows
-from .shapes import TOKEN_PIXELS, LatentSize
+from .shapes import FPS, TOKEN_PIXELS, LatentSize
 from .speed import Speeds, kind_of_run
 from .weights.fit import TransformerFacts, WeightFiles, check_weights
 
@@ -86,8 +87,7 @@ def inspect(draft: Draft, findings: Findings, host: Host) -> Estimate | None:
     if facts is not None:
         found = _with_memory(found, draft, facts, findings, host)
         found = _with_seconds(found, draft, options, host)
-    _check_disk(found, draft, findings)
-    return _with_ram(found, draft, findings, host)
+    return _with_ram(_with_disk(found, draft, findings), draft, findings, host)
 
 
 @contextmanager
@@ -141,7 +141,8 @@ def check_voices(
     """The model's frames, 25 a second, of a video with these voices.
 
     Args:
-        num_frames: asked for, at `fps`; 0 takes the voices' length.
+        num_frames: of the model, asked for; 0 takes the voices' length.
+        fps: of the file.
     """
     if not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
         findings.problem("fps", f"It must be in {FPS_RANGE[0]}..{FPS_RANGE[1]}, got {fps:g}. 25 is the model's own.")
@@ -158,7 +159,7 @@ def check_voices(
     if turns is None:
         return None
     for speaker, speech in enumerate(speeches, start=1):
-        if speech.sound is None or speech.sound.samples.abs().max() < SILENT:
+        if speech.sound is None or max(map(abs, speech.sound.samples.aminmax())) < SILENT:
             findings.note(f"Voice {speaker} is silent: its lips will stay closed.")
         elif speech.sound.duration_s < SHORTEST_VOICE_S:
             findings.note(f"Voice {speaker} lasts {speech.sound.duration_s:.2f} s; speech needs about half a second.")
@@ -166,12 +167,12 @@ def check_voices(
         findings.problem("audio", "No speaker has a sound, so the video has no length. Give audio, or num_frames.")
         return None
     heard_s = max(turn.end_s for turn in turns)
-    asked_s = num_frames / fps
+    asked_s = num_frames / FPS
     if num_frames and asked_s > heard_s + 1:
         findings.note(f"The voices end after {heard_s:.1f} s, the video after {asked_s:.1f} s; 0 frames takes theirs.")
     elif num_frames and heard_s > asked_s + 1:
         findings.note(f"The voices last {heard_s:.1f} s, the video {asked_s:.1f} s; the rest is cut off.")
-    return num_model_frames(num_frames or max(1, num_frames_of(heard_s, fps)), fps)
+    return num_frames or num_model_frames(max(1, num_frames_of(heard_s, fps)), fps)
 
 
 def _plan(draft: Draft) -> list[Window]:
@@ -179,7 +180,7 @@ def _plan(draft: Draft) -> list[Window]:
 
 
 def _check_fit(draft: Draft, findings: Findings) -> None:
-    """Sizes, voices against places, recipe against the adapter's name."""
+    """Sizes, voices against places, recipe and voices against the adapter's name."""
     if draft.target is not None and any(side < TOKEN_PIXELS or side % TOKEN_PIXELS for side in draft.target):
         findings.problem(
             "size", f"{draft.target[1]}x{draft.target[0]} is not possible; both sides must be multiples of 16."
@@ -194,6 +195,8 @@ def _check_fit(draft: Draft, findings: Findings) -> None:
     recipe = draft.config.windows.recipe
     if adapter is not None and ("infinite" in adapter.name.lower()) != (recipe is Recipe.INFINITETALK):
         findings.note(f"recipe is {recipe.value}, though the audio weights are called {adapter.name}.")
+    if adapter is not None and "single" in adapter.name.lower() and draft.num_voices > 1:
+        findings.note(f"{adapter.name} hears one speaker, got {draft.num_voices}. Take MultiTalk's weights.")
 
 
 def _check_features(draft: Draft, facts: TransformerFacts | None, findings: Findings) -> None:
@@ -271,46 +274,68 @@ def _kind(found: Estimate, options: AccelerationOptions, host: Host) -> str:
     return kind_of_run(host.device, found.footprint, options, found.placement.streams)
 
 
-def _check_disk(found: Estimate, draft: Draft, findings: Findings) -> None:
-    """Room for the finished windows, and whether the video's file can be written."""
-    if draft.runs is not None:
-        folder = _writable_folder("resume", draft.runs, findings)
-        free = shutil.disk_usage(folder).free
-        if found.disk_bytes > free:
+def _with_disk(found: Estimate, draft: Draft, findings: Findings) -> Estimate:
+    """Room for the finished windows, where they are kept, and whether the video's file can be written."""
+    if draft.runs is None:
+        found = replace(found, disk_bytes=0)
+    else:
+        free = _free_disk(draft.runs, findings)
+        if free is not None and found.disk_bytes > free:
             findings.problem(
                 "resume",
-                f"Finished windows need up to {found.disk_bytes / GB:.2f} GB in {folder}, {free / GB:.2f} GB are free. "
-                f"Make room, or turn resuming off.",
+                f"Finished windows need up to {found.disk_bytes / GB:.2f} GB in {draft.runs}, {free / GB:.2f} GB are "
+                f"free. Make room, or turn resuming off.",
             )
     if draft.output is not None:
-        _writable_folder("output", draft.output.parent, findings)
-        if draft.output.is_dir():
+        nearest = _nearest("output", draft.output, findings)
+        if nearest is not None and nearest != draft.output.absolute():
+            _check_folder("output", nearest, findings)
+        elif nearest is not None and nearest.is_dir():
             findings.problem("output", f"{draft.output} is a folder. Name a file in it, such as video.mp4.")
+    return found
 
 
-def _writable_folder(where: str, path: Path, findings: Findings) -> Path:
+def _free_disk(folder: Path, findings: Findings) -> int | None:
+    """Bytes free where `folder` is, or is going to be; None where nobody can say."""
+    nearest = _nearest("resume", folder, findings)
+    if nearest is None:
+        return None
+    _check_folder("resume", nearest, findings)
+    return shutil.disk_usage(nearest).free
+
+
+def _nearest(where: str, path: Path, findings: Findings) -> Path | None:
     """The nearest of `path` and the folders above it that is there already."""
-    nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-    if not nearest.is_dir():
-        findings.problem(where, f"{nearest} is a file, not a folder. Choose another place.")
-        return nearest.parent
-    if not os.access(nearest, os.W_OK):
-        findings.problem(where, f"{nearest} cannot be written to. Choose another folder.")
-    return nearest
+    try:
+        return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    except OSError as error:  # too long a name, or a folder that this user may not look into
+        findings.problem(where, f"{path} cannot be used ({error.strerror}). Choose another place.")
+        return None
+
+
+def _check_folder(where: str, place: Path, findings: Findings) -> None:
+    if not place.is_dir():
+        findings.problem(where, f"{place} is a file, not a folder. Choose another place.")
+    elif not os.access(place, os.W_OK):
+        findings.problem(where, f"{place} cannot be written to. Choose another folder.")
 
 
 def _with_ram(found: Estimate, draft: Draft, findings: Findings, host: Host) -> Estimate:
     """What is needed of the machine's memory; `keep_frames` is what a person can turn off."""
-    import psutil  # the one use
-
     free = psutil.virtual_memory().available
     pixels = draft.target[0] * draft.target[1]
-    kept = found.frames * pixels * FLOAT_FRAME_BYTES if draft.keeps_frames else 0
-    needed = kept + found.windows[0] * pixels * FLOAT_FRAME_BYTES
-    if kept and needed > free:
+    window = found.windows[0] * pixels * FLOAT_FRAME_BYTES
+    needed = window + (found.frames * pixels * FLOAT_FRAME_BYTES if draft.keeps_frames else 0)
+    if window > free:
+        findings.problem(
+            "window_frames",
+            f"A window of {found.windows[0]} frames takes {window / GB:.1f} GB of memory, {free / GB:.1f} GB are free. "
+            f"Take shorter windows, or a smaller size.",
+        )
+    elif needed > free:
         findings.problem(
             "keep_frames",
-            f"{found.frames} frames take {kept / GB:.1f} GB of memory, {free / GB:.1f} GB are free. Turn keep_frames "
+            f"{found.frames} frames take {needed / GB:.1f} GB of memory, {free / GB:.1f} GB are free. Turn keep_frames "
             f"off and take the video output.",
         )
     weights = 0 if found.footprint is None or host.device.type == "cpu" else found.footprint.weights_bytes

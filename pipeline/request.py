@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,8 +156,7 @@ def look(request: Request, findings: Findings, host: Host) -> Seen:
         findings.problem("box", f"{len(request.audio)} voices need as many boxes, got {len(request.boxes)}.")
         places = []
     masks = check_places(places, tuple(picture.shape[:2]), target, findings) if target else None
-    asked = round(request.config.num_frames * request.fps / FPS)
-    num_frames = check_voices(speeches, _arrangement(request), asked, request.fps, findings)
+    num_frames = check_voices(speeches, _arrangement(request), request.config.num_frames, request.fps, findings)
     draft = _draft(request, target, num_frames, findings)
     return Seen(picture, speeches, heard, draft, masks, inspect(draft, findings, host))
 
@@ -222,7 +222,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
         ConfigError: the strength is no number.
     """
     path, _, strength = text.rpartition(":")
-    if not path or Path(text).exists() or any(mark in strength for mark in "/\\"):
+    if not path or os.path.exists(text) or any(mark in strength for mark in "/\\"):
         return Path(text), 1.0
     try:
         number = float(strength)

@@ -19,6 +19,7 @@ from ..shapes import TOKEN_PIXELS
 logger = logging.getLogger(__name__)
 
 MIN_SIDE = TOKEN_PIXELS  # a picture with a side below one token shows nothing
+LARGEST_SIDE = 4096
 CROP_WORTH_TELLING = 0.25  # share of the picture
 
 BUCKETS = {  # height / width -> (height, width), as published
@@ -47,9 +48,11 @@ def check_size(height: int, width: int) -> tuple[int, int]:
     """The height and width themselves, once it is certain that they are whole tokens.
 
     Raises:
-        ConfigError: a side is no multiple of 16.
+        ConfigError: a side is no multiple of 16, or beyond all measure.
     """
     for name, side in (("height", height), ("width", width)):
+        if side > LARGEST_SIDE:
+            raise ConfigError(f"{name} must be at most {LARGEST_SIDE}, got {side}. 960x960 is 720p's square.")
         if side < TOKEN_PIXELS or side % TOKEN_PIXELS:
             nearest = max(1, round(side / TOKEN_PIXELS)) * TOKEN_PIXELS
             raise ConfigError(f"{name} must be a multiple of {TOKEN_PIXELS}, got {side}. The nearest is {nearest}.")
@@ -66,7 +69,7 @@ def read_image(path: str | Path) -> Tensor:
         with Image.open(path) as file:
             levels = _decode(ImageOps.exif_transpose(file))
     except FileNotFoundError as error:
-        raise ImageError(f"There is no file {path}.") from error
+        raise ImageError(f"There is no file {path}. Check the path.") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{path} is not an image that can be read. Use PNG, JPEG or WebP.") from error
     except Image.DecompressionBombError as error:

@@ -25,7 +25,7 @@ from .catalog import (
 from .configs import count, sizes_from
 from .key_maps import native_transformer_key, rename_clip_key, rename_text, rename_wav2vec2
 from .lora import OTHER_MODELS, refuse_special
-from .lora_layouts import DOWN, UP, split_key
+from .lora_layouts import DOWN, UP, check_whole, split_key
 from .recognition import Component
 from .source import Source
 from .stored import collect
@@ -99,7 +99,7 @@ def check_lora(path: Path, strength: float, weights: Weights | None) -> None:
     """Looks whether a LoRA fits the transformer with these weights; None looks only at what it is.
 
     Raises:
-        WeightsError: it is no plain LoRA, or fits no layer.
+        WeightsError: it is no plain LoRA, is damaged, or fits no layer.
     """
     if not math.isfinite(strength):
         raise WeightsError(f"The strength of {path.name} is {strength}; take a number, 1 is the trained one.")
@@ -108,6 +108,13 @@ def check_lora(path: Path, strength: float, weights: Weights | None) -> None:
     if weights is None:
         return
     shapes = _spelled(weights)
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, entry in source.entries.items():
+        path, role = split_key(key) or ("", "")
+        if path.replace(".", "_") in shapes:
+            layers.setdefault(path, {})[role] = entry.shape
+    for path, parts in layers.items():
+        check_whole(source.name, path, parts)
     reasons = [_misfit(key, source, shapes) for key in source.entries if split_key(key) is not None]
     if all(reasons):
         first = reasons[0] if reasons else "it has no layers"

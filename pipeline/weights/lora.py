@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from .catalog import open_as
-from .lora_layouts import BIAS_DIFF, DIFF, DOWN, MODULATION_DIFF, Names, Update, make_updates, split_key
+from .lora_layouts import BIAS_DIFF, DIFF, DOWN, MODULATION_DIFF, Names, Update, check_whole, make_updates, split_key
 from .quantization import QuantizedLinear
 from .recognition import Component
 from .source import Source, parse_object
@@ -119,6 +119,8 @@ class LoraStack:
                 report.skipped[parsed[0] if parsed else key] = "this model has no such layer"
             else:
                 layers.setdefault(target, {})[parsed[1]] = source.get(key)
+        for target, tensors in layers.items():
+            check_whole(source.name, target, {role: tuple(tensor.shape) for role, tensor in tensors.items()})
         return layers
 
     def _put_on(self, target: str, tensors: dict[str, Tensor], report: LoraReport, alpha: float | None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..errors import WeightsError
 from .key_maps import native_transformer_key
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "pipe.dit.", "unet.",
@@ -131,6 +132,19 @@ class Kronecker(Update):
         return self.parts[f"{role}_a"].shape[0], self.parts[f"{role}_b"].shape[1]
 
 
+def check_whole(name: str, layer: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises `WeightsError` where tensors of these shapes, by role, make no update of a layer."""
+    try:
+        tensors = {role: torch.empty(shape, device="meta") for role, shape in shapes.items()}
+        if ALPHA in shapes:
+            tensors[ALPHA] = torch.ones(()).expand(shapes[ALPHA])
+        is_whole = all(update.shape == tuple(update().shape) for update in make_updates(tensors, 1.0, None, owner=0))
+    except (RuntimeError, LookupError, AttributeError, ValueError, ArithmeticError):
+        is_whole = False  # a factor is missing, or misshapen, or of another rank
+    if not is_whole:
+        raise WeightsError(f"{name} is damaged: the tensors of {layer} do not fit together; download it again.")
+
+
 def make_updates(tensors: Tensors, strength: float, default_alpha: float | None, owner: int) -> list[Update]:
     """What a layer's tensors add to its weight: `strength alpha/rank` times a product, `strength` times a difference.
 
@@ -149,7 +163,7 @@ def make_updates(tensors: Tensors, strength: float, default_alpha: float | None,
         (Kronecker, ("lokr_",), _lokr_rank_role(tensors), 0),
     ):
         parts = {role: _matrix(tensor) for role, tensor in tensors.items() if role.startswith(start)}
-        if parts and not (kind is LowRank and len(parts) < 2):
+        if parts:
             rank = parts[rank_role].shape[rank_axis] if rank_role in parts else None
             updates.append(kind(parts, strength * _scale(tensors, rank, default_alpha), owner))
     return updates

@@ -110,8 +110,8 @@ class MappedFile(Source):
             raise WeightsError(f"{self.name} is damaged: a tensor has no possible shape; download it again.")
         if size < wanted:
             raise WeightsError(
-                f"{self.name} is incomplete: its header says {readable_size(wanted)}, the file has "
-                f"{readable_size(size)}; download it again."
+                f"{self.name} is incomplete: its header says {wanted:,} bytes, the file has {size:,} bytes; download "
+                f"it again."
             )
 
 

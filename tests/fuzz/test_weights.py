@@ -15,6 +15,7 @@ from multitalk.pipeline.findings import Findings
 from multitalk.pipeline.weights import build, catalog
 from multitalk.pipeline.weights.checkpoint import open_source
 from multitalk.pipeline.weights.fit import WeightFiles, check_lora, check_weights
+from multitalk.pipeline.weights.lora import LoraStack
 from multitalk.pipeline.weights.tiny import write_tiny
 from support.fuzz import WATCH, fuzzed, works_or_says_why
 
@@ -278,6 +279,53 @@ def test_files_that_were_told_by_a_traceback_once(part, key, change, tiny, tmp_p
     elif change != "drop":
         header[change] = field
     load_and_fit(part, safetensors(header, original[8 + length :]), tiny, tmp_path)
+
+
+LAYERS = (
+    "diffusion_model.blocks.0.self_attn.q", "blocks.1.ffn.0", "lora_unet_blocks_0_cross_attn_k_img", "blocks.0",
+    "blocks.0.norm3", "head.head", "time_embedding.0", "blocks.0.audio_cross_attn.kv_linear", "no.layer",
+)  # fmt: skip
+ROLES = (
+    "lora_down.weight", "lora_up.weight", "lora_A.default.weight", "lora_B.weight", "alpha", "diff", "diff_b", "diff_m",
+    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a",
+    "lokr_w2_b", "lokr_t2", "dora_scale",
+)  # fmt: skip
+LORA_SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 6, 16, 64, 256, 512]), max_size=4)
+
+
+@pytest.fixture(scope="module")
+def network(tiny):
+    """The transformer's headers, and itself."""
+    return catalog.transformer_weights(tiny.transformer, tiny.adapter)[0], build.load_transformer(
+        tiny.transformer, tiny.adapter
+    )
+
+
+@fuzzed
+@given(
+    shapes=st.dictionaries(st.tuples(st.sampled_from(LAYERS), st.sampled_from(ROLES)), LORA_SHAPES, max_size=6),
+    dtype=st.sampled_from(["F32", "F16", "F8_E4M3", "I8"]),
+    strength=st.floats(),
+)
+@example(shapes={(LAYERS[0], "lora_down.weight"): [4, 256]}, dtype="F32", strength=1.0)
+@example(shapes={(LAYERS[0], "lora_down.weight"): [4, 256], (LAYERS[0], "lora_up.weight"): [256, 3]}, dtype="F32",
+         strength=1.0)  # fmt: skip
+@example(shapes={(LAYERS[0], "hada_w1_a"): []}, dtype="F32", strength=1.0)
+@example(shapes={(LAYERS[0], "lokr_w1"): [2, 2]}, dtype="F32", strength=1.0)
+@example(shapes={(LAYERS[0], "alpha"): [2], (LAYERS[0], "diff"): [256, 256]}, dtype="F32", strength=1.0)
+def test_a_lora_of_any_layers_and_shapes(shapes, dtype, strength, network, tmp_path):
+    header, end = {}, 0
+    for (layer, role), shape in shapes.items():
+        header[f"{layer}.{role}"] = fitting(shape, dtype, end)
+        end = header[f"{layer}.{role}"]["data_offsets"][1]
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(safetensors(header, bytes(end)))
+    weights, model = network
+    works_or_says_why(check_lora, path, strength, weights)
+    stack = LoraStack(model)
+    report = works_or_says_why(stack.add, path, strength)
+    if report:
+        stack.remove(report)
 
 
 class Hostile:

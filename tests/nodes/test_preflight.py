@@ -69,6 +69,13 @@ def ask(nodes, loaded, **changes):
     return nodes["MultiTalkPreflight"].execute(**{name: value for name, value in given.items() if value is not None})
 
 
+def long_video(nodes, **changes):
+    """What the long video options hand on, with some of their widgets changed."""
+    node = nodes["MultiTalkLongVideoOptions"]
+    usual = {widget.id: widget.options["default"] for widget in node.GET_SCHEMA().inputs if widget.id != "options"}
+    return node.execute(**usual | changes).args[0]
+
+
 def test_a_run_that_works_is_estimated_on_the_node_and_as_text(nodes, loaded):
     started = time.monotonic()
     output = ask(nodes, loaded)
@@ -89,7 +96,7 @@ def test_all_problems_are_told_at_once_and_none_is_raised(nodes, loaded):
         width=65,
         audio_1={"waveform": torch.full((1, 1, 99), float("nan")), "sample_rate": RATE_HZ},
         start_times="soon",
-        options=nodes["MultiTalkLongVideoOptions"].execute("exact", 0, 0, 1.0, False, True).args[0],
+        options=long_video(nodes),
     )
     report, can_run = output.args
     assert not can_run
@@ -118,8 +125,8 @@ def test_a_mistake_is_shown(name, nodes, loaded):
     changes, said = MISTAKES[name]
     if "options" in changes:
         plan, frames, motion = changes["options"]
-        options = nodes["MultiTalkLongVideoOptions"].execute(plan, frames, motion, 1.0, False, True)
-        changes = {"options": options.args[0], "num_frames": 300}
+        options = long_video(nodes, plan=plan, window_frames=frames, motion_frames=motion)
+        changes = {"options": options, "num_frames": 300}
     report, can_run = ask(nodes, loaded, **changes).args
     assert not can_run and said in report, report
 
@@ -135,8 +142,7 @@ def test_without_a_picture_it_says_what_to_connect(nodes, loaded):
 
 
 def test_a_first_look_is_one_short_window(nodes, loaded):
-    options = nodes["MultiTalkLongVideoOptions"].execute("exact", 0, 0, 1.0, True, True).args[0]
-    report, _ = ask(nodes, loaded, num_frames=1000, options=options).args
+    report, _ = ask(nodes, loaded, num_frames=1000, options=long_video(nodes, first_look=True)).args
     assert "1 of 41 frames for 41 frames" in report
 
 
