@@ -66,7 +66,7 @@ class MultiTalkPreflight(io.ComfyNode):
                 sockets.AudioEncoder.Input(
                     "audio_encoder", optional=True, tooltip="From MultiTalk Load Audio Encoder."
                 ),
-                sockets.Options.Input("options", optional=True, tooltip="Single knobs, from MultiTalk Options."),
+                sockets.Options.Input("options", optional=True, tooltip="Single knobs, from our options nodes."),
                 sockets.AudioEmbeds.Input(
                     "audio_embeds", optional=True, tooltip="Encoded audio, instead of the voices above."
                 ),

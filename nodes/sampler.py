@@ -55,7 +55,7 @@ class MultiTalkSampler(io.ComfyNode):
                 io.Audio.Input(
                     "soundtrack", optional=True, tooltip="What the video sounds like; none makes it silent."
                 ),
-                sockets.Options.Input("options", optional=True, tooltip="Single knobs, from MultiTalk Options."),
+                sockets.Options.Input("options", optional=True, tooltip="Single knobs, from our options nodes."),
                 io.Int.Input(
                     "num_frames",
                     default=GenerationConfig.num_frames,
