@@ -42,7 +42,7 @@ def from_image(image: Tensor) -> Tensor:
         ImageError: the batch is empty, or holds NaN or infinity.
     """
     if image.ndim != 4 or image.shape[0] == 0:
-        raise ImageError(f"image must be a batch of pictures, got the shape {tuple(image.shape)}.")
+        raise ImageError(f"image must be a batch of pictures, got the shape {tuple(image.shape)}. Connect an IMAGE.")
     if not image.isfinite().all():
         raise ImageError("The image holds NaN or infinity. Whatever made it went wrong.")
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu()

@@ -96,7 +96,8 @@ def to_rgb(image: Tensor) -> Tensor:
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or not 1 <= image.shape[2] <= 4:
-        raise ImageError(f"An image must be h w c with 1 to 4 channels, got the shape {tuple(image.shape)}.")
+        shape = tuple(image.shape)
+        raise ImageError(f"An image must be h w c with 1 to 4 channels, got the shape {shape}. Give an RGB picture.")
     height, width, channels = image.shape
     if min(height, width) < MIN_SIDE:
         raise ImageError(f"The image is {width}x{height} pixels. Both sides must be at least {MIN_SIDE}.")
@@ -150,12 +151,12 @@ def _to_uint8(image: Tensor) -> Tensor:
     if image.dtype == torch.uint8:
         return image
     if not image.is_floating_point():
-        raise ImageError(f"An image must be uint8 or float, got {image.dtype}.")
+        raise ImageError(f"An image must be uint8 or float, got {image.dtype}. Convert it to uint8.")
     if not image.isfinite().all():
         raise ImageError("The image holds NaN or infinity. Whatever made it went wrong.")
     if image.min() < -0.5 or image.max() > 1.5:  # a resampler's overshoot is fine, another convention is not
         low, high = image.aminmax()
-        raise ImageError(f"A float image must be in 0..1, got {low:.3g}..{high:.3g}.")
+        raise ImageError(f"A float image must be in 0..1, got {low:.3g}..{high:.3g}. Divide by its largest value.")
     return (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 

@@ -145,7 +145,10 @@ def _paint(place: Place, index: int, num_speakers: int, image_hw: tuple[int, int
 def _from_mask(mask: Tensor, index: int, image_hw: tuple[int, int]) -> Tensor:
     mask = mask[0] if mask.ndim == 3 and len(mask) else mask
     if mask.ndim != 2 or 0 in mask.shape:
-        raise ImageError(f"The mask of speaker {index + 1} must be h w, got the shape {tuple(mask.shape)}.")
+        raise ImageError(
+            f"The mask of speaker {index + 1} must be h w, got the shape {tuple(mask.shape)}. Give one mask for each "
+            f"speaker."
+        )
     inside = (mask.float().cpu() > 0.5).float()
     if not inside.any():
         raise ImageError(
