@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -134,15 +135,20 @@ class Kronecker(Update):
 
 def check_whole(name: str, layer: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises `WeightsError` where tensors of these shapes, by role, make no update of a layer."""
-    try:
-        tensors = {role: torch.empty(shape, device="meta") for role, shape in shapes.items()}
-        if ALPHA in shapes:
-            tensors[ALPHA] = torch.ones(()).expand(shapes[ALPHA])
-        is_whole = all(update.shape == tuple(update().shape) for update in make_updates(tensors, 1.0, None, owner=0))
-    except (RuntimeError, LookupError, AttributeError, ValueError, ArithmeticError):
-        is_whole = False  # a factor is missing, or misshapen, or of another rank
-    if not is_whole:
+    if not _is_whole(frozenset(shapes.items())):
         raise WeightsError(f"{name} is damaged: the tensors of {layer} do not fit together; download it again.")
+
+
+@lru_cache(maxsize=256)  # a LoRA has hundreds of layers of a few shapes
+def _is_whole(shapes: frozenset[tuple[str, tuple[int, ...]]]) -> bool:
+    """Whether tensors without numbers can be multiplied as an update multiplies its own."""
+    try:
+        tensors = {role: torch.empty(shape, device="meta") for role, shape in shapes}
+        if ALPHA in tensors:
+            tensors[ALPHA] = torch.ones(()).expand(tensors[ALPHA].shape)
+        return all(update.shape == tuple(update().shape) for update in make_updates(tensors, 1.0, None, owner=0))
+    except (RuntimeError, LookupError, AttributeError, ValueError, ArithmeticError):
+        return False  # a factor is missing, or misshapen, or of another rank
 
 
 def make_updates(tensors: Tensors, strength: float, default_alpha: float | None, owner: int) -> list[Update]:

@@ -106,6 +106,14 @@ def too_much(prompt):
     return False
 
 
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_what_is_changed_below_runs_unchanged(name, world):
+    """Else everything would be refused, and nothing tried."""
+    prompt = tiny(name)
+    check(prompt, world.nodes)
+    world.runner.run(prompt)
+
+
 @fuzzed
 @given(name=st.sampled_from(sorted(WORKFLOWS)), draw=st.data())
 def test_any_value_in_any_widget(name, draw, world):
@@ -198,6 +206,11 @@ def any_value(socket, chance):
     return chance.randint(low, max(low, int(high))) if socket.io_type == "INT" else chance.uniform(low, high)
 
 
+def any_values(node, chance):
+    """A value for each widget of an options node."""
+    return {socket.id: any_value(socket, chance) for socket in node.GET_SCHEMA().inputs if socket.id != "options"}
+
+
 @fuzzed
 @given(
     chain=option_chains(), steps=st.integers(1, 8), frames=st.integers(1, 40), scale=st.sampled_from([0.0, 1.0, 4.0])
@@ -208,9 +221,8 @@ def test_any_combination_of_options(chain, steps, frames, scale, world):
     windows, seed = chain
     chance, prompt = random.Random(seed), tiny("long_speech")
     options = prompt[inputs_of(prompt, "MultiTalkSampler")["options"][0]]
-    options["inputs"] |= windows
-    knobs = world.nodes["MultiTalkAccelerationOptions"].GET_SCHEMA().inputs
-    values = {socket.id: any_value(socket, chance) for socket in knobs if socket.id != "options"}
+    options["inputs"] |= any_values(world.nodes["MultiTalkLongVideoOptions"], chance) | windows
+    values = any_values(world.nodes["MultiTalkAccelerationOptions"], chance)
     prompt["98"] = {
         "class_type": "MultiTalkAccelerationOptions",
         "inputs": values | {"compile": False, "options": inputs_of(prompt, "MultiTalkSampler")["options"]},
