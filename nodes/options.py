@@ -27,6 +27,7 @@ class SamplerOptions:
     acceleration: AccelerationOptions | None = None
     windows: WindowConfig = WindowConfig()
     color_strength: float = GenerationConfig.color_strength
+    deflicker: float = GenerationConfig.deflicker
     projected: bool = GuidanceConfig.projected
     skip_tail: bool = SamplingConfig.skip_tail
     first_look: bool = False
@@ -42,7 +43,7 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
             node_id="MultiTalkLongVideoOptions",
             display_name="MultiTalk Long Video Options",
             category=CATEGORY,
-            description="Windows, motion frames, colours, resuming, and a first look at a long run.",
+            description="Windows, motion frames, colours, flicker, resuming, and a first look at a long run.",
             inputs=[
                 sockets.Options.Input("options", optional=True, tooltip="Other options, to set these beside them."),
                 io.Combo.Input(
@@ -83,6 +84,15 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
                     default=SamplerOptions.resume,
                     tooltip="Keeps finished windows on disk until the video is written, and goes on from them.",
                 ),
+                io.Float.Input(
+                    "deflicker",
+                    default=SamplerOptions.deflicker,
+                    min=0.0,
+                    max=20.0,
+                    step=0.5,
+                    tooltip="Holds back changes from frame to frame of up to so many of 255 grey levels; 0 is off. "
+                    "3 stills the walls behind the small model's faces.",
+                ),
             ],
             outputs=[sockets.Options.Output(display_name="sampler_options")],
         )
@@ -96,6 +106,7 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
         color_strength: float,
         first_look: bool,
         resume: bool,
+        deflicker: float,
         options: SamplerOptions | None = None,
     ) -> io.NodeOutput:
         windows = WindowConfig(
@@ -107,6 +118,7 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
             color_strength=color_strength,
             first_look=first_look,
             resume=resume,
+            deflicker=deflicker,
         )
         return io.NodeOutput(changed)
 

@@ -49,6 +49,7 @@ class Settings:
             guidance=GuidanceConfig(self.text_cfg_scale, self.audio_cfg_scale, options.projected),
             windows=replace(options.windows, recipe=recipe),
             color_strength=options.color_strength,
+            deflicker=options.deflicker,
         )
 
     def draft(self, model: TransformerFiles, config: GenerationConfig) -> Draft:

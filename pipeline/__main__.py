@@ -34,6 +34,7 @@ MODELS = PACK / "models"
 SILENT = "silent"  # instead of a file of sound
 ASSETS = PACK / "demo" / "assets"
 DEMO_GUIDANCE = GuidanceConfig(text_scale=3.0, audio_scale=2.0)  # more burns the small model's colours
+DEMO_DEFLICKER = 3.0  # grey levels that the small VAE's walls flicker by
 DEMO_FILES = Files(
     base=MODELS / "diffusion_models" / "wan2.1_i2v_480p_demo.safetensors",
     adapter=MODELS / "model_patches" / "multitalk_demo.safetensors",
@@ -109,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--shift", type=float, help="schedule shift; 7 at 480p, 11 at 720p")
     add("--text-scale", type=float, help=f"{GuidanceConfig.text_scale:g}; {DEMO_GUIDANCE.text_scale:g} in the demos")
     add("--audio-scale", type=float, help=f"{GuidanceConfig.audio_scale:g}; {DEMO_GUIDANCE.audio_scale:g} in the demos")
+    add(
+        "--deflicker",
+        type=float,
+        metavar="LEVELS",
+        help=f"hold back changes from frame to frame of up to so many grey levels; {GenerationConfig.deflicker:g}, "
+        f"{DEMO_DEFLICKER:g} in the demos",
+    )
     add("--in-turn", action="store_true", help="several voices one after the other instead of together")
     add("--recipe", type=Recipe, choices=list(Recipe), help="how the adapter was trained; the default goes by its name")
     add("--memory", type=Memory, choices=list(Memory), default=Memory.AUTO)
@@ -183,6 +191,9 @@ def _request(args: argparse.Namespace, findings: Findings) -> Request:
     text_scale = usual.text_scale if args.text_scale is None else args.text_scale
     audio_scale = usual.audio_scale if args.audio_scale is None else args.audio_scale
     guidance = findings.attempt("", GuidanceConfig, text_scale, audio_scale) or usual
+    deflicker = args.deflicker
+    if deflicker is None:
+        deflicker = DEMO_DEFLICKER if demo else GenerationConfig.deflicker
     config = partial(
         GenerationConfig,
         resolution=args.resolution,
@@ -205,7 +216,10 @@ def _request(args: argparse.Namespace, findings: Findings) -> Request:
         ),
         recipe=args.recipe,
         memory=MemoryConfig(args.memory),
-        config=findings.attempt("", partial(config, num_frames, allow_long=args.long or num_frames == 0)) or config(),
+        config=findings.attempt(
+            "", partial(config, num_frames, allow_long=args.long or num_frames == 0, deflicker=deflicker)
+        )
+        or config(),
         resume_folder=args.resume_folder,
         starts=tuple(args.start or ()),
         heard=args.heard,

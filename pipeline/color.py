@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool1d, pad
 
 # sRGB with its white point D65 at 2 degrees, as in scikit-image
 XYZ_FROM_RGB = torch.tensor(
@@ -13,33 +14,53 @@ WHITE = torch.tensor([0.95047, 1.0, 1.08883])
 FLAT = 1e-3  # a standard deviation in Lab units, whose scale is 100, that is rounding noise
 CHUNK_FRAMES = 8
 
+Statistics = tuple[Tensor, Tensor]
+"""Mean and population standard deviation of each channel of each frame, both `c f 1 1`."""
 
-def match_colors(frames: Tensor, reference: Tensor, strength: float) -> Tensor:
+
+def match_colors(frames: Tensor, reference: Tensor, strength: float, settling: int = 1) -> Tensor:
     """`frames` with the colours of `reference`: mean and spread of each Lab channel of each frame are moved to its own.
+
+    A mouth that opens darkens its frame, and matching that frame alone brightens all the rest of it. So mean and spread
+    may be taken from the frames around it too: drift is slower than mouths.
 
     Args:
         frames: `c f h w`, RGB in -1..1.
         reference: `c h w`, RGB in -1..1.
         strength: 0 (as they are) .. 1 (moved the whole way); between, a blend in RGB.
+        settling: over how many frames mean and spread are averaged, an odd number; 1 matches each frame by itself, as
+            published.
     """
     if strength == 0:
         return frames
     target = _statistics(_to_lab(_to_unit(reference[:, None].to(frames))))
-    return torch.cat([_match(chunk, target, strength) for chunk in frames.split(CHUNK_FRAMES, dim=1)], dim=1)
+    chunks = frames.split(CHUNK_FRAMES, dim=1)
+    labs = [_to_lab(_to_unit(chunk)) for chunk in chunks]
+    own = [_settled(torch.cat(each, dim=1), settling) for each in zip(*map(_statistics, labs), strict=True)]
+    sources = zip(*(each.split(CHUNK_FRAMES, dim=1) for each in own), strict=True)
+    matched = [_match(lab, source, target) for lab, source in zip(labs, sources, strict=True)]
+    return torch.cat([_blend(chunk, rgb, strength) for chunk, rgb in zip(chunks, matched, strict=True)], dim=1)
 
 
-def _match(frames: Tensor, target: tuple[Tensor, Tensor], strength: float) -> Tensor:
-    rgb = _to_unit(frames)
-    lab = _to_lab(rgb)
-    (mean, spread), (target_mean, target_spread) = _statistics(lab), target
+def _match(lab: Tensor, source: Statistics, target: Statistics) -> Tensor:
+    """RGB in 0..1 of `lab`, of which `source` becomes `target`."""
+    (mean, spread), (target_mean, target_spread) = source, target
     scale = torch.where(spread > FLAT, target_spread / spread.clamp(min=FLAT), 0)  # a flat frame takes the mean
-    matched = _to_rgb((lab - mean) * scale + target_mean)
-    return torch.lerp(rgb, matched, strength) * 2 - 1
+    return _to_rgb((lab - mean) * scale + target_mean)
 
 
-def _statistics(lab: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation of each channel of each frame, `c f 1 1`."""
+def _blend(frames: Tensor, matched: Tensor, strength: float) -> Tensor:
+    return torch.lerp(_to_unit(frames), matched, strength) * 2 - 1
+
+
+def _statistics(lab: Tensor) -> Statistics:
     return lab.mean(dim=(2, 3), keepdim=True), lab.std(dim=(2, 3), keepdim=True, correction=0)
+
+
+def _settled(statistic: Tensor, count: int) -> Tensor:
+    """`c f 1 1` averaged over `count` frames around each; the first and the last frame stand for those beyond them."""
+    padded = pad(statistic[..., 0, 0], (count // 2, count // 2), mode="replicate")
+    return avg_pool1d(padded, count, stride=1)[..., None, None]
 
 
 def _to_unit(frames: Tensor) -> Tensor:

@@ -130,6 +130,7 @@ class GenerationConfig:
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     color_strength: float = 1.0  # how far the colours of several windows are moved to the reference image's
+    deflicker: float = 0.0  # grey levels of 255: smaller changes from frame to frame are held back
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_frames <= MOST_FRAMES:
@@ -143,3 +144,5 @@ class GenerationConfig:
             )
         if not 0 <= self.color_strength <= 1:
             raise ConfigError(f"color_strength must be in 0..1, got {self.color_strength}. 0 leaves the colours alone.")
+        if not 0 <= self.deflicker <= 255:
+            raise ConfigError(f"deflicker must be in 0..255 grey levels, got {self.deflicker}. 0 turns it off.")

@@ -16,6 +16,7 @@ from .color import match_colors
 from .conditioning.conditioning import Conditioning
 from .conditioning.speakers import to_latent_masks
 from .config import WindowPlan
+from .deflicker import hold_still
 from .errors import NumericalError
 from .memory import GB, PlacedTransformer
 from .recipes import WindowStart, start_window
@@ -24,6 +25,7 @@ from .sampling.denoise import denoise
 from .sampling.guidance import Guidance, Pass
 from .sampling.windows import Window
 from .seam import fade_seam
+from .shapes import FPS
 from .transformer.prepared import PreparedPass
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 Made = TypeVar("Made")
 
 DENOISING = 0.9  # a window's share of progress that its steps take; the rest is the VAE's
+COLOR_FRAMES = 2 * FPS + 1  # over which colours are compared: they drift in seconds, mouths move in tenths of them
+SEAM_FLICKER = 7  # how many times as much two windows may differ as two frames; 12 with the small model
 BLACK = -0.97  # a frame without a brighter value shows nothing
 
 
@@ -41,10 +45,7 @@ def generate_window(run: Run, transformer: PlacedTransformer, window: Window, mo
     run.report("decode", window, DENOISING)
     frames = _with_coders(run, transformer, partial(_decode, latents))
     _check_frames(frames, run.conditioning.source, window)
-    if len(run.windows) > 1 or run.config.windows.plan is WindowPlan.PUBLISHED:
-        frames = match_colors(frames, run.conditioning.source[:, 0], run.config.color_strength)
-    if window.overlap and run.config.windows.plan is WindowPlan.EXACT:
-        frames = fade_seam(frames, motion[:, -1], window.overlap)
+    frames = _steady(frames, run, window, motion)
     run.report("done", window, 1.0, frames=frames)
     return frames
 
@@ -108,6 +109,21 @@ def _check_finite(latents: Tensor, when: str) -> None:
             f"The latents are not finite {when}. Likely causes: float16 weights that overflow (choose bfloat16 as "
             f"precision), or a faulty attention kernel (choose math in the options)."
         )
+
+
+def _steady(frames: Tensor, run: Run, window: Window, motion: Tensor | None) -> Tensor:
+    """The decoded frames with the portrait's colours, without a jump from the window before, and without flicker."""
+    config, exact = run.config, run.config.windows.plan is WindowPlan.EXACT
+    if len(run.windows) > 1 or not exact:
+        settling = COLOR_FRAMES if exact else 1
+        frames = match_colors(frames, run.conditioning.source[:, 0], config.color_strength, settling)
+    if not window.overlap:
+        return hold_still(frames, frames[:, 0], config.deflicker)
+    last = motion[:, -1]
+    if exact:
+        frames = fade_seam(frames, last, window.overlap, SEAM_FLICKER * config.deflicker)
+    known, new = frames.split([window.overlap, frames.shape[1] - window.overlap], dim=1)
+    return torch.cat((known, hold_still(new, last, config.deflicker)), dim=1)
 
 
 def _check_frames(frames: Tensor, source: Tensor, window: Window) -> None:

@@ -35,7 +35,7 @@ COLUMNS = (  # from left to right: the group's title, its nodes' width, and the 
     ),
     ("Before the run", 340, ("MultiTalkPreflight",)),
     ("What is heard and seen", 380, ("MultiTalkEncodeAudio", "MultiTalkCondition")),
-    ("Frames", 340, ("MultiTalkSampler", "MultiTalkFal")),
+    ("Frames", 420, ("MultiTalkSampler", "MultiTalkFal")),  # wide enough for the line that tells the progress
     ("Video", 380, ("SaveVideo",)),
 )
 
@@ -201,7 +201,7 @@ def _height(kind: str) -> int:
     widgets = _widgets(kind)
     lines = len(widgets) + sum(bool(widget.get("control_after_generate")) for widget in widgets)
     text = sum(90 for widget in widgets if "prompt" in widget["id"])
-    picture = {"MultiTalkCondition": 200, "MultiTalkSampler": 210, "MultiTalkPreflight": 240, "SaveVideo": 380}.get(
+    picture = {"MultiTalkCondition": 200, "MultiTalkSampler": 270, "MultiTalkPreflight": 240, "SaveVideo": 380}.get(
         kind, 0
     )
     return 14 + 20 * rows + 24 * lines + text + picture
@@ -309,10 +309,13 @@ def build() -> dict[str, Graph]:
         sampler={"num_frames": 0, "keep_frames": False, "acceleration": "regular", "options": (options, 0)},
         preflight=True,
     )  # fmt: skip
+    steady = small.add("MultiTalkLongVideoOptions", deflicker=3.0)
     talk(
         small, SMALL, one, "a smiling person talks",
         condition={"resolution": "custom", "width": 128, "height": 128},
-        sampler={"num_frames": 0, "steps": 20, "text_cfg_scale": 3.0, "audio_cfg_scale": 2.0},
+        sampler={
+            "num_frames": 0, "steps": 20, "text_cfg_scale": 3.0, "audio_cfg_scale": 2.0, "options": (steady, 0),
+        },
     )  # fmt: skip
     shown = remote.add("MultiTalkExample", example=photograph)
     bought = remote.add("MultiTalkFal", image=(shown, 0), audio=(shown, 1), prompt=woman)

@@ -19,6 +19,28 @@ def test_frames_are_matched_one_by_one_however_many_there_are():
     torch.testing.assert_close(matched, alone)
 
 
+def test_a_settled_match_leaves_the_wall_alone_when_a_mouth_opens():
+    """The wall behind a dark spot that comes and goes; matched one by one, it flickers against the spot."""
+    wall = torch.rand(3, 1, 16, 16).mul(0.4).expand(-1, 40, -1, -1).clone()
+    wall[:, ::4, 4:8, 4:8] = -0.9
+    outside = torch.ones(16, 16, dtype=torch.bool)
+    outside[4:8, 4:8] = False
+
+    def flicker(settling):
+        return match_colors(wall, wall[:, 1], 1.0, settling)[:, :, outside].diff(dim=1).abs().mean()
+
+    assert flicker(33) < flicker(1) / 5
+
+
+def test_a_settled_match_follows_a_drift_in_its_middle():
+    reference = torch.rand(3, 12, 12) * 0.5
+    drifting = reference[:, None] + torch.linspace(-0.2, 0.2, 41)[:, None, None]
+    matched = match_colors(drifting, reference, 1.0, settling=11)
+    torch.testing.assert_close(
+        matched[:, 10:31].mean(dim=(2, 3)), reference.mean(dim=(1, 2))[:, None].expand(-1, 21), atol=0.02, rtol=0
+    )
+
+
 def test_an_image_matched_to_itself_stays_and_no_strength_touches_nothing():
     frames = torch.rand(3, 2, 8, 8) * 2 - 1
     torch.testing.assert_close(match_colors(frames[:, :1], frames[:, 0], 1.0), frames[:, :1], atol=1e-4, rtol=0)

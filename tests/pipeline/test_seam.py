@@ -1,5 +1,6 @@
 """Where two windows meet: nothing jumps, and nothing else changes."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +26,17 @@ def test_the_jump_is_gone_and_all_frames_beyond_the_fade_are_as_they_were(num_fr
 
 def test_windows_that_agree_are_left_alone():
     frames = clip(33)
+    assert torch.equal(fade_seam(frames, frames[:, 24], 25), frames)
+
+
+@pytest.mark.parametrize(("step", "fades"), [(0.05, True), (0.5, False)])
+def test_a_step_too_small_for_motion_is_faded_like_a_jump(step, fades):
+    """The known frames agree with the window before; what is new is a shade brighter, or has moved."""
+    frames = clip(1).mul(0.5).expand(-1, 33, -1, -1).clone()
+    frames[:, 25:] += step
+    faded = fade_seam(frames, frames[:, 24], 25, still=10)
+    wanted = frames[:, 24] + step / (FADE_FRAMES + 1) if fades else frames[:, 25]
+    torch.testing.assert_close(faded[:, 25], wanted)
     assert torch.equal(fade_seam(frames, frames[:, 24], 25), frames)
 
 
