@@ -18,6 +18,7 @@ from pipeline.conditioning.image_encoder import ImageEncoder
 from pipeline.lip_sync import implied_mouth
 
 from .faces import Appearance, Motion, draw, place, random_appearance, random_background, random_motion
+from .numbers import fast_numbers
 from .run import RUN_FOLDER
 from .speech import Utterance, random_utterance
 
@@ -124,7 +125,7 @@ class Encoders:
     def latents(self, frames: np.ndarray) -> Tensor:
         """`16 t h w`, not normalised, of `f h w 3` uint8 frames."""
         video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_numbers(self.vae.device):
             return self.vae.encode(video.to(self.vae.device)).latent_dist.mode()[0].float().cpu()
 
     def speech(self, samples: np.ndarray, num_frames: int) -> Tensor:

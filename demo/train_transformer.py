@@ -25,6 +25,7 @@ from pipeline.transformer.model import MultiTalkTransformer
 
 from . import prompts, train_audio
 from .dataset import shards
+from .numbers import fast_numbers
 from .run import RUN_FOLDER, Run, phase_at
 
 TEXT_WIDTH = 64
@@ -173,7 +174,7 @@ def _step(
     ids = torch.tensor([[*tokenizer.encode(text), tokenizer.eos_id()]], device=device)
     losses, mouths, shared = [], [], None
     model.attend.num_tokens = ids.shape[1]
-    with torch.autocast(device.type, torch.bfloat16):
+    with fast_numbers(device):
         prompt_embeds = model.text_encoder(input_ids=ids).last_hidden_state[0]
         length = int(random.choice(phase.lengths))
         for clip in clips:

@@ -24,6 +24,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor, nn
 
 from .faces import draw, place, random_appearance, random_background, random_motion
+from .numbers import fast_numbers
 from .run import RUN_FOLDER, Run, phase_at
 
 BASE_DIM, LATENT_CHANNELS = 16, 16
@@ -118,7 +119,7 @@ def loss_of(vae: AutoencoderKLWan, frames: Tensor, weights: Tensor, step: int) -
 def _reconstruct(vae: AutoencoderKLWan, frames: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """The latents, and what the frames have become through them and a little noise, less the frames."""
     noise = torch.Generator().manual_seed(step)
-    with torch.autocast(frames.device.type, torch.bfloat16):
+    with fast_numbers(frames.device):
         latents = vae.encode(frames).latent_dist.mode()
         noisy = latents + LATENT_NOISE * torch.randn(latents.shape, generator=noise).to(latents)
         seen = vae.decode(noisy).sample
