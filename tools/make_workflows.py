@@ -33,9 +33,9 @@ COLUMNS = (  # from left to right: the group's title, its nodes' width, and the 
             "MultiTalkLoadTextEncoder",
         ),
     ),
-    ("Before the run", 340, ("MultiTalkPreflight",)),
+    ("Before the run", 420, ("MultiTalkPreflight",)),
     ("What is heard and seen", 380, ("MultiTalkEncodeAudio", "MultiTalkCondition")),
-    ("Frames", 420, ("MultiTalkSampler", "MultiTalkFal")),  # wide enough for the line that tells the progress
+    ("Frames", 420, ("MultiTalkSampler", "MultiTalkFal")),
     ("Video", 380, ("SaveVideo",)),
 )
 
@@ -201,7 +201,7 @@ def _height(kind: str) -> int:
     widgets = _widgets(kind)
     lines = len(widgets) + sum(bool(widget.get("control_after_generate")) for widget in widgets)
     text = sum(90 for widget in widgets if "prompt" in widget["id"])
-    picture = {"MultiTalkCondition": 200, "MultiTalkSampler": 270, "MultiTalkPreflight": 240, "SaveVideo": 380}.get(
+    picture = {"MultiTalkCondition": 200, "MultiTalkSampler": 290, "MultiTalkPreflight": 340, "SaveVideo": 380}.get(
         kind, 0
     )
     return 14 + 20 * rows + 24 * lines + text + picture
