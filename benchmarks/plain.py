@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import conv3d, layer_norm, pad, scaled_dot_product_attention, silu
+from torch.nn.functional import conv3d, gelu, layer_norm, pad, scaled_dot_product_attention, silu
 
 from pipeline.transformer.model import MultiTalkTransformer
 
@@ -99,8 +99,12 @@ def _block(
     x = (x.float() + seen.float() * gate).to(x.dtype)
     x = x + _cross_attention(block.attn2, norm(x, block.norm2), text, image)
     x = x + audio_attention(block.audio_cross_attn, norm(x, block.norm_x), voices, looks_at, grid[0])
-    thought = block.ffn((norm(x).float() * (1 + ffn_scale) + ffn_shift).to(x.dtype))
+    thought = _feed_forward(block.ffn.net, (norm(x).float() * (1 + ffn_scale) + ffn_shift).to(x.dtype))
     return (x.float() + thought.float() * ffn_gate).to(x.dtype)
+
+
+def _feed_forward(layers: nn.Sequential, x: Tensor) -> Tensor:
+    return layers[2](gelu(layers[0].proj(x), approximate="tanh"))
 
 
 def norm(x: Tensor, layer: nn.Module | None = None) -> Tensor:

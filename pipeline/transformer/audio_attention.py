@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import KeyValue
+from .prepared import Constant
 from .rope import rotate, rotation
 from .speakers import voice_positions
+
+KEPT_NUMBERS = 1 << 20  # of folded keys; more are folded anew in every step, for 14B they would be 400 MB a block
+
+
+class Folded(NamedTuple):
+    """Keys and values of one voice that the video's tokens meet as they are, without a projection of their own."""
+
+    key: Tensor  # t (heads n) c
+    offset: Tensor  # t heads n, added to the scores
+    value: Tensor  # t (heads n) c
+    bias: Tensor  # c, added to what was heard
 
 
 class AudioCrossAttention(nn.Module):
@@ -22,7 +36,7 @@ class AudioCrossAttention(nn.Module):
         self.kv_linear = nn.Linear(audio_dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, voices: KeyValue, positions: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, voices: Constant[KeyValue], positions: Tensor | None = None) -> Tensor:
         """
         Args:
             x: `(t s) c`, t latent frames of s tokens each.
@@ -32,9 +46,10 @@ class AudioCrossAttention(nn.Module):
         Returns:
             `(t s) c`, to be added to the video tokens.
         """
-        key, value = voices
+        key, value = voices.value
         if positions is None and self._folding_pays(x, key):
-            return self._folded(x, key, value)
+            kept = key.numel() * self.num_heads <= KEPT_NUMBERS
+            return _look_at_folded(x, *(voices.through(self._folded) if kept else self._folded(voices.value)))
         query = rearrange(self.q_linear(x), "n (heads k) -> n heads k", heads=self.num_heads)
         if positions is not None:
             query = rotate(query, rotation(positions, self.head_dim).unsqueeze(1))
@@ -42,29 +57,28 @@ class AudioCrossAttention(nn.Module):
         heard = scaled_dot_product_attention(query, key, value)
         return self.proj(rearrange(heard, "t heads s k -> (t s) (heads k)"))
 
-    def of_voices(self, tokens: Tensor) -> KeyValue:
+    def of_voices(self, tokens: Tensor) -> Constant[KeyValue]:
         """Keys and values of the audio tokens, `p t n d`: those of all p persons side by side, `t heads (p n) k`."""
         both = self.kv_linear(tokens)
         key, value = rearrange(both, "p t n (two heads k) -> two p t n heads k", two=2, heads=self.num_heads)
         if len(tokens) > 1:
             place = rotation(voice_positions(len(tokens), tokens.device), self.head_dim)
             key = rotate(key, rearrange(place, "p pairs two -> p 1 1 1 pairs two"))
-        return tuple(rearrange(x, "p t n heads k -> t heads (p n) k") for x in (key, value))
+        return Constant(tuple(rearrange(x, "p t n heads k -> t heads (p n) k") for x in (key, value)))
 
-    def _folded(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """`forward` for one voice, by `(x Wq) k^T = x (Wq k^T)` and `(a v) Wo = a (v Wo)`.
+    def _folded(self, voices: KeyValue) -> Folded:
+        """What turns `forward` for one voice into two products of c x (heads n) for each token, not of c x c.
 
-        Two products of c x (heads n) for each token take the place of two of c x c.
+        `(x Wq) k^T = x (Wq k^T)` and `(a v) Wo = a (v Wo)`.
         """
+        key, value = voices
         into_key = self.q_linear.weight.unflatten(0, (self.num_heads, -1))
         from_value = self.proj.weight.unflatten(1, (self.num_heads, -1))
         key = key * self.head_dim**-0.5
         offset = torch.einsum("thnk,hk->thn", key, self.q_linear.bias.unflatten(0, (self.num_heads, -1)))
         key = torch.einsum("thnk,hkc->thnc", key, into_key).flatten(1, 2)
         value = torch.einsum("thnk,chk->thnc", value, from_value).flatten(1, 2)
-        scores = torch.baddbmm(offset.flatten(1).unsqueeze(1), x.unflatten(0, (len(key), -1)), key.mT)  # t s (heads n)
-        weights = scores.unflatten(-1, (self.num_heads, -1)).softmax(dim=-1).flatten(-2)
-        return torch.baddbmm(self.proj.bias, weights, value).flatten(0, 1)
+        return Folded(key, offset, value, self.proj.bias)
 
     def _folding_pays(self, x: Tensor, key: Tensor) -> bool:
         """Whether folding takes fewer operations, and rounds no worse.
@@ -75,6 +89,14 @@ class AudioCrossAttention(nn.Module):
         num_keys, tokens_per_frame = key.shape[2], len(x) // len(key)
         fewer = tokens_per_frame * (self.head_dim - num_keys) > num_keys * self.head_dim
         return fewer and all(_is_plain_float32(layer, x) for layer in (self.q_linear, self.proj))
+
+
+def _look_at_folded(x: Tensor, key: Tensor, offset: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """`(t s) c` of `(t s) c`, see `Folded`."""
+    t, heads, n = offset.shape
+    scores = torch.baddbmm(offset.reshape(t, 1, -1), x.unflatten(0, (t, -1)), key.mT)  # t s (heads n)
+    weights = scores.unflatten(-1, (heads, n)).softmax(dim=-1).flatten(-2)
+    return torch.baddbmm(bias, weights, value).flatten(0, 1)
 
 
 def _is_plain_float32(layer: nn.Module, x: Tensor) -> bool:

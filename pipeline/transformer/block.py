@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers.models.attention import FeedForward
 from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from .attention import CrossAttention, SelfAttention
 from .audio_attention import AudioCrossAttention
+from .feed_forward import FeedForward
 from .prepared import Constant
 from .speakers import speaker_positions
-
-FFN_TOKENS = 16_384  # run through the feed-forward at a time: its middle is 2.7 times as wide as the tokens
 
 
 class AdaptiveNorm(nn.Module):
@@ -53,7 +51,7 @@ class MultiTalkBlock(nn.Module):
         self.norm_x = FP32LayerNorm(dim, eps)
         self.audio_cross_attn = AudioCrossAttention(dim, audio_dim, num_heads)
         self.norm3 = AdaptiveNorm(dim, eps)
-        self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+        self.ffn = FeedForward(dim, ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(self, tokens: Tensor, time_projection: Tensor, around: Surroundings) -> Tensor:
@@ -77,8 +75,8 @@ class MultiTalkBlock(nn.Module):
         tokens = tokens + self.attn2(self.norm2(tokens), text, image)
         positions = None if looks_at is None else speaker_positions(looks_at)
         tokens = tokens + self.audio_cross_attn(self.norm_x(tokens), voices, positions)
-        thought = [self.ffn(part) for part in self.norm3(tokens, ffn_shift, ffn_scale).split(FFN_TOKENS)]
-        return gated(tokens, torch.cat(thought), ffn_gate)
+        thought = self.ffn(self.norm3(tokens, ffn_shift, ffn_scale))
+        return gated(tokens, thought, ffn_gate)
 
 
 def gated(tokens: Tensor, change: Tensor, gate: Tensor) -> Tensor:

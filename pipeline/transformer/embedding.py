@@ -34,9 +34,9 @@ class PatchEmbedding(nn.Conv3d):
             onto: the share of the other channels, to which this one is added; None adds the bias.
         """
         a, b, c = self.kernel_size
-        patches = rearrange(frames, "c (t a) (h b) (w d) -> (t h w) (c a b d)", a=a, b=b, d=c)
+        patches = rearrange(frames, "c (t a) (h b) (w d) -> (c a b d) (t h w)", a=a, b=b, d=c)
         weight = self.weight[:, first_channel : first_channel + len(frames)].flatten(1)
-        return torch.addmm(self.bias if onto is None else onto, patches.type_as(weight), weight.T)
+        return torch.addmm(self.bias if onto is None else onto, patches.T.type_as(weight), weight.T)
 
 
 class Time(NamedTuple):
