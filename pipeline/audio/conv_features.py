@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv1d
 
-PIECE_FRAMES = 500  # 10 s of sound; the first layer of the base model then holds 65 MB, where 600 s would hold 4 GB
+PIECE_FRAMES = 100  # 2 s of sound: what the base model's layers hold, 13 MB at most, stays near the processor
 
 
 def reach(extractor: nn.Module) -> int:
@@ -24,7 +25,7 @@ def conv_features(extractor: nn.Module, waveform: Tensor) -> Tensor:
     What `extractor` (transformers' `Wav2Vec2FeatureEncoder`) makes of a `waveform` (`n`): `c frames`.
 
     The same numbers as in one go but for rounding: no layer pads, and the one that looks at the whole sound, the group
-    norm of the first layer, gets its statistics in a pass of its own.
+    norm of the first layer, is told its statistics beforehand.
     """
     first, *others = extractor.conv_layers
     if isinstance(first.layer_norm, nn.GroupNorm):  # else it norms each frame for itself, as the large models do
@@ -40,19 +41,31 @@ def conv_features(extractor: nn.Module, waveform: Tensor) -> Tensor:
 
 
 def _settled(layer: nn.Module, waveform: Tensor) -> Callable[[Tensor], Tensor]:
-    """`layer` with the scale and shift that its group norm, a group for each channel, has over the whole waveform."""
+    """
+    `layer` with the group norm that it has over the whole waveform, a group for each channel, in its convolution.
+
+    A channel is `w x` of the samples x under the kernel: over the waveform its mean is `w m` and its variance `w C w`,
+    with x's mean `m` and covariance `C`. So nothing is convolved for the statistics.
+    """
     conv, norm = layer.conv, layer.layer_norm
-    count, total, squares = 0, 0.0, 0.0
-    for samples in _pieces(waveform, conv.kernel_size[0], conv.stride[0], PIECE_FRAMES * 16):
-        hidden = conv(samples[None, None])[0].double()
-        count += hidden.shape[-1]
-        total = total + hidden.sum(dim=-1)
-        squares = squares + hidden.square().sum(dim=-1)
+    weight = conv.weight.double()  # c 1 k
+    mean, covariance = _moments(waveform, conv.kernel_size[0], conv.stride[0])
+    variance = torch.einsum("cik,kl,cil->c", weight, covariance, weight)
+    scale = norm.weight.double() / (variance + norm.eps).sqrt()
+    weight = weight * scale[:, None, None]
+    bias = norm.bias.double() - (weight @ mean)[:, 0]  # one of the convolution itself would fall out
+    weight, bias = weight.to(waveform.dtype), bias.to(waveform.dtype)
+    return lambda samples: layer.activation(conv1d(samples, weight, bias, conv.stride))
+
+
+def _moments(waveform: Tensor, width: int, hop: int) -> tuple[Tensor, Tensor]:
+    """Mean `k` and covariance `k k` of `width` samples in a row, taken every `hop` samples, in float64."""
+    count, total, products = 0, 0.0, 0.0
+    for samples in _pieces(waveform, width, hop, PIECE_FRAMES * 64):  # 2 s of sound again
+        rows = samples.double().unfold(0, width, hop)  # n k
+        count, total, products = count + len(rows), total + rows.sum(dim=0), products + rows.mT @ rows
     mean = total / count
-    scale = norm.weight.double() / (squares / count - mean**2 + norm.eps).sqrt()
-    shift = norm.bias.double() - mean * scale
-    scale, shift = scale.to(waveform.dtype)[:, None], shift.to(waveform.dtype)[:, None]
-    return lambda samples: layer.activation(conv(samples) * scale + shift)
+    return mean, products / count - torch.outer(mean, mean)
 
 
 def _pieces(waveform: Tensor, reach: int, hop: int, num_frames: int) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 
-def tiny_encoder(feat_extract_norm: str = "group") -> Wav2Vec2Model:
+def tiny_encoder(feat_extract_norm: str = "group", conv_bias: bool = False) -> Wav2Vec2Model:
     """Three layers of 16 channels, the same weights every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -15,6 +15,7 @@ def tiny_encoder(feat_extract_norm: str = "group") -> Wav2Vec2Model:
             intermediate_size=32,
             conv_dim=(8,) * 7,
             feat_extract_norm=feat_extract_norm,
+            conv_bias=conv_bias,
             num_conv_pos_embeddings=8,
             num_conv_pos_embedding_groups=2,
         )

@@ -75,11 +75,11 @@ def test_too_few_samples_are_refused(model):
         encode(model, torch.randn(399), num_frames=1)
 
 
-@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize(("norm", "bias"), [("group", False), ("group", True), ("layer", True)])
 @pytest.mark.parametrize("num_samples", [400, 719, 720, 16000, 100_001])
-def test_features_of_pieces_are_those_of_the_whole(norm, num_samples, monkeypatch):
+def test_features_of_pieces_are_those_of_the_whole(norm, bias, num_samples, monkeypatch):
     monkeypatch.setattr(conv_features, "PIECE_FRAMES", 7)
-    extractor = tiny_encoder(feat_extract_norm=norm).feature_extractor
+    extractor = tiny_encoder(feat_extract_norm=norm, conv_bias=bias).feature_extractor
     for layer in extractor.conv_layers:
         if hasattr(layer, "layer_norm"):
             torch.nn.init.normal_(layer.layer_norm.weight)
