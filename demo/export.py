@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,7 +21,13 @@ from .run import RUN_FOLDER
 MODELS_FOLDER = Path(__file__).parents[1] / "models"
 STORED_DTYPE = torch.float16
 
+STAGES = ("decoder", "audio", "transformer")
+
 State = dict[str, Tensor]
+Statistics = tuple[Tensor, Tensor]
+"""Mean and standard deviation of each channel of the VAE's latents."""
+
+PUBLISHED: Statistics = (torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD))
 
 
 def main() -> None:
@@ -28,8 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=MODELS_FOLDER)
     options = parser.parse_args()
+    stages = {stage: _average(stage) for stage in STAGES}
     total = 0
-    for name, state in parts().items():
+    for name, state in parts(stages, train_transformer.latent_statistics()).items():
         path = options.folder / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: _stored(tensor) for key, tensor in state.items()}, path)
@@ -38,9 +46,14 @@ def main() -> None:
     print(f"all: {total / 1e6:.1f} MB")
 
 
-def parts() -> dict[str, State]:
-    """The states of all files, by folder and name, as ComfyUI sorts models."""
-    learned = _average("transformer")
+def parts(stages: Mapping[str, State], statistics: Statistics) -> dict[str, State]:
+    """The states of all files, by folder and name, as ComfyUI sorts models.
+
+    Args:
+        stages: what each of `STAGES` has learned.
+        statistics: mean and standard deviation of the trained latents.
+    """
+    learned = stages["transformer"]
     transformer = {
         native_transformer_key(key.removeprefix("transformer.")): tensor
         for key, tensor in learned.items()
@@ -52,32 +65,31 @@ def parts() -> dict[str, State]:
             key: tensor for key, tensor in transformer.items() if key not in adapter
         },
         "model_patches/multitalk_demo": adapter,
-        "vae/wan_2.1_vae_demo": vae_state(),
+        "vae/wan_2.1_vae_demo": vae_state(stages["decoder"], statistics),
         "text_encoders/umt5_demo": text_state(learned),
         "clip_vision/clip_vision_h_demo": native_clip_state(random_image_encoder().model.state_dict()),
-        "audio_encoders/wav2vec2_demo": speech_state(),
+        "audio_encoders/wav2vec2_demo": speech_state(stages["audio"]),
     }
 
 
-def vae_state() -> State:
-    """The VAE with the published latent statistics folded in: its latents, normalised by those, are of unit size.
-
-    With m, s the statistics of the trained latents and M, S the published ones, the encoder's last convolution gives
-    `(z - m) / s * S + M`, and the decoder's first one takes that back.
-    """
+def vae_state(learned: State, statistics: Statistics) -> State:
+    """The VAE with the published latent statistics folded in: its latents, normalised by those, are of unit size."""
     vae = train_vae.build()
-    vae.load_state_dict(_average("decoder"))
-    fold(vae, *train_transformer.latent_statistics())
+    vae.load_state_dict(learned)
+    fold(vae, statistics, PUBLISHED)
     return vae.state_dict()
 
 
 @torch.no_grad()
-def fold(vae: AutoencoderKLWan, mean: Tensor, std: Tensor) -> None:
-    """Changes the VAE's latents to `(z - mean) / std * LATENT_STD + LATENT_MEAN`."""
-    published_mean, published_std = torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD)
-    mean, std = mean.flatten(), std.flatten()
-    gain, shift = published_std / std, published_mean - mean * published_std / std
-    outgoing, incoming, count = vae.quant_conv, vae.post_quant_conv, len(mean)
+def fold(vae: AutoencoderKLWan, old: Statistics, new: Statistics) -> None:
+    """Changes the VAE's latents from the old statistics to the new ones.
+
+    With m, s the old mean and standard deviation and M, S the new ones, the encoder's last convolution gives
+    `(z - m) / s * S + M`, and the decoder's first one takes that back.
+    """
+    (old_mean, old_std), (new_mean, new_std) = ([value.flatten() for value in each] for each in (old, new))
+    gain, shift = new_std / old_std, new_mean - old_mean * new_std / old_std
+    outgoing, incoming, count = vae.quant_conv, vae.post_quant_conv, len(gain)
     outgoing.weight[:count] *= gain[:, None, None, None, None]
     outgoing.bias[:count] = outgoing.bias[:count] * gain + shift
     incoming.bias -= incoming.weight.flatten(1) @ (shift / gain)
@@ -94,11 +106,9 @@ def text_state(learned: State) -> State:
     return encoder | {"spiece_model": torch.frombuffer(bytearray(prompts.tokenizer()), dtype=torch.uint8)}
 
 
-def speech_state() -> State:
+def speech_state(learned: State) -> State:
     """The speech encoder without the heads that it was trained by, named as published."""
-    encoder = {
-        key.removeprefix("encoder."): tensor for key, tensor in _average("audio").items() if key.startswith("encoder.")
-    }
+    encoder = {key.removeprefix("encoder."): tensor for key, tensor in learned.items() if key.startswith("encoder.")}
     return {f"wav2vec2.{_published(key)}": tensor for key, tensor in encoder.items()}
 
 

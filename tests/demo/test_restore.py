@@ -1,0 +1,20 @@
+"""The bundled weights become a training, and a training becomes the bundled weights."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+PACK = Path(__file__).resolve().parents[2]
+
+
+def test_what_is_restored_is_exported_as_it_was(monkeypatch):
+    monkeypatch.syspath_prepend(str(PACK))  # `demo` is run from the repository's root
+    from demo import export, restore
+
+    stages = {stage: network.state_dict() for stage, network in restore.networks(export.MODELS_FOLDER).items()}
+    for name, state in export.parts(stages, restore.UNIT).items():
+        bundled = load_file(export.MODELS_FOLDER / f"{name}.safetensors")
+        assert state.keys() == bundled.keys()
+        for key, tensor in state.items():
+            torch.testing.assert_close(tensor.to(bundled[key].dtype), bundled[key], rtol=2e-3, atol=1e-6)
