@@ -4,14 +4,15 @@ import pytest
 import torch
 from multitalk.pipeline.errors import ConfigError
 from multitalk.pipeline.shapes import LatentSize
-from multitalk.pipeline.transformer import attention
+from multitalk.pipeline.transformer import attention, audio_attention
 from multitalk.pipeline.transformer.attention import SelfAttention, TextTokens
 from multitalk.pipeline.transformer.audio_projection import AudioProjection
 from multitalk.pipeline.transformer.embedding import sinusoid
+from multitalk.pipeline.transformer.feed_forward import gelu_tanh
 from multitalk.pipeline.transformer.model import MultiTalkTransformer
 from multitalk.pipeline.transformer.rope import grid_rotation
 from support.transformer import SIZE, heard, latents, prompt, tiny, voices, window
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 
 def count_calls(monkeypatch, owner: object, name: str) -> list:
@@ -151,12 +152,30 @@ def test_padding_as_one_heavy_key_is_the_plain_attention(num_tokens):
     torch.testing.assert_close(merged, plain, atol=1e-6, rtol=1e-5)
 
 
-def test_the_folded_audio_attention_is_the_plain_one():
-    audio_attention = tiny().blocks[0].audio_cross_attn
-    x, voice = torch.randn(3 * 40, 64), audio_attention.of_voices(torch.randn(1, 3, 4, 24))
-    folded = audio_attention(x, voice)
-    audio_attention.proj = torch.nn.Sequential(audio_attention.proj)  # no plain layer any more
-    torch.testing.assert_close(folded, audio_attention(x, voice))
+@pytest.mark.parametrize("kept_numbers", [0, audio_attention.KEPT_NUMBERS])
+def test_the_folded_audio_attention_is_the_plain_one(kept_numbers, monkeypatch):
+    monkeypatch.setattr(audio_attention, "KEPT_NUMBERS", kept_numbers)
+    layer = tiny().blocks[0].audio_cross_attn
+    x, voice = torch.randn(3 * 40, 64), layer.of_voices(torch.randn(1, 3, 4, 24))
+    folded = [layer(x, voice) for _ in range(2)]
+    layer.proj = torch.nn.Sequential(layer.proj)  # no plain layer any more
+    for got in folded:
+        torch.testing.assert_close(got, layer(x, voice))
+
+
+def test_the_gelu_is_as_near_to_the_exact_one_as_that_of_torch():
+    x = torch.cat((4 * torch.randn(10_000), torch.tensor([0.0, 30, -30, 1e4, -1e4])))
+    want = gelu(x.double(), approximate="tanh")
+    ours, other = ((got - want).norm() / want.norm() for got in (gelu_tanh(x), gelu(x, approximate="tanh")))
+    assert 0 < ours <= 2 * other < 1e-6
+
+
+def test_the_gelu_has_a_gradient():
+    with torch.enable_grad():
+        x = torch.randn(10, requires_grad=True)
+        (gradient,) = torch.autograd.grad(gelu_tanh(x).sum(), x)
+        (want,) = torch.autograd.grad(gelu(x, approximate="tanh").sum(), x)
+    torch.testing.assert_close(gradient, want)
 
 
 @pytest.mark.parametrize("num_speakers", [1, 2])

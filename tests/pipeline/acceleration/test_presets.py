@@ -1,0 +1,82 @@
+"""How many forwards each preset runs of 40 guided steps, and which."""
+
+import torch
+from multitalk.pipeline.acceleration.accelerate import make_guidance, preset
+from multitalk.pipeline.acceleration.step_cache import cached_forward, make_cache
+from multitalk.pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, Resolution, SamplingConfig
+from multitalk.pipeline.sampling.denoise import NoAnchor, denoise
+from multitalk.pipeline.sampling.schedule import timesteps
+
+STEPS, SHIFT, RATE = 40, 5.0, 2.0
+FULL = ["cond", "drop_text", "uncond"]
+
+
+class LinearNetwork:
+    """The velocity is `RATE` times the latents, in every pass: what a cache sees can be reckoned beforehand."""
+
+    def __init__(self):
+        self.is_run = False
+
+    def embed(self, latents, timestep, heard):
+        return latents, None
+
+    def run_blocks(self, tokens, time, heard):
+        self.is_run = True
+        return RATE * tokens
+
+    def head(self, tokens, time, heard):
+        return tokens
+
+    def __call__(self, latents, timestep, heard):
+        return self.run_blocks(latents, None, heard)
+
+
+def forwards_of(acceleration: Acceleration) -> dict[int, list[str]]:
+    """The passes whose blocks were run, by step, without the steps that were left out."""
+    config = GenerationConfig(
+        acceleration=acceleration, sampling=SamplingConfig(STEPS), guidance=GuidanceConfig(5.0, 4.0)
+    )
+    options, network, schedule, run = preset(config), LinearNetwork(), timesteps(STEPS, SHIFT), {}
+    cache = make_cache(options, network, schedule, Resolution.P480)
+
+    def predict(latents, timestep, step, pass_):
+        network.is_run = False
+        velocity = cached_forward(network, cache, latents, timestep, step, None, pass_)
+        if network.is_run:
+            run.setdefault(step, []).append(pass_.value)
+        return velocity
+
+    noise = torch.ones(16, 1, 2, 2)
+    denoise(predict, noise, schedule, make_guidance(options, config), NoAnchor(), lambda step, clean: None)
+    return run
+
+
+def test_none_runs_every_forward():
+    assert forwards_of(Acceleration.NONE) == {step: FULL for step in range(STEPS)}
+
+
+def test_high_runs_every_seventh_step_and_guides_the_first_two():
+    guided, unguided = (0, 1), (8, 15, 22, 29, 36, 39)
+    want = {step: FULL for step in guided} | {step: ["cond"] for step in unguided}
+    assert forwards_of(Acceleration.HIGH) == want
+
+
+def test_regular_runs_the_first_fifth_the_last_step_and_those_that_have_changed():
+    run = forwards_of(Acceleration.REGULAR)
+    assert list(run) == steps_that_easycache_runs() and len(run) == 28
+    assert all(passes == FULL for passes in run.values())
+
+
+def steps_that_easycache_runs() -> list[int]:
+    """EasyCache's formula at threshold 0.05, for one number whose velocity is `RATE` times it: so `k` is `RATE`."""
+    sigmas = (timesteps(STEPS, SHIFT) / 1000).double().tolist()
+    x, before, last, error, steps = 1.0, 0.0, 0.0, 0.0, []
+    for step in range(STEPS):
+        error += RATE * abs(x - before) / abs(RATE * last) if last else 0.0
+        if step < STEPS // 5 or step == STEPS - 1 or error >= 0.05:
+            steps.append(step)
+            last, error = x, 0.0
+        before = x
+        velocity = x + (RATE - 1) * last  # reused: the latents and the last difference
+        x -= (sigmas[step] - sigmas[step + 1]) * velocity
+    return steps
