@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.config import Acceleration
 from pipeline.host import Progress, TorchHost
 from pipeline.lip_sync import implied_mouth, mouth_openings
 from pipeline.lip_sync import measure as measure_lips
+from pipeline.transformer.model import MultiTalkTransformer
 
 from .lip_sync import MODELS_FOLDER, Frames, Studio, held_out
 from .measure import PeakMemory, Settings, relative_error
@@ -48,18 +50,43 @@ class Take:
     latents: Tensor
     forwards: float  # per person
     seconds: float  # per person
+    denoising_s: float  # of those
     memory_mb: float
     lip_sync: float
 
 
-class LastLatents(TorchHost):
-    """Keeps the clean latents of the last step."""
+class Watcher(TorchHost):
+    """Counts forwards, and the seconds from a window's first forward to its last step; keeps what that step gave."""
 
-    latents: Tensor | None = None
+    def __init__(self, settings: Settings):
+        super().__init__(settings.device)
+        self.forwards, self.denoising_s = 0, 0.0
+        self.latents: list[Tensor] = []  # of every window, clean
+        self._clock, self._since = settings.clock, None
+
+    @contextmanager
+    def watching(self, transformer: MultiTalkTransformer) -> Iterator[Watcher]:
+        """Sees the forwards inside: every one embeds its latents, and where it is not reused runs the last block."""
+        modules = {transformer.patch_embedding: self._start, transformer.blocks[-1]: self._count}
+        handles = [module.register_forward_pre_hook(hook) for module, hook in modules.items()]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
-        """Takes the newest guess."""
-        self.latents = self.latents if latents is None else latents
+        """Stops the clock after a window's last step."""
+        if progress.step == progress.num_steps:
+            self.denoising_s += self._clock() - self._since
+            self._since = None
+            self.latents.append(latents.flatten())
+
+    def _start(self, *_: object) -> None:
+        self._since = self._since or self._clock()
+
+    def _count(self, *_: object) -> None:
+        self.forwards += 1
 
 
 def run(settings: Settings) -> Iterator[Row]:
@@ -82,6 +109,8 @@ def _row(way: str, take: Take, exact: Take) -> Row:
         "forwards": take.forwards,
         "seconds": take.seconds,
         "speed-up": exact.seconds / take.seconds,
+        "denoising, s": take.denoising_s,
+        "denoising, speed-up": exact.denoising_s / take.denoising_s,
         "PSNR, dB": None if same else float(np.mean([peak_signal_noise_ratio(b, a) for a, b in pairs])),
         "SSIM": None if same else float(np.mean([_ssim(a, b) for a, b in pairs])),
         "relative latent error": None if same else relative_error(take.latents, exact.latents),
@@ -94,34 +123,23 @@ def _take(
     studio: Studio, choice: Acceleration | AccelerationOptions, count: int, num_frames: int, settings: Settings
 ) -> Take:
     scenes = [held_out(number, num_frames, 1) for number in range(count)]
-    forwards, latents, videos = Counter(studio.transformer.blocks[-1]), [], []
     memory, started = PeakMemory(settings.device), settings.clock()
-    for scene in scenes:
-        host = LastLatents(settings.device)
-        videos.append(studio.talk(scene, num_frames, acceleration=choice, host=host))
-        latents.append(host.latents)
+    with Watcher(settings).watching(studio.transformer) as seen:
+        videos = [studio.talk(scene, num_frames, acceleration=choice, host=seen) for scene in scenes]
     seconds, megabytes = settings.clock() - started, memory.megabytes()
     lips = [
         measure_lips(mouth_openings(video)[0], implied_mouth(scene.sounds[0]).opening).correlation
         for video, scene in zip(videos, scenes, strict=True)
     ]
-    forwards.close()
-    return Take(videos, torch.stack(latents), forwards.count / count, seconds / count, megabytes, float(np.mean(lips)))
-
-
-class Counter:
-    """Counts the calls of a module."""
-
-    def __init__(self, module: torch.nn.Module):
-        self.count = 0
-        self._handle = module.register_forward_pre_hook(self._add)
-
-    def _add(self, *_: object) -> None:
-        self.count += 1
-
-    def close(self) -> None:
-        """Leaves the module as it was."""
-        self._handle.remove()
+    return Take(
+        frames=videos,
+        latents=torch.cat(seen.latents),
+        forwards=seen.forwards / count,
+        seconds=seconds / count,
+        denoising_s=seen.denoising_s / count,
+        memory_mb=megabytes,
+        lip_sync=float(np.mean(lips)),
+    )
 
 
 def _ssim(video: Frames, exact: Frames) -> float:

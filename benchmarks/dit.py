@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+
+import torch
+from torch import Tensor
 
 from pipeline.sampling.guidance import Pass
 
 from . import plain
-from .measure import Settings, measure
+from .measure import Figures, Settings, measure, relative_error
 from .peers import peer_forwards, without_audio
-from .report import Row, comparison_rows
+from .report import Row, Value, comparison_rows
 from .sizes import SIZES, random_inputs, random_latents, random_transformer
 
 TIMESTEP = 700.0
@@ -37,6 +40,18 @@ def _forward(name: str, num_speakers: int, settings: Settings) -> Iterator[Row]:
     }
     for peer, forward in peer_forwards(transformer, told, settings).items():
         ways[peer] = partial(forward, latents, TIMESTEP)
+    figures = measure(ways, settings)
+    exact = None if settings.dtype is torch.float32 else plain.velocity(transformer.float(), latents, TIMESTEP, told)
     case = f"{name}, {size.describe()}, {num_speakers} speaker(s)"
-    for row in comparison_rows(case, measure(ways, settings), {"plain formulas": GOALS.get(name)}):
-        yield row | ({"relative error": None} if row["against"] == "diffusers, no audio" else {})
+    for row in comparison_rows(case, figures, {"plain formulas": GOALS.get(name)}):
+        yield row | _distances(figures, row["against"], exact)
+
+
+def _distances(figures: Mapping[str, Figures], other: str, exact: Tensor | None) -> dict[str, Value]:
+    """What the other way is compared by: not at all where it hears nothing, in half precision also to float32."""
+    if other == "diffusers, no audio":
+        return {"relative error": None}
+    if exact is None:
+        return {}
+    to_exact = {way: relative_error(figures[way].result, exact) for way in (other, "ours")}
+    return {"to float32": to_exact[other], "ours, to float32": to_exact["ours"]}

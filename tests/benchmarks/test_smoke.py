@@ -22,6 +22,16 @@ def test_a_benchmark_runs_and_agrees_with_its_baseline(what, tmp_path):
     assert out.with_suffix(".md").read_text().count("|") > 10
 
 
+def test_in_bfloat16_ours_is_as_near_to_float32_as_the_plain_formulas(tmp_path):
+    out = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks", "dit", "--sizes", "smoke", "tiny", "--dtype", "bfloat16"]
+    subprocess.run([*command, "--rounds", "1", "--json", str(out)], check=True, capture_output=True, cwd=PACK)
+    (table,) = json.loads(out.read_text()).values()
+    rows = [row for row in table["rows"] if row["against"] == "plain formulas"]
+    ours, plain = (sum(row[column] for row in rows) for column in ("ours, to float32", "to float32"))
+    assert len(rows) == 4 and 0 < ours <= 1.05 * plain  # a single forward differs by 10% either way, by rounding luck
+
+
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="its people speak by espeak-ng")
 def test_the_benchmark_of_accelerations_tells_gain_and_price(tmp_path):
     out = tmp_path / "figures.json"
@@ -30,5 +40,6 @@ def test_the_benchmark_of_accelerations_tells_gain_and_price(tmp_path):
     (table,) = json.loads(out.read_text()).values()
     exact, *others = table["rows"]
     assert exact["way"] == "preset none" and exact["PSNR, dB"] is None and exact["forwards"] == 27  # 9 steps x 3
+    assert all(0 < row["denoising, s"] < row["seconds"] for row in table["rows"])
     assert all(row["forwards"] <= 27 and row["PSNR, dB"] > 0 and 0 < row["SSIM"] <= 1 for row in others)
     assert others[0]["way"] == "preset regular" and others[0]["forwards"] < 27
