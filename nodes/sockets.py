@@ -23,19 +23,20 @@ def take_links_only(node: type[io.ComfyNode]) -> None:
     """Has `node` refuse, before anything runs, a value which a workflow written by hand gives to one of its sockets.
 
     ComfyUI asks `validate_inputs` with the values that stand in the workflow itself, for the arguments that its
-    signature names; what comes by a link is not there yet.
+    signature names; what comes by a link is not there yet. It puts the answer to the name of each such argument, so a
+    node that has something to say of its widgets keeps its own: it would be said again for every socket.
     """
+    if "validate_inputs" in vars(node):
+        return
     sockets = [socket.id for socket in node.define_schema().inputs if not isinstance(socket, io.WidgetInput)]
-    own = vars(node).get("validate_inputs")
-    widgets = [] if own is None else list(inspect.signature(own.__func__).parameters)[1:]
 
     def validate_inputs(cls: type, **values: Any) -> bool | str:
         for name in sockets:
             if values.get(name) is not None:
                 return f'{name} takes a link to a node\'s output, like ["12", 0], got the value {values[name]!r}.'
-        return own is None or own.__func__(cls, **{name: values[name] for name in widgets if name in values})
+        return True
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    arguments = [inspect.Parameter(name, kind, default=None) for name in (*sockets, *widgets)]
+    arguments = [inspect.Parameter(name, kind, default=None) for name in sockets]
     validate_inputs.__signature__ = inspect.Signature([inspect.Parameter("cls", kind), *arguments])
     node.validate_inputs = classmethod(validate_inputs)

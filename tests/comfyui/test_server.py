@@ -179,3 +179,12 @@ def test_a_value_in_a_sockets_place_is_refused_before_anything_runs(server):
     assert status == 400
     errors = [error["details"] for node in answer["node_errors"].values() for error in node["errors"]]
     assert any("audio_embeds takes a link to a node's output" in details for details in errors), errors
+
+
+def test_what_the_remote_node_misses_is_said_once(server):
+    prompt = json.loads((API / "remote.json").read_text())
+    inputs_of(prompt, "MultiTalkFal")["prompt"] = " "  # refused whoever's key is there
+    status, answer = server.call("/prompt", {"prompt": prompt})
+    assert status == 400
+    (details,) = (error["details"] for node in answer["node_errors"].values() for error in node["errors"])
+    assert details.startswith("prompt - The prompt is empty.")
