@@ -23,10 +23,10 @@ import docs_tables as tables  # noqa: E402 - needs the paths above
 from support import pack  # noqa: E402
 
 NODES_FILE = PACK / "docs" / "nodes.json"
-WORDS = {
-    "en": {"head": ("Input", "Type", "Default", "What it is"), "out": ("Output", "Type", "What it is"),
+WORDS = {  # ComfyUI shows a page in a narrow column, whose tables are cut off on the right: what matters comes first
+    "en": {"head": ("Input", "What it is", "Type", "Default"), "out": ("Output", "What it is", "Type"),
            "optional": "optional", "file": "file", "to": " to "},
-    "zh": {"head": ("输入", "类型", "默认值", "说明"), "out": ("输出", "类型", "说明"),
+    "zh": {"head": ("输入", "说明", "类型", "默认值"), "out": ("输出", "说明", "类型"),
            "optional": "可选", "file": "文件", "to": " 到 "},
 }  # fmt: skip
 
@@ -88,10 +88,10 @@ def _help_sections(node: type, spoken: dict[str, Any], locale: str) -> dict[str,
     inputs = []
     for socket, fact in zip(schema.inputs, facts["inputs"], strict=True):
         text = socket.options["tooltip"] if locale == "en" else spoken.get("inputs", {}).get(socket.id, {}).get(locale)
-        inputs.append((f"`{socket.id}`", _type(fact, said), _default(fact), text or ""))
+        inputs.append((f"`{socket.id}`", text or "", _type(fact, said), _default(fact)))
     outputs = []
     for io_type, output in facts["outputs"]:
-        outputs.append((f"`{output}`", io_type, spoken.get("outputs", {}).get(output, {}).get(locale, "")))
+        outputs.append((f"`{output}`", spoken.get("outputs", {}).get(output, {}).get(locale, ""), io_type))
     sections = {"inputs": tables.table(said["head"], inputs)}
     return sections | ({"outputs": tables.table(said["out"], outputs)} if outputs else {})
 
