@@ -55,8 +55,8 @@ def test_none_runs_every_forward():
     assert forwards_of(Acceleration.NONE) == {step: FULL for step in range(STEPS)}
 
 
-def test_high_runs_every_seventh_step_and_guides_the_first_two():
-    guided, unguided = (0, 1), (8, 15, 22, 29, 36, 39)
+def test_high_runs_every_eighth_step_and_guides_the_first_two():
+    guided, unguided = (0, 1), (9, 17, 25, 33, 39)
     want = {step: FULL for step in guided} | {step: ["cond"] for step in unguided}
     assert forwards_of(Acceleration.HIGH) == want
 
