@@ -68,19 +68,18 @@ def test_held_out_sentences_are_not_among_those_trained_on():
 def test_folding_statistics_into_the_vae_changes_no_picture():
     from diffusers import AutoencoderKLWan
 
-    from demo.export import fold
-    from pipeline.conditioning.vae import LATENT_MEAN, LATENT_STD
+    from demo.export import PUBLISHED, fold
 
     torch.manual_seed(0)
     plain, folded = (AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1).eval() for _ in range(2))
     folded.load_state_dict(plain.state_dict())
     mean, std = torch.randn(16, 1, 1, 1), torch.rand(16, 1, 1, 1) + 0.5
-    fold(folded, mean, std)
+    fold(folded, (mean, std), PUBLISHED)
     frames = torch.randn(1, 3, 5, 16, 16)
     with torch.no_grad():
         latents = plain.encode(frames).latent_dist.mode()
         theirs = folded.encode(frames).latent_dist.mode()
-        published = [torch.tensor(values)[:, None, None, None] for values in (LATENT_MEAN, LATENT_STD)]
+        published = [value[:, None, None, None] for value in PUBLISHED]
         assert torch.allclose((theirs[0] - published[0]) / published[1], (latents[0] - mean) / std, atol=1e-3)
         assert torch.allclose(folded.decode(theirs).sample, plain.decode(latents).sample, atol=1e-3)
 
