@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from .deflicker import moving_share
 
 FADE_FRAMES = 8  # a third of a second
+EDGE_PIXELS = 4  # how far the soft edge of something that moves reaches
 
 
 def fade_seam(frames: Tensor, last: Tensor, overlap: int, still: float = 0.0) -> Tensor:
@@ -27,6 +29,14 @@ def fade_seam(frames: Tensor, last: Tensor, overlap: int, still: float = 0.0) ->
     count = min(FADE_FRAMES, frames.shape[1] - overlap)
     weights = torch.arange(count, 0, -1).to(frames) / (count + 1)
     known, first = frames[:, overlap - 1], frames[:, overlap]
-    jump = last - known + (1 - moving_share(known - first, still)) * (known - first)
+    jump = last - known + (1 - _motion_around(known - first, still)) * (known - first)
     faded = frames[:, overlap : overlap + count] + weights[:, None, None] * jump[:, None]
     return torch.cat((frames[:, :overlap], faded.clamp(-1, 1), frames[:, overlap + count :]), dim=1)
+
+
+def _motion_around(step: Tensor, still: float) -> Tensor:
+    """The share of motion, `h w`, of what is nearest to each pixel: a lip moves with its edge, and leaves no ring."""
+    width = 2 * EDGE_PIXELS + 1
+    share = moving_share(step, still)[None]
+    nearest = max_pool2d(share, width, stride=1, padding=EDGE_PIXELS)
+    return avg_pool2d(nearest, width, stride=1, padding=EDGE_PIXELS, count_include_pad=False)[0]

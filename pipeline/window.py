@@ -34,7 +34,7 @@ Made = TypeVar("Made")
 
 DENOISING = 0.9  # a window's share of progress that its steps take; the rest is the VAE's
 COLOR_FRAMES = 2 * FPS + 1  # over which colours are compared: they drift in seconds, mouths move in tenths of them
-SEAM_FLICKER = 7  # how many times as much two windows may differ as two frames; 12 with the small model
+SEAM_FLICKER = 10  # how many times as much two windows differ as two frames; 11 to 15 with the small model
 BLACK = -0.97  # a frame without a brighter value shows nothing
 
 
