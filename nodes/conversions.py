@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from einops import rearrange
@@ -22,6 +22,8 @@ def from_audio(audio: dict | None, name: str) -> Sound:
     Raises:
         AudioError: there is none, as from a video without sound.
     """
+    if audio is not None and not isinstance(audio, Mapping):
+        raise AudioError(f"{name} must be a sound, got {audio!r}. Connect an AUDIO.")
     if audio is None or audio["waveform"].numel() == 0:
         raise AudioError(f"{name} has no sound. Connect an audio, or a video that has sound.")
     waveform = audio["waveform"]

@@ -194,11 +194,12 @@ def _output(video: RemoteVideo) -> io.NodeOutput:
 
 
 def _voice(audio: dict | None, name: str) -> Sound:
-    if audio is not None and audio["waveform"].shape[0] > 1:
+    sound = from_audio(audio, name)
+    if audio["waveform"].shape[0] > 1:
         raise AudioError(
             f"{name} must be one recording, got a batch of {audio['waveform'].shape[0]}. Pick one of them."
         )
-    return from_audio(audio, name)
+    return sound
 
 
 def _media(endpoint: Endpoint, portrait: Media, sounds: list[Sound], num_frames: int) -> dict[str, Media]:

@@ -54,6 +54,8 @@ def encode_image(image: Tensor) -> Media:
     Args:
         image: `b h w c`, a batch of one, 0..1, of 1, 3 or 4 channels; transparent parts become black.
     """
+    if not isinstance(image, Tensor):
+        raise ImageError(f"The portrait must be a picture, got {image!r}. Connect an IMAGE.")
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
         raise ImageError(f"The portrait must be a picture of 1, 3 or 4 channels, got shape {tuple(image.shape)}.")
     if image.shape[0] != 1:

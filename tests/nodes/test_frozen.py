@@ -46,6 +46,16 @@ def test_a_value_in_a_sockets_place_is_refused_before_anything_runs(nodes):
             assert refusal.startswith(f"{name} takes a link to a node's output") and repr(value) in refusal
 
 
+@pytest.mark.parametrize("value", [5, "portrait.png", [], False])
+def test_a_value_in_a_socket_of_the_remote_node_is_refused_before_anything_is_sent(nodes, value):
+    """Its `validate_inputs` has the widgets to itself, so this one is said when it starts."""
+    remote = sys.modules[nodes["MultiTalkFal"].__module__]
+    with pytest.raises(remote.MultiTalkError, match="Connect an IMAGE"):
+        remote.encode_image(value)
+    with pytest.raises(remote.MultiTalkError, match="audio must be a sound, got"):
+        remote._voice(value, "audio")
+
+
 def test_links_and_absent_sockets_are_no_mistake(nodes):
     """A link has no value yet when ComfyUI asks, and null is nothing."""
     assert nodes["MultiTalkSampler"].validate_inputs() is True
