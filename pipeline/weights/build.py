@@ -84,7 +84,7 @@ def load_text_encoder(
         path: the encoder.
         tokenizer: `spiece.model` or a folder of it; None looks inside the encoder's file and around it.
         dtype: of the activations; None takes bfloat16 on a GPU that has it, and float32 elsewhere: float16 is too
-            narrow for umT5, and most CPUs multiply bfloat16 fifty times slower.
+            narrow for umT5, and a CPU without AVX-512 works bfloat16 out bit by bit.
     """
     source, _ = open_as(path, Component.TEXT_ENCODER)
     weights = collect(source, rename_text)
