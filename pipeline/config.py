@@ -85,7 +85,8 @@ class GuidanceConfig:
     def __post_init__(self) -> None:
         for name in ("text_scale", "audio_scale"):
             if not 0 <= getattr(self, name) <= 100:
-                raise ConfigError(f"{name} must be in 0..100, got {getattr(self, name)}. 1 turns it off.")
+                said = name.replace("_", " ")  # what the nodes call text_cfg_scale, the command line --text-scale
+                raise ConfigError(f"{said} must be in 0..100, got {getattr(self, name)}. 1 turns it off.")
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,7 @@ def placed(
     if placement.estimate > placement.budget:
         logger.warning(
             "The run may need %.1f GB and has %.1f. Smaller pictures, shorter windows, 8-bit weights or a few-step "
-            "LoRA with text_scale 1 need less.",
+            "LoRA with text scale 1 need less.",
             placement.estimate / GB,
             placement.budget / GB,
         )

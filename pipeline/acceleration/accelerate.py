@@ -145,8 +145,8 @@ def _check_few_steps(config: GenerationConfig) -> None:
     scale = config.guidance.text_scale
     if config.acceleration is Acceleration.HIGH and scale > 1:
         raise ConfigError(
-            f"High acceleration with {config.sampling.steps} steps needs a distilled LoRA, and none bears a text_scale "
-            f"of {scale:g}. Set text_scale to 1 (and audio_scale to 1 or 2), or take more than {FEW_STEPS} steps."
+            f"High acceleration with {config.sampling.steps} steps needs a distilled LoRA, and none bears a text scale "
+            f"of {scale:g}. Set the text scale to 1 (the audio's to 1 or 2), or take more than {FEW_STEPS} steps."
         )
 
 

@@ -50,7 +50,7 @@ def test_high_runs_a_tenth_of_the_forwards():
 
 
 def test_few_steps_with_text_guidance_are_refused_at_high():
-    with pytest.raises(ConfigError, match="text_scale to 1"):
+    with pytest.raises(ConfigError, match="text scale to 1"):
         preset(request_of(Acceleration.HIGH, steps=4))
     assert preset(request_of(Acceleration.REGULAR, steps=4)).cache is CacheKind.NONE
 
