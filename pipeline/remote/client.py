@@ -253,8 +253,7 @@ class FalClient:
             raise self._key_refused(answer.status)
         if answer.status == 404:
             raise Lost(
-                f"fal no longer knows request {self._clean(request_id)} ({self._explained(answer)}). "
-                f"Run again to buy the video anew."
+                f"fal does not know request {self._clean(request_id)} of {self._endpoint.id} ({self._explained(answer)})."
             )
 
     def _request_url(self, request_id: str) -> str:

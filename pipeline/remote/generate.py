@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from enum import Enum
 
 from ..errors import RemoteError
@@ -13,10 +14,11 @@ from .collect import Collector, RemoteVideo, on_disk
 from .desk import Caps, Desk
 from .job import Job, Watch, turn
 from .ledger import Ledger, Row, State, check_day
-from .payload import Endpoint, Estimate, RemoteRequest
+from .payload import ENDPOINTS, Endpoint, Estimate, RemoteRequest
 
 DOUBT_S = 600  # after so long, a job that fal does not list was never there
 CLOCK_SKEW_S = 120
+ELSEWHERE = "id:"  # how the job keys begin of what was bought elsewhere
 
 
 class Resume(str, Enum):
@@ -67,21 +69,32 @@ def collect(request_id: str, endpoint: Endpoint, desk: Desk, watch: Watch) -> Re
     """The same in the present thread."""
     if not request_id:
         raise RemoteError("There is no request id. Copy one from fal.ai/dashboard, or from the node that bought it.")
+    if "," in request_id:
+        raise RemoteError(
+            f"These are the ids of the {request_id.count(',') + 1} parts of a long video. Collect one at a time, or run "
+            f"the node that bought them again: it fetches and joins them."
+        )
     ledger = Ledger(desk.private)
     known = ledger.by_request_id(request_id)
-    with turn(known.job_key if known else f"id:{request_id}", watch):
+    with turn(known.job_key if known else f"{ELSEWHERE}{request_id}", watch):
         row = ledger.by_request_id(request_id) or _found_row(request_id, endpoint, ledger)
+        if row.job_key.startswith(ELSEWHERE):  # only whoever asks knows what made it
+            row = ledger.update(row, endpoint=endpoint.id)
         estimate = Estimate(row.usd, row.usd)
         if row.state is State.DONE and row.path.exists():
             return on_disk(row, estimate)
-        with FalClient(desk.key, endpoint, desk.backoff) as client:
-            return Collector(client, ledger, desk, endpoint, watch).video(row, estimate)
+        maker = replace(ENDPOINTS.get(row.endpoint, endpoint), id=row.endpoint)
+        with FalClient(desk.key, maker, desk.backoff) as client:
+            try:
+                return Collector(client, ledger, desk, maker, watch).video(row, estimate)
+            except Lost as error:
+                raise Lost(f"{error} Choose the endpoint that made it, and the key of the account that did.") from None
 
 
 def _found_row(request_id: str, endpoint: Endpoint, ledger: Ledger) -> Row:
     """For a job that was bought elsewhere: it counts against no cap of ours until fal tells its units."""
     now, state, seed = time.time(), State.SUBMITTED, endpoint.default_seed
-    row = Row(f"id:{request_id}", 1, endpoint.id, state, request_id, {}, seed, now, now, 0.0, None, None)
+    row = Row(f"{ELSEWHERE}{request_id}", 1, endpoint.id, state, request_id, {}, seed, now, now, 0.0, None, None)
     ledger.begin(row)
     return row
 
@@ -122,7 +135,10 @@ class _Run:
 
     def _followed(self, row: Row) -> RemoteVideo:
         collector = Collector(self.client, self.ledger, self.desk, self.request.endpoint, self.watch)
-        return collector.video(row, self.request.estimate)
+        try:
+            return collector.video(row, self.request.estimate)
+        except Lost as error:
+            raise Lost(f"{error} Run again to buy the video anew.") from None
 
     def _collected(self, row: Row) -> RemoteVideo | None:
         """The video of an earlier attempt, None where that attempt has come to nothing."""
@@ -194,7 +210,7 @@ class _Run:
     def _uploaded(self) -> dict[str, str]:
         urls = {}
         for name, media in self.request.media.items():
-            self.watch.say(f"sending {media.file_name}", 0)
+            self.watch.say(f"sending {media.file_name} - {self.request.estimate}", 0)
             self.watch.wait(0)
             urls[name] = self.ledger.uploaded(media.sha256) or self.client.upload(media, self.watch.wait)
             self.ledger.remember_upload(media.sha256, urls[name])

@@ -81,6 +81,11 @@ class RemoteJob:
     polls: int = 0
     cancelled: bool = False
 
+    @property
+    def app(self) -> str:
+        """What its addresses begin with; fal knows the job nowhere else."""
+        return "/".join(self.endpoint.split("/")[:2])
+
 
 @dataclass
 class Reply:
@@ -176,7 +181,7 @@ class FakeFal:
             return self._submit(call)
         found = re.fullmatch(r"/([^/]+/[^/]+)/requests/([^/]+)(/status|/cancel)?", urlsplit(call.path).path)
         job = self.jobs.get(unquote(found[2])) if found else None
-        if job is None or (job.cancelled and self.on_cancel == "removed"):
+        if job is None or job.app != found[1] or (job.cancelled and self.on_cancel == "removed"):
             return _json({"detail": "Request not found", "status": "NOT_FOUND"}, 404)
         route = {None: self._result, "/status": self._status, "/cancel": self._cancel}[found[3]]
         return route(job, call)
@@ -186,8 +191,7 @@ class FakeFal:
         job = RemoteJob(self.new_id(), endpoint, json.loads(call.body), time.time())
         with self.lock:
             self.jobs[job.request_id] = job
-        app = "/".join(endpoint.split("/")[:2])
-        base = f"https://queue.fal.run/{app}/requests/{job.request_id}"
+        base = f"https://queue.fal.run/{job.app}/requests/{job.request_id}"
         urls = {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
         queued = {"status": "IN_QUEUE", "request_id": job.request_id, "queue_position": 0}
         return _json({**queued, **urls, **self.submit_extra})

@@ -32,15 +32,15 @@ def write_video(path: Path, num_frames: int, level: int = 128, size: int = 32) -
 
 
 def make_request(prompt: str = "a woman talks", shade: float = 0.5, **changes: object) -> payload.RemoteRequest:
-    """A request of one grey portrait and one tone; `changes` are of the configuration."""
+    """A request of one grey portrait and one tone; `changes` are of the endpoint and the configuration."""
     options = {"num_frames": NUM_FRAMES, "acceleration": Acceleration.REGULAR, **changes}
-    seed = options.pop("seed", 42)
+    seed, endpoint = options.pop("seed", 42), options.pop("endpoint", payload.AI_AVATAR)
     config = GenerationConfig(sampling=SamplingConfig(seed=seed), **options)
     files = {
         "image_url": media.encode_image(torch.full((1, 16, 16, 3), shade)),
         "audio_url": media.encode_sound(tone(7), RATE_HZ, config.num_frames),
     }
-    return payload.RemoteRequest(payload.AI_AVATAR, prompt, config, files)
+    return payload.RemoteRequest(endpoint, prompt, config, files)
 
 
 def tone(duration_s: float, rate_hz: int = RATE_HZ) -> torch.Tensor:

@@ -16,7 +16,7 @@ from multitalk.pipeline.remote.credentials import Key
 from multitalk.pipeline.remote.generate import Resume
 from multitalk.pipeline.remote.job import Watch
 from multitalk.pipeline.remote.ledger import Ledger, State
-from multitalk.pipeline.remote.payload import AI_AVATAR
+from multitalk.pipeline.remote.payload import AI_AVATAR, INFINITALK
 from support.fake_fal import DONE, KEY
 from support.remote import make_request, until
 
@@ -183,8 +183,8 @@ def test_two_processes_cannot_begin_the_same_attempt(fal, desk):
         Ledger(desk.private).begin(row)
 
 
-def collected(desk, request_id):
-    return generate.start_collecting(request_id, AI_AVATAR, desk).result()
+def collected(desk, request_id, endpoint=AI_AVATAR):
+    return generate.start_collecting(request_id, endpoint, desk).result()
 
 
 def test_a_job_is_collected_by_its_id_whoever_bought_it(fal, desk, tmp_path):
@@ -199,9 +199,27 @@ def test_a_job_is_collected_by_its_id_whoever_bought_it(fal, desk, tmp_path):
     assert len(fal.log) == asked
 
 
+def test_what_was_bought_here_is_collected_whatever_endpoint_is_chosen(fal, desk):
+    bought = buy(desk, endpoint=INFINITALK)
+    bought.path.unlink()
+    assert collected(desk, bought.request_id, AI_AVATAR).path.exists()
+    buy(desk, endpoint=INFINITALK)
+    assert len(fal.submits) == 1
+
+
+def test_what_was_bought_elsewhere_is_asked_for_under_the_endpoint_that_is_chosen(fal, desk, tmp_path):
+    bought = buy(desk, endpoint=INFINITALK)
+    elsewhere = replace(desk, private=tmp_path / "another machine", output=tmp_path / "another output")
+    with pytest.raises(answers.Lost, match="of fal-ai/ai-avatar"):
+        collected(elsewhere, bought.request_id, AI_AVATAR)
+    assert collected(elsewhere, bought.request_id, INFINITALK).path.exists()
+
+
 def test_an_id_that_fal_does_not_know_is_told(fal, desk):
-    with pytest.raises(answers.Lost, match="no longer knows request nobody"):
+    with pytest.raises(answers.Lost, match="does not know request nobody of fal-ai/ai-avatar.*Choose the endpoint"):
         collected(desk, "nobody")
+    with pytest.raises(RemoteError, match="ids of the 3 parts of a long video"):
+        collected(desk, "one,two,three")
     with pytest.raises(RemoteError, match="no request id"):
         collected(desk, " ")
     assert not fal.submits
