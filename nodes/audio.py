@@ -97,7 +97,7 @@ class MultiTalkEncodeAudio(io.ComfyNode):
         **voices: dict,
     ) -> io.NodeOutput:
         host = ComfyHost()
-        given = {"audio_1": audio_1, **{name: voice for name, voice in sorted(voices.items()) if voice is not None}}
+        given = {"audio_1": audio_1, **dict(sorted(voices.items()))}
         starts = start_times_of(start_times, len(given))
         sounds = [from_audio(voice, name) for name, voice in given.items()]
         speeches = [Speech(sound, start) for sound, start in zip(sounds, starts, strict=True)]

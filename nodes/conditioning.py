@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -18,6 +20,8 @@ from .conversions import CoreVae, from_conditioning, from_image, from_masks, to_
 
 CATEGORY = "MultiTalk"
 CUSTOM = "custom"
+
+logger = logging.getLogger(__name__)
 
 
 class MultiTalkSpeaker(io.ComfyNode):
@@ -167,6 +171,8 @@ class MultiTalkCondition(io.ComfyNode):
         rows, columns = pictures[0].shape[:2]
         target = check_size(height, width) if resolution == CUSTOM else bucket(rows, columns, Resolution(resolution))
         places = places_of(speakers, ref_target_masks, num_speakers)
+        if speakers is not None and len(places) == 1:
+            logger.warning("The only speaker's place is not used: one voice moves the mouth wherever it is.")
         masks = speaker_masks(places, (rows, columns), target) if len(places) > 1 else None
         fitted = torch.stack([fit(picture, target) for picture in pictures], 1)
         prompts, negative_embeds = _encode_prompts(text_encoder, prompt, negative_prompt, positive, negative)

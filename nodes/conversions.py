@@ -66,13 +66,18 @@ def from_conditioning(conditioning: list, name: str) -> Tensor:
     Raises:
         ConfigError: it holds no text embedding.
     """
+    from ..pipeline.conditioning.prompt import TEXT_LEN  # imports transformers, which takes seconds
+
     if not conditioning:
         raise ConfigError(f"{name} is empty. Connect CLIP Text Encode with the Wan text encoder.")
     if len(conditioning) > 1:
         logger.info("%s has %d parts; the first is used.", name, len(conditioning))
     embeds = conditioning[0][0][0].float().cpu()
     used = embeds.abs().sum(1).nonzero()
-    return embeds[: int(used[-1]) + 1 if len(used) else 1]
+    num_tokens = int(used[-1]) + 1 if len(used) else 1
+    if num_tokens > TEXT_LEN:
+        logger.warning("%s has %d tokens; the first %d are used.", name, num_tokens, TEXT_LEN)
+    return embeds[: min(num_tokens, TEXT_LEN)]
 
 
 class CoreVae:

@@ -79,9 +79,12 @@ def hearing(draft: Draft, embeds: AudioEmbeds) -> Draft:
 
 def seeing(draft: Draft, conditioning: Conditioning) -> Draft:
     """`draft` with a picture that is encoded."""
-    masks = conditioning.speaker_masks
+    masks, image = conditioning.speaker_masks, conditioning.image_embeds
     return replace(
         draft,
         target=(conditioning.height, conditioning.width),
+        num_source_frames=conditioning.source.shape[1],
+        prompt_channels=conditioning.negative_embeds.shape[1],
+        image_channels=None if image is None else image.shape[1],
         num_places=1 if masks is None else len(masks) - 1,
     )

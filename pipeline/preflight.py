@@ -46,7 +46,10 @@ class Draft:
         target: height and width of the video.
         num_voices: who is heard.
         num_places: who is seen; 1 where nobody was told apart.
+        num_source_frames: of the picture; more than one are a video to dub.
         audio_features: layers and channels of speech that is already encoded.
+        prompt_channels: of the tokens of a prompt that is already encoded.
+        image_channels: of the tokens of an image that is already encoded.
         runs: where finished windows are kept.
         speeds: where it is kept how long runs took.
         output: the file to write.
@@ -62,7 +65,10 @@ class Draft:
     target: tuple[int, int] | None = None
     num_voices: int = 1
     num_places: int = 1
+    num_source_frames: int = 1
     audio_features: tuple[int, int] | None = None
+    prompt_channels: int | None = None
+    image_channels: int | None = None
     runs: Path | None = None
     speeds: Path | None = None
     output: Path | None = None
@@ -191,8 +197,19 @@ def _check_fit(draft: Draft, findings: Findings) -> None:
             f"{draft.num_voices} voices need as many places in the picture, got {draft.num_places}. Give a box or a "
             f"mask for each voice.",
         )
+    if draft.num_voices == 1 < draft.num_places and draft.num_frames is not None:
+        findings.note(
+            f"{draft.num_places} places, one voice: the places are not used, and all lips follow it. Give whoever "
+            f"listens a silent voice."
+        )
     adapter = draft.files.adapter or draft.files.base
     recipe = draft.config.windows.recipe
+    if draft.num_source_frames > 1 and recipe is not Recipe.INFINITETALK:
+        findings.problem(
+            "dub_video",
+            f"A video of {draft.num_source_frames} frames is dubbed by InfiniteTalk's weights alone, got recipe "
+            f"{recipe.value}. Set the loader's recipe to infinitetalk, or turn dub_video off.",
+        )
     if adapter is not None and ("infinite" in adapter.name.lower()) != (recipe is Recipe.INFINITETALK):
         findings.note(f"recipe is {recipe.value}, though the audio weights are called {adapter.name}.")
     if adapter is not None and "single" in adapter.name.lower() and draft.num_voices > 1:
@@ -200,12 +217,27 @@ def _check_fit(draft: Draft, findings: Findings) -> None:
 
 
 def _check_features(draft: Draft, facts: TransformerFacts | None, findings: Findings) -> None:
+    """What is encoded already against what the weights take."""
+    if facts is None:
+        return
     heard = draft.audio_features
-    if facts is not None and heard is not None and heard != facts.audio_features:
+    if heard is not None and heard != facts.audio_features:
         findings.problem(
             "audio_embeds",
             f"They have {heard[0]} layers of {heard[1]}, the audio weights want {facts.audio_features[0]} of "
             f"{facts.audio_features[1]}. Encode the audio with chinese-wav2vec2-base.",
+        )
+    if draft.prompt_channels not in (None, facts.text_dim):
+        findings.problem(
+            "conditioning",
+            f"The prompt's tokens have {draft.prompt_channels} channels, the model wants {facts.text_dim}. Encode it "
+            f"with umt5-xxl.",
+        )
+    if draft.image_channels not in (None, facts.image_dim):
+        findings.problem(
+            "conditioning",
+            f"The image's tokens have {draft.image_channels} channels, the model wants {facts.image_dim}. Encode it "
+            f"with clip_vision_h.",
         )
 
 

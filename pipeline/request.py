@@ -121,7 +121,7 @@ def run(request: Request, host: Host, findings: Findings | None = None) -> Path:
     findings = findings or Findings()
     seen = look(request, findings, host)
     findings.raise_problems()
-    logger.info("%s", describe(findings, seen.estimate))
+    logger.log(logging.WARNING if findings.notes else logging.INFO, "%s", describe(findings, seen.estimate))
     from .generate import generate, open_store  # imports diffusers, which takes seconds
 
     model = _files(request)

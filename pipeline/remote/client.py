@@ -252,9 +252,8 @@ class FalClient:
         if answer.status in (401, 403):
             raise self._key_refused(answer.status)
         if answer.status == 404:
-            raise Lost(
-                f"fal does not know request {self._clean(request_id)} of {self._endpoint.id} ({self._explained(answer)})."
-            )
+            known_as = f"{self._clean(request_id)} of {self._endpoint.id}"
+            raise Lost(f"fal does not know request {known_as} ({self._explained(answer)}).")
 
     def _request_url(self, request_id: str) -> str:
         """Always built from the id: an address out of an answer would get the key, on whatever host it names."""

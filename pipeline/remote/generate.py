@@ -71,8 +71,8 @@ def collect(request_id: str, endpoint: Endpoint, desk: Desk, watch: Watch) -> Re
         raise RemoteError("There is no request id. Copy one from fal.ai/dashboard, or from the node that bought it.")
     if "," in request_id:
         raise RemoteError(
-            f"These are the ids of the {request_id.count(',') + 1} parts of a long video. Collect one at a time, or run "
-            f"the node that bought them again: it fetches and joins them."
+            f"These are the ids of the {request_id.count(',') + 1} parts of a long video. Collect one at a time, or "
+            f"run the node that bought them again: it fetches and joins them."
         )
     ledger = Ledger(desk.private)
     known = ledger.by_request_id(request_id)

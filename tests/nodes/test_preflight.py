@@ -1,6 +1,7 @@
 """MultiTalk Preflight: everything at once, as text, from headers alone."""
 
 import dataclasses
+import importlib
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ from support import pack
 from support.workflow_files import PLACES, write_models
 
 RATE_HZ = 16000
+TEXT_DIM, IMAGE_DIM = 64, 160  # of the small files
 SETTINGS = {
     "num_frames": 0, "steps": 2, "text_cfg_scale": 5.0, "audio_cfg_scale": 4.0, "shift": 0.0, "acceleration": "none",
     "keep_frames": True, "fps": 25.0, "multi_audio_type": "para", "start_times": "", "resolution": "custom",
@@ -148,17 +150,22 @@ def test_a_first_look_is_one_short_window(nodes, loaded):
 
 def test_encoded_inputs_stand_in_for_raw_ones(nodes, loaded):
     embeds = sys.modules[f"{pack.NAME}.pipeline.audio.embeds"].AudioEmbeds(torch.zeros(1, 60, 2, 128), 50)
-    seen = sys.modules[f"{pack.NAME}.nodes.conditioning"]
-    assert seen.CUSTOM == "custom"
-    conditioning = dataclasses.make_dataclass("Seen", ["height", "width", "speaker_masks"])(64, 64, None)
+    conditioning = importlib.import_module(f"{pack.NAME}.pipeline.conditioning.conditioning").Conditioning(
+        torch.zeros(3, 1, 64, 64), (torch.zeros(7, TEXT_DIM),), torch.zeros(9, TEXT_DIM), vae=None,
+        image_embeds=torch.zeros(5, IMAGE_DIM),
+    )  # fmt: skip
     given = dict(image=None, audio_1=None, audio_embeds=embeds, conditioning=conditioning)
-    raw, encoded = ask(nodes, loaded).args[0], ask(nodes, loaded, **given).args[0]
+    raw, (encoded, can_run) = ask(nodes, loaded).args[0], ask(nodes, loaded, **given).args
+    assert can_run, encoded
     assert [line for line in encoded.splitlines() if "windows" in line] == [
         line for line in raw.splitlines() if "windows" in line
     ]
     other = dataclasses.replace(embeds, features=torch.zeros(1, 60, 12, 768))
     report, can_run = ask(nodes, loaded, **given | {"audio_embeds": other}).args
     assert not can_run and "They have 12 layers of 768, the audio weights want 2 of 128" in report
+    video = dataclasses.replace(conditioning, source=torch.zeros(3, 9, 64, 64), image_embeds=torch.zeros(257, 1024))
+    report, can_run = ask(nodes, loaded, **given | {"conditioning": video}).args
+    assert not can_run and "A video of 9 frames" in report and "The image's tokens have 1024 channels" in report
 
 
 def test_the_time_is_told_once_a_run_was_measured(nodes, loaded, folders):

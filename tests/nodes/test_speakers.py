@@ -76,6 +76,19 @@ def latent_masks(conditioning):
     return to_latent_masks(conditioning.speaker_masks, LatentSize.of_video(1, conditioning.height, conditioning.width))
 
 
+def test_a_voice_that_has_no_sound_is_told_and_nobody_takes_its_place(nodes):
+    voice = {"waveform": torch.zeros(1, 1, 16000), "sample_rate": 16000}
+    widgets = {"num_frames": 0, "fps": 25.0, "multi_audio_type": "para", "normalize_loudness": True, "start_times": ""}
+    with pytest.raises(Exception, match="audio_2 has no sound"):
+        nodes["MultiTalkEncodeAudio"].execute(audio_encoder=None, audio_1=voice, audio_2=None, audio_3=voice, **widgets)
+
+
+def test_the_place_of_an_only_speaker_is_told_to_be_of_no_use(nodes, caplog):
+    one = nodes["MultiTalkSpeaker"].execute(0.0, 0.0, 50.0, 100.0).args[0]
+    assert condition(nodes, (64, 64), (64, 64), speakers=one).speaker_masks is None
+    assert "The only speaker's place is not used" in caplog.text
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", SEVERAL)
 def test_places_become_the_published_masks(nodes, case, way):

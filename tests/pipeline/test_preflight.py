@@ -18,7 +18,7 @@ from multitalk.pipeline.acceleration.accelerate import AccelerationOptions, Cach
 from multitalk.pipeline.audio.dialogue import Arrangement, Speech
 from multitalk.pipeline.audio.waveform import Sound
 from multitalk.pipeline.conditioning.speakers import Place
-from multitalk.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig, WindowPlan
+from multitalk.pipeline.config import GenerationConfig, GuidanceConfig, Recipe, SamplingConfig, WindowConfig, WindowPlan
 from multitalk.pipeline.errors import ConfigError, MultiTalkError
 from multitalk.pipeline.findings import Findings
 from multitalk.pipeline.memory import GB, Memory, MemoryConfig
@@ -382,6 +382,9 @@ DRAFTS = {
         "acceleration: MagCache has 2 magnitudes for 20 steps"),
     "voices without places": (
         lambda: draft(num_voices=3, num_places=1), "speakers: 3 voices need as many places in the picture, got 1"),
+    "a video to dub without InfiniteTalk": (
+        lambda: draft(num_source_frames=9),
+        "dub_video: A video of 9 frames is dubbed by InfiniteTalk's weights alone, got recipe multitalk. Set"),
     "odd size": (lambda: draft(target=(72, 64)), "size: 64x72 is not possible; both sides must be multiples of 16"),
 }  # fmt: skip
 
@@ -397,6 +400,19 @@ def test_options_that_do_not_go_together_are_told(name, no_tensor_is_read):
 def test_features_of_another_encoder_are_told(files, no_tensor_is_read):
     findings, _ = inspected(draft(files=WeightFiles(files.base, files.adapter), audio_features=(12, 768)))
     assert_matches("audio_embeds: They have 12 layers of 768, the audio weights want 2 of 128", findings.problems[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt_channels": 768}, "conditioning: The prompt's tokens have 768 channels, the model wants .* umt5-xxl"),
+        ({"image_channels": 1024}, "conditioning: The image's tokens have 1024 channels, .* with clip_vision_h"),
+    ],
+)
+def test_tokens_of_other_encoders_are_told(changes, message, files, no_tensor_is_read):
+    findings, _ = inspected(draft(files=WeightFiles(files.base, files.adapter), **changes))
+    assert len(findings.problems) == 1
+    assert_matches(message, findings.problems[0])
 
 
 @pytest.mark.parametrize("memory", [MemoryConfig(Memory.ALL), MemoryConfig(resident_blocks=2)])
@@ -462,6 +478,11 @@ def test_what_runs_but_perhaps_not_as_meant_is_noted(files):
     assert any("blurred video" in note for note in inspected(slow)[0].notes)
     single = files.folder / "infinitetalk-single.safetensors"
     shutil.copy(files.adapter, single)
+    dubbed = dataclasses.replace(draft(num_source_frames=9), config=windows(recipe=Recipe.INFINITETALK))
+    assert not inspected(dubbed)[0].problems
+    assert any(
+        "2 places, one voice: the places are not used" in note for note in inspected(draft(num_places=2))[0].notes
+    )
     two = draft(files=WeightFiles(files.base, single), num_voices=2, num_places=2)
     assert "infinitetalk-single.safetensors hears one speaker, got 2. Take MultiTalk's weights." in (
         inspected(two)[0].notes

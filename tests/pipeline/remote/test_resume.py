@@ -216,7 +216,7 @@ def test_what_was_bought_elsewhere_is_asked_for_under_the_endpoint_that_is_chose
 
 
 def test_an_id_that_fal_does_not_know_is_told(fal, desk):
-    with pytest.raises(answers.Lost, match="does not know request nobody of fal-ai/ai-avatar.*Choose the endpoint"):
+    with pytest.raises(answers.Lost, match=r"does not know request nobody of fal-ai/ai-avatar.*Choose the endpoint"):
         collected(desk, "nobody")
     with pytest.raises(RemoteError, match="ids of the 3 parts of a long video"):
         collected(desk, "one,two,three")
