@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..pipeline.audio.waveform import Sound
 from ..pipeline.errors import AudioError, ConfigError, ImageError
@@ -89,6 +89,11 @@ class CoreVae:
         self._vae = vae
         self._mean = torch.tensor(LATENT_MEAN)[:, None, None, None]
         self._std = torch.tensor(LATENT_STD)[:, None, None, None]
+
+    @property
+    def model(self) -> nn.Module:
+        """Its network; core's to move around."""
+        return self._vae.first_stage_model
 
     def encode(self, frames: Tensor) -> Tensor:
         """`c f h w`, -1..1, to normalised latents `c t h w`."""

@@ -79,7 +79,7 @@ def open_store(
     """The store of finished windows that belongs to exactly these inputs: every weight and option that counts."""
     seen = (conditioning.source, *conditioning.prompt_embeds, conditioning.negative_embeds)
     optional = [part for part in (conditioning.speaker_masks, conditioning.image_embeds) if part is not None]
-    coders = (type(conditioning.vae).__name__, *conditioning.networks)
+    coders = (type(conditioning.vae).__name__, conditioning.vae.model, *conditioning.networks)
     heard = (audio_embeds.features, audio_embeds.num_frames)
     key = run_key(transformer, coders, heard, seen, tuple(optional), config, options or preset(config))
     return WindowStore(folder, key)

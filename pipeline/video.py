@@ -1,4 +1,4 @@
-"""Video files: written frame by frame beside their sound, and read for dubbing."""
+"""Video files: written frame by frame beside their sound, and read whole."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from .conditioning.speakers import to_latent_masks
 from .config import WindowPlan
 from .deflicker import hold_still
 from .errors import NumericalError
+from .host import Host
 from .memory import GB, PlacedTransformer
 from .recipes import WindowStart, start_window
 from .run import Run
@@ -43,7 +44,7 @@ def generate_window(run: Run, transformer: PlacedTransformer, window: Window, mo
     run.report("image", window, 0.0)
     latents = _sample_safely(run, transformer, window, motion)
     run.report("decode", window, DENOISING)
-    frames = _with_coders(run, transformer, partial(_decode, latents))
+    frames = _with_coders(run, transformer, partial(_decode, run.host, latents))
     _check_frames(frames, run.conditioning.source, window)
     frames = _steady(frames, run, window, motion)
     run.report("done", window, 1.0, frames=frames)
@@ -75,9 +76,13 @@ def _start(run: Run, window: Window, motion: Tensor | None, conditioning: Condit
     return start_window(run.config.windows.recipe, conditioning, window, motion, run.noise)
 
 
-def _decode(latents: Tensor, conditioning: Conditioning) -> Tensor:
-    """All frames of a window; each chunk leaves the device as it comes."""
-    return torch.cat([chunk.cpu() for chunk in conditioning.vae.decode(latents)], 1)
+def _decode(host: Host, latents: Tensor, conditioning: Conditioning) -> Tensor:
+    """All frames of a window; each chunk leaves the device as it comes, and the host may cancel between them."""
+    chunks = []
+    for chunk in conditioning.vae.decode(latents):
+        chunks.append(chunk.cpu())
+        host.check_cancelled()
+    return torch.cat(chunks, 1)
 
 
 def _sample_safely(run: Run, transformer: PlacedTransformer, window: Window, motion: Tensor | None) -> Tensor:

@@ -27,6 +27,10 @@ Layer = Callable[[Tensor, Memory], Tensor]
 class VideoCoder(Protocol):
     """Whatever turns frames (`c f h w`, -1..1) into normalised latents (`c t h w`) and back."""
 
+    @property
+    def model(self) -> nn.Module:
+        """Its network, which tells it from others."""
+
     def encode(self, frames: Tensor) -> Tensor:
         """Frames, 4n+1 of them, to latents."""
 

@@ -18,12 +18,13 @@ from ..conditioning.vae import VideoVae
 from ..errors import WeightsError
 from ..transformer.model import MultiTalkTransformer
 from .catalog import open_as, transformer_weights
+from .checkpoint import settings_beside
 from .configs import image_config, sizes_from, speech_config, text_config, transformer_config, vae_config
 from .key_maps import for_live_keys, rename_clip, rename_clip_key, rename_text, rename_vae, rename_wav2vec2
 from .lora import LoraStack
 from .quantization import QuantizedEmbedding, QuantizedLinear
 from .recognition import Component
-from .source import Source, parse_object
+from .source import Source
 from .stored import Stored, collect
 from .tokenizer import find_tokenizer
 
@@ -56,7 +57,7 @@ def load_transformer(
     dtype = dtype or torch.bfloat16
     weights, sources = transformer_weights(base, adapter)
     shapes = {name: stored.shape for name, stored in weights.items()}
-    heads, audio_layers = num_heads or _named_heads(sources), _named(sources, "audio_layers")
+    heads, audio_layers = num_heads or _named_heads(sources[:1]), _named(sources, "audio_layers")
     with sizes_from(sources[0].name), init_empty_weights():
         model = MultiTalkTransformer(**transformer_config(shapes, heads, audio_layers))
     fill(model, weights, dtype, sources[0].name, eager=EAGER)
@@ -114,10 +115,10 @@ def load_audio_encoder(path: Path | str, dtype: torch.dtype = torch.float32) -> 
     """wav2vec2 in `dtype`; its `config.do_normalize` is what the `preprocessor_config.json` beside it says."""
     source, _ = open_as(path, Component.AUDIO_ENCODER)
     state = _plain_state(source, collect(source, rename_wav2vec2), dtype)
-    heads, normalizes = _named_heads([source]), _do_normalize(source.path)
+    heads, preprocessor = _named_heads([source]), settings_beside(Path(path).expanduser(), "preprocessor_config.json")
     with sizes_from(source.name), init_empty_weights():
         config = speech_config({key: tensor.shape for key, tensor in state.items()}, heads)
-        config.do_normalize = normalizes
+        config.do_normalize = bool(preprocessor.get("do_normalize", False))
         model = Wav2Vec2Model(config)
     state.setdefault("masked_spec_embed", torch.zeros(config.hidden_size, dtype=dtype))  # only training uses it
     return _load(model, state, source)
@@ -205,14 +206,6 @@ def _count_of(source: Source, field: str, value: object) -> int:
     if not str(value).isdecimal() or int(str(value)) < 1:
         raise WeightsError(f"{source.name} says {field} = {value!r}, which is no number of them; download it again.")
     return int(str(value))
-
-
-def _do_normalize(path: Path) -> bool:
-    file = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
-    try:
-        return file.exists() and bool(parse_object(file.read_text(encoding="utf-8")).get("do_normalize", False))
-    except ValueError as error:
-        raise WeightsError(f"{file} is damaged: it holds no JSON object; download it again.") from error
 
 
 def _first(keys: list[str]) -> str:

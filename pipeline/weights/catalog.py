@@ -42,7 +42,7 @@ def open_as(path: Path | str, component: Component) -> tuple[Source, Kind]:
         )
     if component is Component.ADAPTER and kind.component is Component.TRANSFORMER:
         raise WeightsError(
-            f"{source.name} is a whole Wan2.1 model without audio weights: put it into the model input and choose "
+            f"{source.name} is a whole Wan2.1 model without audio weights: put it into base and choose "
             f"{Component.ADAPTER.value} here."
         )
     if component is Component.ADAPTER and kind.component is Component.MERGED:

@@ -20,6 +20,7 @@ from .source import DTYPES, Entry, Loaded, MappedFile, Source, Together, parse_o
 
 WEIGHTS_ENDINGS = (".safetensors", ".sft", ".gguf", ".bin", ".pth", ".pt", ".ckpt")  # in the order of preference
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)$")
+OWN_FOLDER = re.compile(r"(model|pytorch_model|diffusion_pytorch_model|adapter_model)\b")  # a library's names of files
 BLOCK_FILE = re.compile(r"block_\d+\.safetensors$")
 WRAPPED_STATES = ("state_dict", "model_state", "model", "module", "generator")
 DAMAGED_PICKLE = (  # what torch raises for a file that is cut off or altered
@@ -52,7 +53,28 @@ def open_source(path: Path | str, subfolder: str = "") -> Source:
         return _open_shards(path)
     if BLOCK_FILE.match(path.name):
         return _open_folder(path.parent, chosen=path)
-    return _with_config(open_file(path), path.parent)
+    return _with_config(open_file(path), path)
+
+
+def settings_beside(path: Path, name: str) -> dict[str, Any]:
+    """The JSON object in the file `name` of a model's folder; empty without one.
+
+    Beside a file that lies among others it may be anybody's, and is left alone: it counts in a folder that was chosen
+    as a whole, beside a file with a library's own name, and beside the only one.
+
+    Raises:
+        WeightsError: it holds no object.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = folder / name
+    if not file.exists():
+        return {}
+    if path != folder and not OWN_FOLDER.match(path.name) and len(_weights_files(folder)) > 1:
+        return {}
+    try:
+        return parse_object(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file} is damaged: it holds no JSON object; download it again.") from error
 
 
 def open_file(path: Path) -> Source:
@@ -183,7 +205,7 @@ def _check_present(folder: Path, names: list[str]) -> None:
 
 
 def _open_folder(folder: Path, chosen: Path) -> Source:
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS_ENDINGS))
+    files = _weights_files(folder)
     indices = sorted(folder.glob("*.index.json"), key=lambda path: "safetensors" not in path.name)
     shard = next((path for path in files if SHARD.match(path.name)), None)
     if indices:
@@ -193,6 +215,10 @@ def _open_folder(folder: Path, chosen: Path) -> Source:
     if any(BLOCK_FILE.match(path.name) for path in files):
         return _with_config(Together(chosen, [open_file(path) for path in files]), folder)
     return _with_config(open_file(_only_one(files, chosen)), folder)
+
+
+def _weights_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS_ENDINGS))
 
 
 def _only_one(files: list[Path], folder: Path) -> Path:
@@ -206,12 +232,7 @@ def _only_one(files: list[Path], folder: Path) -> Path:
     raise WeightsError(f"{folder} holds no weights file; choose another folder or a file.")
 
 
-def _with_config(source: Source, folder: Path) -> Source:
-    """Adds the `config.json` of a folder that was made for this one model."""
-    config = folder / "config.json"
-    if config.exists():
-        try:
-            source.config = parse_object(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise WeightsError(f"{config} is damaged: it holds no JSON object; download it again.") from error
+def _with_config(source: Source, path: Path) -> Source:
+    """Adds the model's own `config.json`; `path` is its file or its folder."""
+    source.config = settings_beside(path, "config.json")
     return source

@@ -8,7 +8,7 @@ packaging, ours included, and gives back None for a name that is no part of the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ CLIP_OPEN_CLIP = {
     "transformer.resblocks.{i}.mlp.c_proj": "encoder.layers.{i}.mlp.fc2",
 }
 
-VAE_TOP = {  # native -> diffusers; residual blocks and resamplers are numbered by `_rename_vae_block`
+VAE_TOP = {  # native -> diffusers; `rename_vae` numbers what is inside the blocks
     "conv1": "quant_conv",
     "conv2": "post_quant_conv",
     **{f"{side}.conv1": f"{side}.conv_in" for side in ("encoder", "decoder")},
@@ -126,8 +126,6 @@ VAE_OURS = re.compile(
 
 WAV2VEC2_OURS = re.compile(r"(feature_extractor\.|feature_projection\.|encoder\.(pos_conv_embed|layer_norm|layers)\.|"
                            r"masked_spec_embed$)")  # fmt: skip
-
-Rename = Callable[[str], str | None]
 
 
 def rename_transformer(key: str) -> str | None:

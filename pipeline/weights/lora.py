@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from .catalog import open_as
+from .checkpoint import settings_beside
 from .lora_layouts import BIAS_DIFF, DIFF, DOWN, MODULATION_DIFF, Names, Update, check_whole, make_updates, split_key
 from .quantization import QuantizedLinear
 from .recognition import Component
-from .source import Source, parse_object
+from .source import Source
 
 logger = logging.getLogger(__name__)
 
@@ -197,17 +198,13 @@ def _no_match(source: Source, report: LoraReport) -> str:
 
 def _peft_scale(source: Source) -> tuple[float | None, bool]:
     """Alpha for all layers, and whether it is per root of the rank, from `adapter_config.json` beside a PEFT file."""
-    folder = source.path if source.path.is_dir() else source.path.parent
-    file = folder / "adapter_config.json"
-    is_peft = any(key.startswith("base_model.model.") for key in source.entries)
-    if not is_peft or not file.exists():
+    if not any(key.startswith("base_model.model.") for key in source.entries):
         return None, False
-    try:
-        config = parse_object(file.read_text(encoding="utf-8"))
-        alpha = config.get("lora_alpha")
-        return None if alpha is None else float(alpha), bool(config.get("use_rslora"))
-    except (ValueError, TypeError) as error:
-        raise WeightsError(f"{file} is damaged: it is no PEFT configuration; download it again.") from error
+    config = settings_beside(source.path, "adapter_config.json")
+    alpha = config.get("lora_alpha")
+    if alpha is not None and not isinstance(alpha, int | float):
+        raise WeightsError(f"{source.name} has an adapter_config.json with lora_alpha {alpha!r}; download it again.")
+    return None if alpha is None else float(alpha), bool(config.get("use_rslora"))
 
 
 def _by(shape: tuple[int, ...]) -> str:

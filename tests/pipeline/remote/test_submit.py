@@ -38,7 +38,6 @@ class Listener(TorchHost):
         self.told.append(progress)
 
 
-LOADING = {"message": "loading", "timestamp": "1"}
 QUEUE_AND_LOGS = [
     {"status": "IN_QUEUE", "queue_position": 2},
     {"status": "IN_QUEUE", "queue_position": 0},

@@ -172,6 +172,17 @@ def test_folders(safe, tmp_path):
         open_source(folder)
 
 
+def test_a_config_among_several_files_is_nobodys(safe):
+    (safe.parent / "config.json").write_text('{"num_heads": 4}')
+    assert open_source(safe).config == {"num_heads": 4}
+    other = safe.parent / "another.safetensors"
+    other.write_bytes(safe.read_bytes())
+    assert open_source(safe).config == open_source(other).config == {}
+    own = safe.parent / "diffusion_pytorch_model.safetensors"
+    own.write_bytes(safe.read_bytes())
+    assert open_source(own).config == {"num_heads": 4}
+
+
 def test_a_damaged_config_is_named(safe):
     (safe.parent / "config.json").write_text("{")
     with pytest.raises(WeightsError, match=r"config.json is damaged"):

@@ -82,7 +82,7 @@ def test_a_wrong_base_is_named(name, tmp_path):
 
 
 WRONG_ADAPTERS = {
-    "base as adapter": (lambda b, a: b, "whole Wan2.1 model without audio weights.*model input"),
+    "base as adapter": (lambda b, a: b, "whole Wan2.1 model without audio weights.*into base"),
     "merged as adapter": (lambda b, a: a | b, "choose it as the model, no adapter"),
     "LongCat": (lambda b, a: a | plus("blocks.0.audio_cross_attn.q_norm.weight"), "LongCat-Avatar"),
     "SkyReels": (lambda b, a: a | plus("blocks.0.audio_cross_attn.norm_q.weight"), "SkyReels-V3"),
