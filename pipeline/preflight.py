@@ -284,7 +284,8 @@ def _cure(draft: Draft, facts: TransformerFacts, found: Estimate, free: int) -> 
 
     if least(found.size) <= free:
         return "Set memory to auto and resident_blocks to -1: blocks that do not fit are then streamed."
-    for frames in (frames for frames in SMALLER_WINDOWS if frames < found.windows[0]):
+    shorter = range(draft.config.windows.overlap + 1, found.windows[0])
+    for frames in (frames for frames in SMALLER_WINDOWS if frames in shorter):
         if least(LatentSize.of_video(frames, *draft.target)) <= free:
             return f"Set memory to auto and window_frames to {frames}, or take a smaller size."
     smallest = least(LatentSize.of_video(5, 128, 128))

@@ -17,7 +17,7 @@ from .audio.embeds import AudioEmbeds, encode_audio
 from .audio.waveform import Sound, read
 from .conditioning.reference import bucket, check_size, fit, read_image
 from .conditioning.speakers import Place
-from .config import GenerationConfig, Recipe
+from .config import GenerationConfig, Recipe, Resolution
 from .errors import ConfigError
 from .estimate import Estimate
 from .findings import Findings
@@ -200,8 +200,9 @@ def _draft(request: Request, target: tuple[int, int] | None, num_frames: int | N
     recipe = request.recipe or handles.recipe_of("auto", (files.adapter or files.base).name)
     windows = findings.attempt("windows", lambda: replace(request.config.windows, recipe=recipe))
     loras = [findings.attempt("lora", parse_lora, lora) for lora in files.loras]
+    resolution = Resolution.of(*target) if target else request.config.resolution
     return Draft(
-        config=replace(request.config, windows=windows or request.config.windows),
+        config=replace(request.config, windows=windows or request.config.windows, resolution=resolution),
         memory=request.memory,
         files=WeightFiles(**{name: getattr(files, name) for name in Files.names()}, loras=tuple(filter(None, loras))),
         dtype=handles.Precision.AUTO.dtype,

@@ -114,7 +114,24 @@ class Run:
                 f"{wanted}. Encode the audio with chinese-wav2vec2-base."
             )
         _check_speakers(embeds.num_speakers, conditioning.speaker_masks)
+        self._check_tokens()
         logger.info("%d frames in %d windows.", sum(_length(w.keep) for w in self.windows), len(self.windows))
+
+    def _check_tokens(self) -> None:
+        """Prompts of every window, and image tokens that stand for all of them."""
+        conditioning, wanted = self.conditioning, self.transformer.config
+        for prompt in (*conditioning.prompt_embeds, conditioning.negative_embeds):
+            if len(prompt) > wanted.text_len or prompt.shape[1] != wanted.text_dim:
+                raise ConfigError(
+                    f"A prompt has {len(prompt)} tokens of {prompt.shape[1]} channels, the model takes "
+                    f"{wanted.text_len} of {wanted.text_dim} at most. Encode it with umt5-xxl."
+                )
+        image = conditioning.image_embeds
+        if image is not None and image.shape[1] != wanted.image_dim:
+            raise ConfigError(
+                f"The image's tokens have {image.shape[1]} channels, the model wants {wanted.image_dim}. Encode it "
+                f"with clip_vision_h."
+            )
 
 
 def _check_speakers(num_voices: int, masks: Tensor | None) -> None:

@@ -73,7 +73,9 @@ class AccelerationOptions:
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 10:
-            raise ConfigError(f"The cache threshold must be in 0..10, got {self.threshold}. 0 runs every step.")
+            raise ConfigError(
+                f"The cache threshold must be in 0..10, got {self.threshold}. The lower, the more steps run."
+            )
         for name in ("warmup", "interval", "guidance_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")

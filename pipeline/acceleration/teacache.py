@@ -34,7 +34,8 @@ def teacache_plan(
         timesteps: `steps+1`, of which the last is not evaluated.
         e0_of: the time projection of a timestep.
         coefficients: of the polynomial that rescales a change, highest power first.
-        threshold: 0 runs every step; 0.2 about half of 40.
+        threshold: the lower, the more steps are run; 0.2 runs about half of 40. The published polynomial for 720p is
+            negative for the smallest changes, so that even 0 skips steps where there are very many.
         warmup: first steps that are always run.
     """
     plan, total = [True], 0.0

@@ -107,6 +107,23 @@ def test_cancelling_ends_within_one_forward_and_harms_no_later_run(model, monkey
     assert torch.equal(frames_of(model, 9), expected)
 
 
+def test_cancelling_ends_between_two_decoded_chunks(model, monkeypatch):
+    host, chunks = run.RecordingHost(), []
+    seen = run.conditioning(model)
+    decode = type(seen.vae).decode
+
+    def cancelled(vae, latents):
+        for chunk in decode(vae, latents):
+            host.cancel_after = 0
+            chunks.append(chunk)
+            yield chunk
+
+    monkeypatch.setattr(type(seen.vae), "decode", cancelled)
+    with pytest.raises(KeyboardInterrupt):
+        frames_of(model, 9, host=host)
+    assert len(chunks) == 1
+
+
 def test_progress_never_goes_back_and_ends_at_one(model):
     host = run.RecordingHost()
     frames_of(model, 13, host=host)
@@ -137,5 +154,16 @@ def test_what_does_not_fit_is_told_before_a_network_runs(model, monkeypatch):
     wrong = dataclasses.replace(wrong, features=wrong.features[..., :3])
     with pytest.raises(ConfigError, match="adapter wants"):
         generate(model, wrong, run.conditioning(model), run.config(), run.RecordingHost())
+    seen = run.conditioning(model)
+    long, wide = torch.zeros(model.config.text_len + 1, model.config.text_dim), torch.zeros(5, 3)
+    for changes, message in (
+        ({"prompt_embeds": (*seen.prompt_embeds, long)}, "A prompt has .* tokens"),  # of the second window
+        ({"negative_embeds": wide}, "A prompt has 5 tokens of 3 channels"),
+        ({"image_embeds": wide}, "The image's tokens have 3 channels"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            generate(
+                model, run.audio(model, 13), dataclasses.replace(seen, **changes), run.config(), run.RecordingHost()
+            )
     with pytest.raises(ConfigError, match="2 voices need as many places"):
         generate(model, run.audio(model, 9, 2), run.conditioning(model), run.config(), run.RecordingHost())

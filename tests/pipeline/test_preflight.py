@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 import shutil
 import time
 import wave
@@ -427,6 +428,10 @@ def test_memory_that_is_not_there_is_told_with_the_setting_that_fits(memory, fil
     least = inspected(draft(**parts | dict(memory=MemoryConfig(resident_blocks=0))), 64 * GB)[1].placement.estimate
     findings, _ = inspected(draft(**parts), least - 1)
     assert_matches("window_frames to [0-9]+, or take a smaller size", findings.problems[0])
+    frames = int(re.search("window_frames to ([0-9]+)", findings.problems[0])[1])
+    assert WindowConfig(num_frames=frames).num_frames == frames  # which the long video options take
+    findings, _ = inspected(draft(**parts | dict(num_frames=41)), least // 3)
+    assert "window_frames" not in findings.problems[0]  # none that is shorter has room for the motion frames
 
 
 def test_disk_and_kept_frames_that_do_not_fit_are_told(monkeypatch, tmp_path):

@@ -94,6 +94,12 @@ def pitch_hz(sound, start_s, duration_s=0.2):
     return 0 if heard.abs().max() < 0.02 else torch.fft.rfft(heard).abs().argmax().item() / duration_s
 
 
+@pytest.mark.parametrize(("size", "shift"), [((480, 832), 7.0), ((704, 1280), 11.0)])
+def test_a_size_of_ones_own_has_the_schedule_of_its_class(asked, size, shift):
+    config = requests.look(dataclasses.replace(asked, size=size), Findings(), RecordingHost()).draft.config
+    assert config.sampling.shift_for(config.resolution) == shift
+
+
 def test_what_is_heard_may_be_another_sound_than_what_moves_the_lips(asked, inputs):
     frames, _, sound = made(dataclasses.replace(asked, heard=inputs / "high.wav"))
     assert len(frames) == 20, "the voice makes the length"

@@ -1,10 +1,12 @@
 """An interrupted run goes on where it stopped and gives the same bytes."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,6 +82,14 @@ def test_other_inputs_are_another_run(model):
         run_key(model, audio.features, run.config(), ("another",)),
     ]
     assert len({key, *others}) == 5
+
+
+def test_another_programs_vae_is_told_from_its_like(model, tmp_path):
+    def store(seed):
+        seen = dataclasses.replace(run.conditioning(model), vae=SimpleNamespace(model=run.vae(seed).model))
+        return open_store(tmp_path, model, run.audio(model, 9), seen, run.config()).folder
+
+    assert store(1) == store(1) != store(2)
 
 
 def test_a_changed_weight_changes_the_fingerprint(model):
