@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 
 from comfy_api.latest import io
 
 from ..pipeline.audio.waveform import read
+from ..pipeline.choice import Choice
 from ..pipeline.conditioning.reference import fit, read_image
 from .conversions import to_audio, to_image
 
 ASSETS = Path(__file__).parents[1] / "demo" / "assets"
 
 
-class Example(str, Enum):
+class Example(Choice):
     """What the pack brings along: drawn faces for the small model, and a photograph."""
 
     ONE = "a drawn face"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from enum import Enum
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -12,6 +11,7 @@ from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
 from ..pipeline.audio.waveform import Sound
+from ..pipeline.choice import Choice
 from ..pipeline.config import CARD_NUM_FRAMES, Acceleration, GenerationConfig, Resolution, SamplingConfig
 from ..pipeline.errors import AudioError, ConfigError, MultiTalkError, RemoteError
 from ..pipeline.remote.collect import RemoteVideo
@@ -31,7 +31,7 @@ BAR = 1000
 PORTRAIT_ENDPOINTS = [row.id for row in ENDPOINTS.values() if "image_url" in row.files and not row.texts]
 
 
-class LongAudio(str, Enum):
+class LongAudio(Choice):
     """What becomes of sound beyond the video's frames."""
 
     CUT = "cut"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 
+from .choice import Choice
 from .errors import ConfigError
 from .shapes import VAE_STRIDE_TIME, nearest_num_frames
 
@@ -14,7 +14,7 @@ MOST_STEPS = 1000  # as many as the schedule was trained with
 LARGEST_480P = 640 * 960  # pixels, between the largest bucket of 480p and the smallest of 720p
 
 
-class Resolution(str, Enum):
+class Resolution(Choice):
     """A table of aspect buckets: about 640x640 or about 960x960 pixels."""
 
     P480 = "480p"
@@ -26,7 +26,7 @@ class Resolution(str, Enum):
         return cls.P720 if height * width > LARGEST_480P else cls.P480
 
 
-class Acceleration(str, Enum):
+class Acceleration(Choice):
     """How much may be given up for speed: nothing, little, or what a few steps cost."""
 
     NONE = "none"
@@ -34,14 +34,14 @@ class Acceleration(str, Enum):
     HIGH = "high"
 
 
-class Recipe(str, Enum):
+class Recipe(Choice):
     """How a long video is continued; the audio adapter was trained for one of them."""
 
     MULTITALK = "multitalk"
     INFINITETALK = "infinitetalk"
 
 
-class WindowPlan(str, Enum):
+class WindowPlan(Choice):
     """How a request is cut into context windows."""
 
     EXACT = "exact"  # windows that cover the request, then trimmed to it
@@ -104,7 +104,8 @@ class WindowConfig:
             value = getattr(self, name)
             if value is not None and (value < 1 or value % VAE_STRIDE_TIME != 1):
                 nearest = nearest_num_frames(max(value, 1))
-                raise ConfigError(f"{name} of a window must be 4n+1, got {value}. The nearest is {nearest}.")
+                said = "window_frames" if name == "num_frames" else name
+                raise ConfigError(f"{said} must be 4n+1, got {value}. The nearest is {nearest}.")
         if self.num_frames is not None and self.overlap >= self.num_frames:
             raise ConfigError(
                 f"A window of {self.num_frames} frames cannot start with {self.overlap} motion frames. "
@@ -141,7 +142,7 @@ class GenerationConfig:
         if self.num_frames and not self.allow_long and self.num_frames not in CARD_NUM_FRAMES:
             raise ConfigError(
                 f"num_frames must be in {CARD_NUM_FRAMES[0]}..{CARD_NUM_FRAMES[-1]}, got {self.num_frames}. "
-                f"Turn on long video for other lengths."
+                f"Turn on long video (--long; on fal split at pauses) for other lengths."
             )
         if not 0 <= self.color_strength <= 1:
             raise ConfigError(f"color_strength must be in 0..1, got {self.color_strength}. 0 leaves the colours alone.")

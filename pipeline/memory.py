@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from enum import Enum
 
 from torch import nn
 
+from .choice import Choice
 from .errors import ConfigError
 from .host import Host
 from .shapes import LatentSize
@@ -24,7 +24,7 @@ TEXT_TOKENS, IMAGE_TOKENS, VOICE_TOKENS = 512, 257, 32  # what a block keeps: of
 DECODE_BYTES = 20_000  # a pixel's share of the VAE decoder's memory in float32: causal caches 9, work 9, output 2
 
 
-class Memory(str, Enum):
+class Memory(Choice):
     """How much of the device a run may take for itself."""
 
     AUTO = "auto"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .acceleration.accelerate import FEW_STEPS, AccelerationOptions, preset
 from .audio.dialogue import Arrangement, Speech, plan_turns
-from .audio.embeds import TAIL_FRAMES, num_frames_of, num_model_frames
+from .audio.embeds import TAIL_FRAMES, check_fps, num_frames_of, num_model_frames
 from .audio.waveform import check
 from .conditioning.speakers import Place, speaker_masks
 from .config import GenerationConfig, Recipe
@@ -29,7 +29,6 @@ from .shapes import FPS, TOKEN_PIXELS, LatentSize
 from .speed import Speeds, kind_of_run
 from .weights.fit import TransformerFacts, WeightFiles, check_weights
 
-FPS_RANGE = (1, 120)
 SILENT = 1e-4  # below -80 dB nothing is heard
 SHORTEST_VOICE_S = 0.4
 SAME_PLACE = 0.9  # of the smaller place, covered by another
@@ -150,8 +149,7 @@ def check_voices(
         num_frames: of the model, asked for; 0 takes the voices' length.
         fps: of the file.
     """
-    if not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
-        findings.problem("fps", f"It must be in {FPS_RANGE[0]}..{FPS_RANGE[1]}, got {fps:g}. 25 is the model's own.")
+    if findings.attempt("", check_fps, fps) is None:
         return None
     if not speeches:
         return None

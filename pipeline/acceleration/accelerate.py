@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..choice import Choice
 from ..config import Acceleration, GenerationConfig
 from ..errors import ConfigError
 from ..sampling.guidance import Guidance
@@ -24,7 +24,7 @@ WARMUP_SHARE = 5  # `regular` runs the first fifth of the steps in any case: the
 FORECAST_PARTS, HIGH_GUIDED = 5, 0.05  # `high`: into how many parts forecasts cut a run; the share that is guided
 
 
-class CacheKind(str, Enum):
+class CacheKind(Choice):
     """How steps are found that can do without their blocks, see `step_cache`."""
 
     NONE = "none"

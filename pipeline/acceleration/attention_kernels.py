@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from enum import Enum
 from functools import lru_cache, partial
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..choice import Choice
 from ..transformer.attention import Attend
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ TOLERANCES = {torch.float32: 1e-3, torch.float16: 1e-2}  # of outputs around 0.3
 COARSE_TOLERANCE = 5e-2
 
 
-class AttentionKernel(str, Enum):
+class AttentionKernel(Choice):
     """How the transformer's attention is computed."""
 
     AUTO = "auto"  # the fastest exact one

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+from ..choice import Choice
 from ..errors import AudioError
 from ..shapes import FPS
 from .waveform import SAMPLE_RATE_HZ, Sound, check, fit_length, normalize_loudness, resample, to_mono_16k
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 LATEST_START_S = 4 * 3600  # a timeline is held in memory
 
 
-class Arrangement(str, Enum):
+class Arrangement(Choice):
     """How several sounds follow each other where no start is given: together, or one after the other."""
 
     PARALLEL = "para"
@@ -36,7 +36,7 @@ class Speech:
 
     def __post_init__(self) -> None:
         if self.start_s is not None and not 0 <= self.start_s <= LATEST_START_S:
-            raise AudioError(f"start_s of a speaker must be in 0..{LATEST_START_S} seconds, got {self.start_s:g}.")
+            raise AudioError(f"A speaker's start must be in 0..{LATEST_START_S} seconds, got {self.start_s:g}.")
 
 
 @dataclass(frozen=True)

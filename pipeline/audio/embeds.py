@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import LongTensor, Tensor
 
-from ..errors import AudioError
+from ..errors import AudioError, ConfigError
 from ..shapes import FPS
 from .dialogue import Arrangement, Speech, arrange, plan_turns
 from .wav2vec2 import encode
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FPS
 TAIL_FRAMES = 10  # 0.4 s of silence after the end, so that a window reaching past it hears silence
+FPS_RANGE = (1, 120)  # of files
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,17 @@ def num_model_frames(num_frames: int, fps: Fraction | float = FPS) -> int:
     return math.ceil(num_frames * FPS / _exact(fps))
 
 
+def check_fps(fps: Fraction | float) -> Fraction | float:
+    """`fps` where a file can have so many.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
+        raise ConfigError(f"fps must be in {FPS_RANGE[0]}..{FPS_RANGE[1]}, got {float(fps):g}. 25 is the model's own.")
+    return fps
+
+
 def encode_audio(
     model: Wav2Vec2Model,
     speeches: Sequence[Speech],
@@ -91,7 +103,14 @@ def encode_audio(
         num_frames: of the finished video, counted at `fps`; 0 takes the audio's length, at least one frame.
         normalize_input: the encoder wants zero mean and unit variance (see `wav2vec2.encode`).
         fps: of the finished video; the model itself always runs at 25.
+
+    Raises:
+        AudioError: a sound cannot be used, or nobody has one and `num_frames` is 0.
+        ConfigError: `num_frames` or `fps` is out of range.
     """
+    if num_frames < 0:
+        raise ConfigError(f"num_frames must not be negative, got {num_frames}. 0 takes the audio's length.")
+    check_fps(fps)
     if not num_frames:
         num_frames = _num_frames_from_audio(speeches, arrangement, fps)
     num_output_frames, num_frames = num_frames, num_model_frames(num_frames, fps)

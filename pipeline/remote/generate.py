@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from enum import Enum
 
+from ..choice import Choice
 from ..errors import RemoteError
 from ..host import Host, Progress
 from .answers import BadAnswer, JobFailed, KeyRefused, Lost, MaybeSent, NotSent, Rejected, Stopped
@@ -21,7 +21,7 @@ CLOCK_SKEW_S = 120
 ELSEWHERE = "id:"  # how the job keys begin of what was bought elsewhere
 
 
-class Resume(str, Enum):
+class Resume(Choice):
     """Whether a video that was bought before is taken, or bought again."""
 
     AUTO = "auto"

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
+from ..choice import Choice
 from ..config import Recipe
 from ..memory import MemoryConfig
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Precision(str, Enum):
+class Precision(Choice):
     """What the transformer computes in."""
 
     AUTO = "auto"

@@ -116,6 +116,10 @@ MISTAKES = {
         {"audio_2": voice(), "ref_target_masks": torch.zeros(2, 90, 120)},
         "The mask of speaker 1 is empty. Paint the whole person in white",
     ),
+    "a word that is no choice": (
+        {"acceleration": "fast"},
+        "'fast' is no choice here. Take one of: none, regular, high",
+    ),
     "no sound": ({"audio_1": {"waveform": torch.zeros(1, 1, 0), "sample_rate": RATE_HZ}}, "audio_1 has no sound"),
     "an empty batch": ({"image": torch.zeros(0, 90, 120, 3)}, "image must be a batch of pictures"),
     "NaN in the picture": ({"image": torch.full((1, 90, 120, 3), float("nan"))}, "The image holds NaN"),

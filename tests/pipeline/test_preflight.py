@@ -227,7 +227,7 @@ OPTIONS = {
         "Choose audio that sounds"),
     "boxes for fewer voices": Mistake(dict(audio=TWO, box="0,0,50,100"), "box", "got 1", "2 voices need as many"),
     "starts for fewer voices": Mistake(dict(audio=TWO, start=1), "start", "got 1", "2 voices need as many"),
-    "start beyond measure": Mistake(dict(start=1e9), "audio: start_s", "got 1e+09", "in 0..14400 seconds"),
+    "start beyond measure": Mistake(dict(start=1e9), "audio: A speaker's start", "got 1e+09", "in 0..14400 seconds"),
     "box the wrong way round": Mistake(dict(audio=TWO, box=["60,0,10,100", "50,0,100,100"]), "box",
         "got (60.0, 0.0, 10.0, 100.0)", "with left < right"),
     "box outside": Mistake(dict(audio=TWO, box=["0,0,50,100", "110,0,150,100"]), "speakers: The box of speaker 2",

@@ -1,0 +1,16 @@
+"""An option that is one of a few words."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NoReturn
+
+from .errors import ConfigError
+
+
+class Choice(str, Enum):
+    """Its members are the words. Any other word is refused in a sentence, wherever a choice is made of text."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ConfigError(f"{value!r} is no choice here. Take one of: {', '.join(choice.value for choice in cls)}.")
