@@ -118,7 +118,7 @@ MISTAKES = {
     ),
     "a word that is no choice": (
         {"acceleration": "fast"},
-        "'fast' is no choice here. Take one of: none, regular, high",
+        "'fast' is no choice here. Take one of: none, regular",
     ),
     "no sound": ({"audio_1": {"waveform": torch.zeros(1, 1, 0), "sample_rate": RATE_HZ}}, "audio_1 has no sound"),
     "an empty batch": ({"image": torch.zeros(0, 90, 120, 3)}, "image must be a batch of pictures"),

@@ -61,7 +61,7 @@ def test_digital_silence_stays_silent():
 
 @pytest.mark.parametrize("start_s", [-1, float("nan"), float("inf")])
 def test_impossible_starts_are_refused(start_s):
-    with pytest.raises(AudioError, match="speaker.s start"):
+    with pytest.raises(AudioError, match="speaker's start"):
         Speech(None, start_s)
 
 
