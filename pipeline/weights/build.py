@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,11 +20,11 @@ from ..transformer.model import MultiTalkTransformer
 from .catalog import open_as, transformer_weights
 from .checkpoint import settings_beside
 from .configs import image_config, sizes_from, speech_config, text_config, transformer_config, vae_config
-from .key_maps import for_live_keys, rename_clip, rename_clip_key, rename_text, rename_vae, rename_wav2vec2
+from .key_maps import VISION, for_live_keys, rename_clip, rename_clip_key, rename_text, rename_vae, rename_wav2vec2
 from .lora import LoraStack
 from .quantization import QuantizedEmbedding, QuantizedLinear
 from .recognition import Component
-from .source import Source
+from .source import Source, stated_heads
 from .stored import Stored, collect
 from .tokenizer import find_tokenizer
 
@@ -57,9 +57,8 @@ def load_transformer(
     dtype = dtype or torch.bfloat16
     weights, sources = transformer_weights(base, adapter)
     shapes = {name: stored.shape for name, stored in weights.items()}
-    heads, audio_layers = num_heads or _named_heads(sources[:1]), _named(sources, "audio_layers")
     with sizes_from(sources[0].name), init_empty_weights():
-        model = MultiTalkTransformer(**transformer_config(shapes, heads, audio_layers))
+        model = MultiTalkTransformer(**transformer_config(shapes, sources, num_heads))
     fill(model, weights, dtype, sources[0].name, eager=EAGER)
     stack = LoraStack(model)
     for path, strength in loras:
@@ -104,7 +103,8 @@ def load_text_encoder(
 def load_image_encoder(path: Path | str, dtype: torch.dtype | None = None) -> ImageEncoder:
     """CLIP's vision tower in `dtype`; None keeps the file's, or float16 where that is narrower."""
     source, _ = open_as(path, Component.IMAGE_ENCODER)
-    plain, heads = _plain_state(source, collect(source, _vision_key), dtype), _named_heads([source])
+    weights = collect(source, _vision_key_of(source))
+    plain, heads = _plain_state(source, weights, dtype), stated_heads(source)
     with sizes_from(source.name), init_empty_weights():
         state = rename_clip(plain)
         model = CLIPVisionModel(image_config({key: tensor.shape for key, tensor in state.items()}, heads))
@@ -115,7 +115,7 @@ def load_audio_encoder(path: Path | str, dtype: torch.dtype = torch.float32) -> 
     """wav2vec2 in `dtype`; its `config.do_normalize` is what the `preprocessor_config.json` beside it says."""
     source, _ = open_as(path, Component.AUDIO_ENCODER)
     state = _plain_state(source, collect(source, rename_wav2vec2), dtype)
-    heads, preprocessor = _named_heads([source]), settings_beside(Path(path).expanduser(), "preprocessor_config.json")
+    heads, preprocessor = stated_heads(source), settings_beside(Path(path).expanduser(), "preprocessor_config.json")
     with sizes_from(source.name), init_empty_weights():
         config = speech_config({key: tensor.shape for key, tensor in state.items()}, heads)
         config.do_normalize = bool(preprocessor.get("do_normalize", False))
@@ -184,28 +184,14 @@ def _plain_state(source: Source, weights: Mapping[str, Stored], dtype: torch.dty
     return {key: stored.tensor(dtype) for key, stored in weights.items()}
 
 
-def _vision_key(key: str) -> str | None:
-    return key if rename_clip_key(key) else None
+def _vision_key_of(source: Source) -> Callable[[str], str | None]:
+    """The keys of the vision tower as they are. Where it has a prefix, what has none is the text tower's."""
+    has_prefix = any(key.startswith(VISION) for key in source.entries)
 
+    def vision_key(key: str) -> str | None:
+        return key if rename_clip_key(key) and (key.startswith(VISION) or not has_prefix) else None
 
-def _named_heads(sources: Iterable[Source]) -> int | None:
-    return _named(sources, "num_heads", "num_attention_heads")
-
-
-def _named(sources: Iterable[Source], *fields: str) -> int | None:
-    """A number that the files' own metadata or configuration state."""
-    for source in sources:
-        for stated in (source.metadata, source.config):
-            for field in fields:
-                if field in stated:
-                    return _count_of(source, field, stated[field])
-    return None
-
-
-def _count_of(source: Source, field: str, value: object) -> int:
-    if not str(value).isdecimal() or int(str(value)) < 1:
-        raise WeightsError(f"{source.name} says {field} = {value!r}, which is no number of them; download it again.")
-    return int(str(value))
+    return vision_key
 
 
 def _first(keys: list[str]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isqrt, prod
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsError
 from ..shapes import VAE_STRIDE_TIME
+from .source import Source, stated, stated_heads
 
 if TYPE_CHECKING:  # a second to import, which headers alone do not need
     from transformers import CLIPVisionConfig, UMT5Config, Wav2Vec2Config
@@ -40,24 +41,29 @@ def sizes_from(name: str) -> Iterator[None]:
         ) from error
 
 
-def transformer_config(shapes: Shapes, num_heads: int | None = None, audio_layers: int | None = None) -> dict[str, Any]:
+def transformer_config(shapes: Shapes, sources: Sequence[Source] = (), num_heads: int | None = None) -> dict[str, Any]:
     """Arguments of `MultiTalkTransformer`.
 
     Args:
         shapes: of base and adapter.
-        num_heads: leaves no trace in shapes; None takes 128 channels for each.
-        audio_layers: of the speech encoder; None takes its layers to be as wide as the audio tokens, as published.
+        sources: the files of both, base first: what leaves no trace in shapes is what they state. Without a word, heads
+            have 128 channels, and the speech encoder's layers are as wide as the audio tokens, as published.
+        num_heads: of the attentions, whatever the base states.
     """
     width, in_channels, *patch = shapes["patch_embedding.weight"]
-    heads = num_heads or width // HEAD_DIM
+    stated_by_base = stated_heads(sources[0]) if sources else None
+    heads = num_heads or stated_by_base or width // HEAD_DIM
     if not heads or width % heads:
         raise WeightsError(f"A width of {width} cannot be split into {heads} heads; name num_heads.")
     audio_dim = shapes["audio_proj.norm.weight"][0]
     first, later = shapes["audio_proj.proj1.weight"][1], shapes["audio_proj.proj1_vf.weight"][1]
     feature_dim = (later - first) // (VAE_STRIDE_TIME - 1)  # later frames hear w+3 features, the first w
-    audio_layers = audio_layers or max(1, feature_dim // audio_dim)
+    audio_layers = stated(sources, "audio_layers") or max(1, feature_dim // audio_dim)
     if feature_dim % audio_layers:
-        raise WeightsError(f"{feature_dim} speech features cannot be of {audio_layers} layers; name audio_layers.")
+        raise WeightsError(
+            f"{feature_dim} speech features cannot be of {audio_layers} layers; name audio_layers in "
+            f"the adapter's metadata."
+        )
     return {
         "patch_size": tuple(patch),
         "num_attention_heads": heads,

@@ -22,7 +22,7 @@ from .catalog import (
     open_as,
     transformer_weights,
 )
-from .configs import count, sizes_from
+from .configs import count, sizes_from, transformer_config
 from .key_maps import native_transformer_key, rename_clip_key, rename_text, rename_wav2vec2
 from .lora import OTHER_MODELS, refuse_special
 from .lora_layouts import DOWN, UP, check_whole, split_key
@@ -72,8 +72,8 @@ class TransformerFacts:
 
 def check_weights(files: WeightFiles, dtype: torch.dtype, findings: Findings) -> TransformerFacts | None:
     """Looks at every file, and at all of them together; None where the transformer cannot be told."""
-    weights = _transformer(files, findings)
-    facts = None if weights is None else findings.attempt("base", _facts, weights, files, dtype)
+    found = _transformer(files, findings)
+    facts = None if found is None else findings.attempt("base", _facts, *found, files, dtype)
     if files.vae is not None:
         findings.attempt("vae", check_vae, files.vae)
     _text_encoder(files.text_encoder, facts, findings)
@@ -82,17 +82,16 @@ def check_weights(files: WeightFiles, dtype: torch.dtype, findings: Findings) ->
     return facts
 
 
-def _transformer(files: WeightFiles, findings: Findings) -> Weights | None:
+def _transformer(files: WeightFiles, findings: Findings) -> tuple[Weights, list[Source]] | None:
     if files.base is None:
         return None
     parts = [findings.attempt("base", open_as, files.base, Component.TRANSFORMER)]
     if files.adapter is not None:
         parts.append(findings.attempt("adapter", open_as, files.adapter, Component.ADAPTER))
     together = None if None in parts else findings.attempt("adapter", transformer_weights, files.base, files.adapter)
-    weights = None if together is None else together[0]
     for path, strength in files.loras:
-        findings.attempt("lora", check_lora, path, strength, weights)
-    return weights
+        findings.attempt("lora", check_lora, path, strength, together and together[0])
+    return together
 
 
 def check_lora(path: Path, strength: float, weights: Weights | None) -> None:
@@ -148,7 +147,7 @@ def _misfit(key: str, source: Source, shapes: Mapping[str, tuple[int, ...]]) -> 
     return f"{path} is {shape[axis]} wide in it and {wanted[axis]} in the model"
 
 
-def _facts(weights: Weights, files: WeightFiles, dtype: torch.dtype) -> TransformerFacts:
+def _facts(weights: Weights, sources: list[Source], files: WeightFiles, dtype: torch.dtype) -> TransformerFacts:
     blocks: dict[str, int] = {}
     outer = 0
     for key, stored in weights.items():
@@ -161,13 +160,12 @@ def _facts(weights: Weights, files: WeightFiles, dtype: torch.dtype) -> Transfor
     lora_bytes = sum(path.stat().st_size for path, _ in files.loras if path.is_file())
     with sizes_from(files.base.name):
         block_bytes = max(blocks.values()) + lora_bytes // len(blocks)
-        audio_dim = weights["audio_proj.norm.weight"].shape[0]
-        first, later = (weights[f"audio_proj.{name}.weight"].shape[1] for name in ("proj1", "proj1_vf"))
+        config = transformer_config({name: stored.shape for name, stored in weights.items()}, sources)
         return TransformerFacts(
             Footprint(len(blocks), block_bytes, outer, weights["patch_embedding.weight"].shape[0]),
-            audio_features=((later - first) // 3 // audio_dim, audio_dim),
-            text_dim=weights["condition_embedder.text_embedder.linear_1.weight"].shape[1],
-            image_dim=weights["condition_embedder.image_embedder.norm1.weight"].shape[0],
+            config["audio_features"],
+            config["text_dim"],
+            config["image_dim"],
         )
 
 

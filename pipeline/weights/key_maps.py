@@ -124,6 +124,8 @@ VAE_OURS = re.compile(
     r"(quant_conv|post_quant_conv|(encoder|decoder)\.(conv_in|conv_out|norm_out|mid_block|down_blocks|up_blocks))\."
 )
 
+VISION = ("visual.", "vision_model.", "clip_vision.vision_model.", "model.visual.")  # before a vision tower's weights
+
 WAV2VEC2_OURS = re.compile(r"(feature_extractor\.|feature_projection\.|encoder\.(pos_conv_embed|layer_norm|layers)\.|"
                            r"masked_spec_embed$)")  # fmt: skip
 
@@ -179,7 +181,7 @@ def rename_wav2vec2(key: str) -> str | None:
 
 def rename_clip_key(key: str) -> str | None:
     """Our name of a weight of the image encoder, without `vision_model.`; fused attention keeps `self_attn.qkv`."""
-    key = _unwrap(key, "visual.", "vision_model.", "clip_vision.vision_model.", "model.visual.")
+    key = _unwrap(key, *VISION)
     return _by_table(key, _CLIP_RULES) or _if_ours(key, _CLIP_OURS)
 
 

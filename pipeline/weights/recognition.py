@@ -159,6 +159,8 @@ def _text(header: Header) -> Kind | None:
                   "token_embedding.weight._data")  # fmt: skip
     if not header.has("encoder.final_layer_norm.weight") and not any(header.has(name) for name in vocabulary):
         return None
+    if header.has("visual."):  # the text tower beside a vision tower
+        return None
     tables = ("pos_embedding.embedding", "relative_attention_bias", "attn_rel_b")
     num_tables = sum(any(table in key for table in tables) and not key.startswith(("decoder.", "dec."))
                      for key in header.shapes)  # fmt: skip

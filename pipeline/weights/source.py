@@ -6,7 +6,7 @@ import json
 import mmap
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -155,6 +155,31 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object was expected, not {type(value).__name__}")
     return value
+
+
+def stated_heads(source: Source) -> int | None:
+    """The attentions' heads, which leave no trace in shapes, by the source's own word."""
+    return stated([source], "num_heads", "num_attention_heads")
+
+
+def stated(sources: Iterable[Source], *fields: str) -> int | None:
+    """A number that the files' own metadata or configuration state under one of these names.
+
+    Raises:
+        WeightsError: what they state is no number of anything.
+    """
+    for source in sources:
+        for told in (source.metadata, source.config):
+            for field in fields:
+                if field in told:
+                    return _count_of(source, field, told[field])
+    return None
+
+
+def _count_of(source: Source, field: str, value: object) -> int:
+    if not str(value).isdecimal() or int(str(value)) < 1:
+        raise WeightsError(f"{source.name} says {field} = {value!r}, which is no number of them; download it again.")
+    return int(str(value))
 
 
 def readable_size(num_bytes: int) -> str:

@@ -207,7 +207,7 @@ def open_clip(native):
     return state
 
 
-IMAGE = ("native with text", "visual only", "Comfy", "diffusers", "OpenCLIP", "int8 .pth")
+IMAGE = ("native with text", "visual only", "Comfy", "diffusers", "OpenCLIP", "OpenCLIP with text", "int8 .pth")
 
 
 @pytest.mark.parametrize("packaging", IMAGE)
@@ -229,6 +229,10 @@ def test_image_encoder(packaging, tmp_path):
         path = tmp_path
     elif packaging == "OpenCLIP":
         written(open_clip(native), path)
+    elif packaging == "OpenCLIP with text":
+        text = {"token_embedding.weight": torch.ones(9, 4), "positional_embedding": torch.ones(7, 4),
+                "transformer.resblocks.0.ln_1.weight": torch.ones(4), "ln_final.weight": torch.ones(4)}  # fmt: skip
+        written(open_clip(native) | text, path)
     else:
         stored, numbers = {}, {}
         for key, tensor in native.items():

@@ -5,9 +5,11 @@ import time
 import pytest
 import torch
 from multitalk.pipeline.errors import WeightsError
+from multitalk.pipeline.findings import Findings
 from multitalk.pipeline.weights import quantization
 from multitalk.pipeline.weights.build import load_transformer
 from multitalk.pipeline.weights.catalog import check_transformer
+from multitalk.pipeline.weights.fit import WeightFiles, check_weights
 from multitalk.pipeline.weights.key_maps import rename_transformer
 from multitalk.pipeline.weights.quantization import QuantizedLinear
 from safetensors.torch import save_file
@@ -106,6 +108,7 @@ def test_the_speech_encoders_depth_may_be_named(tmp_path):
     assert load_transformer(base, adapter).config.audio_features == (2, 128)
     save_file(adapter_state(), adapter, {"audio_layers": "4"})
     assert load_transformer(base, adapter).config.audio_features == (4, 64)
+    assert check_weights(WeightFiles(base, adapter), torch.float32, Findings()).audio_features == (4, 64)
     save_file(adapter_state(), adapter, {"audio_layers": "3"})
     with pytest.raises(WeightsError, match="256 speech features cannot be of 3 layers"):
         load_transformer(base, adapter)
