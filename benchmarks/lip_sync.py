@@ -36,6 +36,9 @@ from pipeline.sampling.windows import plan_windows
 from pipeline.weights import build
 from pipeline.weights.handles import Precision
 
+from .machine import facts
+from .report import machine_line
+
 MODELS_FOLDER = Path(__file__).resolve().parents[1] / "models"
 SETTLED = 15  # frames after which a face looks as it was asked to
 HELD_OUT_SEED = 7_000_000  # of scenes; the training draws from other streams
@@ -322,6 +325,7 @@ def main() -> None:
     for name in options.parts:
         for line in parts[name]():
             print(line, flush=True)
+    print(f"\n{machine_line(facts())}")
 
 
 if __name__ == "__main__":

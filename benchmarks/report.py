@@ -80,11 +80,13 @@ def save(path: Path, tables: Iterable[Table]) -> None:
 def markdown_of(path: Path) -> str:
     """The tables of a JSON file as text, each with the machine that it was measured on."""
     kept = json.loads(path.read_text(encoding="utf-8"))
-    tables = (f"{Table(title, part['rows']).markdown()}\n{_machine_line(part)}\n" for title, part in kept.items())
+    tables = (
+        f"{Table(title, part['rows']).markdown()}\n{machine_line(part['machine'])}\n" for title, part in kept.items()
+    )
     return "\n".join(tables)
 
 
-def _machine_line(part: Mapping) -> str:
-    told = part["machine"]
+def machine_line(told: Mapping) -> str:
+    """The machine of `facts`, as text."""
     where = told.get("gpu") or f"{told['cpu']}, {told['cores']} cores, {told['threads']} thread(s)"
     return f"{where}; torch {told['torch']}; load {told['load_1_min']}; {told['time']}"

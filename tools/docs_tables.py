@@ -141,7 +141,7 @@ def measured(is_wanted: Callable[[str], bool]) -> str:
 
 
 def lip_sync() -> str:
-    """What `python -m benchmarks.lip_sync` printed."""
+    """What `python -m benchmarks.lip_sync` printed, put together from its parts."""
     found = sorted(RESULTS.glob("lip_sync*.md"))
     return "\n\n".join(_bold_heads(file.read_text(encoding="utf-8")) for file in found) or NOTHING_STORED
 
@@ -152,7 +152,8 @@ def _bold_heads(text: str) -> str:
 
 def _machine(facts: dict[str, Any]) -> str:
     device = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores"
-    return f"Measured on {device}, torch {facts['torch']}, {facts['time'][:10]}."
+    load = f"load {facts['load_1_min']:.1f} at its end"
+    return f"Measured on {device}, torch {facts['torch']}, {load}, {facts['time'][:10]}."
 
 
 def _pictures(name: str) -> list[Path]:
