@@ -30,12 +30,33 @@ class WindowStart:
     anchor: Anchor
 
 
+class Reference:
+    """What the windows of an InfiniteTalk run look back at; encoded anew only where a dubbed video moves on."""
+
+    def __init__(self) -> None:
+        self._of, self._seen = None, None
+
+    def seen(self, conditioning: Conditioning, window: Window) -> tuple[Tensor, Tensor]:
+        """The condition `20 t h w` and the image tokens `i d` of the frame that is shown as `window` starts."""
+        frame = min(window.start, conditioning.source.shape[1] - 1)
+        if self._of != (frame, window.num_frames):
+            picture = conditioning.source_frame(frame)
+            conditions = condition(conditioning.vae, picture, window.num_frames)
+            self._of, self._seen = (frame, window.num_frames), (conditions, conditioning.describe(picture[:, 0]))
+        return self._seen
+
+
 def start_window(
-    recipe: Recipe, conditioning: Conditioning, window: Window, motion: Tensor | None, noise: Noise
+    recipe: Recipe,
+    conditioning: Conditioning,
+    window: Window,
+    motion: Tensor | None,
+    noise: Noise,
+    reference: Reference,
 ) -> WindowStart:
     """The start of `window`; `motion` is `c m h w`, the last frames of the window before, None in the first."""
     if recipe is Recipe.INFINITETALK:
-        return _look_back(conditioning, window, motion)
+        return _look_back(conditioning, window, motion, reference)
     return _go_on(conditioning, window, motion, noise)
 
 
@@ -50,9 +71,8 @@ def _go_on(conditioning: Conditioning, window: Window, motion: Tensor | None, no
     return WindowStart(conditions, conditioning.describe(known[:, -1]), anchor)
 
 
-def _look_back(conditioning: Conditioning, window: Window, motion: Tensor | None) -> WindowStart:
+def _look_back(conditioning: Conditioning, window: Window, motion: Tensor | None, reference: Reference) -> WindowStart:
     """InfiniteTalk: the reference at the window's start is the condition, the motion latents stay clean."""
-    reference = conditioning.source_frame(window.start)
-    conditions = condition(conditioning.vae, reference, window.num_frames)
+    conditions, image_embeds = reference.seen(conditioning, window)
     known = conditions[MASK_CHANNELS:, :1] if motion is None else motion_latents(conditioning.vae, motion)
-    return WindowStart(conditions, conditioning.describe(reference[:, 0]), CleanMotion(known))
+    return WindowStart(conditions, image_embeds, CleanMotion(known))

@@ -15,6 +15,7 @@ from .config import GenerationConfig
 from .errors import ConfigError
 from .host import Host, Progress
 from .memory import Footprint, MemoryConfig, decode_bytes
+from .recipes import Reference
 from .sampling.guidance import Guidance
 from .sampling.noise import Noise
 from .sampling.schedule import timesteps
@@ -52,6 +53,11 @@ class Run:
         """`steps+1` values of 1000..0."""
         sampling = self.config.sampling
         return timesteps(sampling.steps, sampling.shift_for(self.config.resolution), sampling.skip_tail)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What InfiniteTalk's windows share."""
+        return Reference()
 
     @property
     def decode_bytes(self) -> int:

@@ -73,7 +73,7 @@ def _with_coders(run: Run, transformer: PlacedTransformer, work: Callable[[Condi
 
 def _start(run: Run, window: Window, motion: Tensor | None, conditioning: Conditioning) -> WindowStart:
     """What the window is given before its first step."""
-    return start_window(run.config.windows.recipe, conditioning, window, motion, run.noise)
+    return start_window(run.config.windows.recipe, conditioning, window, motion, run.noise, run.reference)
 
 
 def _decode(host: Host, latents: Tensor, conditioning: Conditioning) -> Tensor:

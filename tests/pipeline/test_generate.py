@@ -107,6 +107,25 @@ def test_cancelling_ends_within_one_forward_and_harms_no_later_run(model, monkey
     assert torch.equal(frames_of(model, 9), expected)
 
 
+def test_a_still_reference_is_encoded_once_and_a_dubbed_video_for_every_window(model, monkeypatch):
+    still, looks = run.conditioning(model), []
+    video = dataclasses.replace(still, source=still.source.repeat(1, 30, 1, 1))
+    encode = type(still.vae).encode_padded
+
+    def counted(vae, known, num_frames):
+        looks.extend([known] if known.shape[1] < num_frames else [])
+        return encode(vae, known, num_frames)
+
+    def frames(seen):
+        looks.clear()
+        config = run.config(recipe=Recipe.INFINITETALK)
+        return torch.cat(list(generate(model, run.audio(model, 21), seen, config, run.RecordingHost())), 1), len(looks)
+
+    monkeypatch.setattr(type(still.vae), "encode_padded", counted)
+    (of_still, once), (of_video, often) = frames(still), frames(video)
+    assert torch.equal(of_still, of_video) and (once, often) == (1, 4)
+
+
 def test_cancelling_ends_between_two_decoded_chunks(model, monkeypatch):
     host, chunks = run.RecordingHost(), []
     seen = run.conditioning(model)
