@@ -16,6 +16,7 @@ from .quantization import Blocks, Encoding, Mxfp8, Numbers, Nvfp4, Packed, comfy
 from .source import DTYPES, Entry, Source, parse_object
 
 VALUES, SCALE, OUTER_SCALE, FORMAT, UNUSED = "values", "scale", "outer_scale", "format", "unused"
+SCALE_OF_INPUTS = "pre_quant_scale"
 ROLES = {  # what a name's ending says; ComfyUI's, optimum-quanto's, LightX2V's
     ".weight._data": VALUES,
     ".weight._scale": SCALE,
@@ -23,6 +24,7 @@ ROLES = {  # what a name's ending says; ComfyUI's, optimum-quanto's, LightX2V's
     ".weight_scale": SCALE,
     ".scale_weight": SCALE,
     ".comfy_quant": FORMAT,
+    ".pre_quant_scale": SCALE_OF_INPUTS,
     ".scale_input": UNUSED,  # scales of activations, which are not quantised here
     ".input_scale": UNUSED,
     ".output_scale": UNUSED,
@@ -196,6 +198,11 @@ def _check(source: Source, weights: Mapping[str, Stored]) -> None:
             raise WeightsError(_damaged(source, "an 8-bit weight without its scale", name))
         if is_scaled and kind not in (*EIGHT_BIT, "U8"):
             raise WeightsError(_damaged(source, "a scale for a weight that is not 8-bit", name))
+        if SCALE_OF_INPUTS in stored.keys:
+            raise WeightsError(
+                f"{source.name} stores {name} as {stored.packing} with {SCALE_OF_INPUTS}, which is not supported; use "
+                f"fp8_scaled or GGUF."
+            )
         if stored.is_nvfp4 or stored.is_mxfp8:
             comfy_kitchen(stored.packing)
         elif kind not in BLOCKS and kind not in PLAIN and kind not in EIGHT_BIT:

@@ -169,6 +169,8 @@ def fp8(state, scale=True):
 
 HALF_CONVERTED = {
     "no scale": (lambda b: fp8(b, scale=False), "8-bit weight without its scale.*blocks.0.ffn.net.0.proj"),
+    "scaled inputs": (lambda b: fp8(b) | {"blocks.0.ffn.0.pre_quant_scale": torch.ones(256)},
+                      "with pre_quant_scale, which is not supported; use fp8_scaled or GGUF"),
     "scale without weight": (lambda b: without(fp8(b), "blocks.0.ffn.0.weight"), "a scale without its weight"),
     "scale of float": (lambda b: b | {"blocks.0.ffn.0.scale_weight": torch.ones(())}, "a weight that is not 8-bit"),
     "int8 without scale": (lambda b: b | {"blocks.0.ffn.0.weight": torch.ones(4, 4, dtype=torch.int8)},
