@@ -114,7 +114,7 @@ class MultiTalkFal(io.ComfyNode):
     def validate_inputs(cls, prompt: str | None = None) -> bool | str:
         """Whatever can be said before anything upstream is computed."""
         if prompt is not None and not prompt.strip():
-            return "The prompt is empty. Say what the person does, for example: a woman speaks to the camera."
+            return "The prompt is empty. Say what the person does: a woman speaks to the camera."
         try:
             _desk()
         except MultiTalkError as error:

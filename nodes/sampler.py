@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from ..pipeline.conditioning.conditioning import Conditioning
 
 CATEGORY = "MultiTalk"
-NO_FRAMES = "The frames are not handed on because keep_frames is off. Turn it on in the sampler, or use its video."
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +167,9 @@ class MultiTalkSampler(io.ComfyNode):
             path = write_video(model_files.new_video(), windows, num_frames, fps, num_output_frames, sound)
         if store:
             store.discard()
-        images = ExecutionBlocker(NO_FRAMES)
+        images = ExecutionBlocker(
+            "The frames are not handed on because keep_frames is off. Turn it on in the sampler, or use its video."
+        )
         if frames:
             images = torch.cat(frames)
             images = images if fps == FPS else images[resample_frame_times(num_frames, fps, num_output_frames)]

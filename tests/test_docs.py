@@ -64,7 +64,7 @@ def test_every_file_that_a_workflow_names_is_described():
 SOURCES = [*(PACK / "pipeline").rglob("*.py"), *(PACK / "nodes").glob("*.py")]
 NODES = [node for path in SOURCES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
 KEYS = re.findall(r"(?m)^### `(.*)`$", TROUBLESHOOTING) + re.findall(r"(?m)^\| `(.*?)` \|", TROUBLESHOOTING)
-TELLING = ("problem", "note", "warning")  # beside errors: what `Findings` and the log are told
+TELLING = ("problem", "note", "warning", "ExecutionBlocker")  # beside errors: what findings, log and graph are told
 
 
 def text_of(node):
@@ -83,7 +83,7 @@ def strings():
 
 
 def messages():
-    """What people are told of: errors, problems, notes and warnings, as far as they have words of their own."""
+    """What people are told of: errors, problems, notes, warnings, refused inputs, as far as they have own words."""
     errors = {"MultiTalkError"}
     for _ in range(3):  # heirs of heirs
         errors |= {
@@ -92,6 +92,9 @@ def messages():
             if isinstance(node, ast.ClassDef) and any(getattr(base, "id", "") in errors for base in node.bases)
         }
     for node in NODES:
+        if isinstance(node, ast.FunctionDef) and node.name == "validate_inputs":
+            returned = (text_of(inner.value) for inner in ast.walk(node) if isinstance(inner, ast.Return))
+            yield from filter(None, returned)
         if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in {
             *errors,
             *TELLING,
