@@ -67,13 +67,7 @@ def start_collecting(request_id: str, endpoint: Endpoint, desk: Desk) -> Job[Rem
 
 def collect(request_id: str, endpoint: Endpoint, desk: Desk, watch: Watch) -> RemoteVideo:
     """The same in the present thread."""
-    if not request_id:
-        raise RemoteError("There is no request id. Copy one from fal.ai/dashboard, or from the node that bought it.")
-    if "," in request_id:
-        raise RemoteError(
-            f"These are the ids of the {request_id.count(',') + 1} parts of a long video. Collect one at a time, or "
-            f"run the node that bought them again: it fetches and joins them."
-        )
+    _check_one(request_id)
     ledger = Ledger(desk.private)
     known = ledger.by_request_id(request_id)
     with turn(known.job_key if known else f"{ELSEWHERE}{request_id}", watch):
@@ -89,6 +83,16 @@ def collect(request_id: str, endpoint: Endpoint, desk: Desk, watch: Watch) -> Re
                 return Collector(client, ledger, desk, maker, watch).video(row, estimate)
             except Lost as error:
                 raise Lost(f"{error} Choose the endpoint that made it, and the key of the account that did.") from None
+
+
+def _check_one(request_id: str) -> None:
+    if not request_id:
+        raise RemoteError("There is no request id. Copy one from fal.ai/dashboard, or from the node that bought it.")
+    if "," in request_id:
+        raise RemoteError(
+            f"These are the ids of the {request_id.count(',') + 1} parts of a long video. Collect one at a time, or "
+            f"run the node that bought them again: it fetches and joins them."
+        )
 
 
 def _found_row(request_id: str, endpoint: Endpoint, ledger: Ledger) -> Row:
