@@ -191,6 +191,13 @@ def test_restart_makes_every_window_again(asked, tmp_path, monkeypatch):
     assert len(sampled) == 4
 
 
+def test_what_is_worth_knowing_is_told_before_the_run(asked, caplog):
+    caplog.set_level("WARNING")
+    made(dataclasses.replace(asked, config=dataclasses.replace(asked.config, num_frames=60)))
+    told = next(record.message for record in caplog.records if "Worth knowing" in record.message)
+    assert "The voices end after 0.8 s, the video after 2.4 s" in told
+
+
 def test_the_command_line_says_all_of_it():
     line = ["--image", "a.png", "--audio", "a.wav", "--audio", "silent", "--start", "0", "--start", "2.5",
             "--heard", "mix.wav", "--box", "0,0,50,100", "--box", "50,0,100,100", "--fps", "30000/1001",

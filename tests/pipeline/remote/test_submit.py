@@ -71,6 +71,18 @@ def test_a_video_is_bought_and_fetched(door, request, desk, caplog):
     until(lambda: not remote_threads())
 
 
+def test_the_price_is_told_before_anything_is_sent(fal, desk):
+    told = []
+
+    class Listened(Watch):
+        def say(self, text, fraction):
+            told.append((text, len(fal.calls("^POST"))))
+            super().say(text, fraction)
+
+    generate.run(make_request(), desk, Resume.AUTO, Listened())
+    assert next(sent for text, sent in told if "$" in text) == 0
+
+
 def test_the_request_is_what_the_card_wants(fal, desk):
     buy(desk)
     (submit,) = fal.submits

@@ -147,6 +147,16 @@ def test_pefts_own_configuration_is_honoured(is_rank_stabilized, tmp_path, plain
     assert same(velocity(plain_transformer), velocity(merged({f"{LAYERS[0]}.weight": factor * up @ down}, tmp_path)))
 
 
+def test_a_configuration_among_several_loras_is_nobodys(tmp_path, plain_transformer):
+    down, up = pair(LAYERS[0])
+    path = f"base_model.model.{LAYERS[0]}"
+    chosen = lora_file({f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}, tmp_path)
+    lora_file({"x.lora_A.weight": down}, tmp_path, "another.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 64}))
+    LoraStack(plain_transformer).add(chosen)
+    assert same(velocity(plain_transformer), velocity(merged({f"{LAYERS[0]}.weight": up @ down}, tmp_path)))
+
+
 def test_what_does_not_fit_is_skipped_and_said(tmp_path, plain_transformer):
     down, up = pair(LAYERS[0])
     report = LoraStack(plain_transformer).add(lora_file({
