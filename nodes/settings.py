@@ -84,7 +84,7 @@ def seeing(draft: Draft, conditioning: Conditioning) -> Draft:
         draft,
         target=(conditioning.height, conditioning.width),
         num_source_frames=conditioning.source.shape[1],
-        prompt_channels=conditioning.negative_embeds.shape[1],
+        prompt_channels=tuple(prompt.shape[1] for prompt in conditioning.all_prompts),
         image_channels=None if image is None else image.shape[1],
         num_places=1 if masks is None else len(masks) - 1,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import NoReturn
 
@@ -13,4 +14,5 @@ class Choice(str, Enum):
 
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:
-        raise ConfigError(f"{value!r} is no choice here. Take one of: {', '.join(choice.value for choice in cls)}.")
+        of_what = re.sub(r"(?<!^)(?=[A-Z])", " ", cls.__name__).lower()
+        raise ConfigError(f"{value!r} is no {of_what}. Take one of: {', '.join(choice.value for choice in cls)}.")

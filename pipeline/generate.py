@@ -77,7 +77,7 @@ def open_store(
     options: AccelerationOptions | None = None,
 ) -> WindowStore:
     """The store of finished windows that belongs to exactly these inputs: every weight and option that counts."""
-    seen = (conditioning.source, *conditioning.prompt_embeds, conditioning.negative_embeds)
+    seen = (conditioning.source, *conditioning.all_prompts)
     optional = [part for part in (conditioning.speaker_masks, conditioning.image_embeds) if part is not None]
     coders = (type(conditioning.vae).__name__, conditioning.vae.model, *conditioning.networks)
     heard = (audio_embeds.features, audio_embeds.num_frames)

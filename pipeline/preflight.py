@@ -19,6 +19,7 @@ from .audio.dialogue import Arrangement, Speech, plan_turns
 from .audio.embeds import TAIL_FRAMES, check_fps, num_frames_of, num_model_frames
 from .audio.waveform import check
 from .conditioning.speakers import Place, speaker_masks
+from .conditioning.tokens import check_image, check_prompt
 from .config import GenerationConfig, Recipe
 from .estimate import Estimate, estimate
 from .findings import Findings
@@ -47,7 +48,7 @@ class Draft:
         num_places: who is seen; 1 where nobody was told apart.
         num_source_frames: of the picture; more than one are a video to dub.
         audio_features: layers and channels of speech that is already encoded.
-        prompt_channels: of the tokens of a prompt that is already encoded.
+        prompt_channels: of the tokens of each prompt that is already encoded, the negative one too.
         image_channels: of the tokens of an image that is already encoded.
         runs: where finished windows are kept.
         speeds: where it is kept how long runs took.
@@ -66,7 +67,7 @@ class Draft:
     num_places: int = 1
     num_source_frames: int = 1
     audio_features: tuple[int, int] | None = None
-    prompt_channels: int | None = None
+    prompt_channels: tuple[int, ...] = ()
     image_channels: int | None = None
     runs: Path | None = None
     speeds: Path | None = None
@@ -225,18 +226,10 @@ def _check_features(draft: Draft, facts: TransformerFacts | None, findings: Find
             f"They have {heard[0]} layers of {heard[1]}, the audio weights want {facts.audio_features[0]} of "
             f"{facts.audio_features[1]}. Encode the audio with chinese-wav2vec2-base.",
         )
-    if draft.prompt_channels not in (None, facts.text_dim):
-        findings.problem(
-            "conditioning",
-            f"The prompt's tokens have {draft.prompt_channels} channels, the model wants {facts.text_dim}. Encode it "
-            f"with umt5-xxl.",
-        )
-    if draft.image_channels not in (None, facts.image_dim):
-        findings.problem(
-            "conditioning",
-            f"The image's tokens have {draft.image_channels} channels, the model wants {facts.image_dim}. Encode it "
-            f"with clip_vision_h.",
-        )
+    for channels in draft.prompt_channels:
+        findings.attempt("conditioning", check_prompt, channels, facts.text_dim)
+    if draft.image_channels is not None:
+        findings.attempt("conditioning", check_image, draft.image_channels, facts.image_dim)
 
 
 def _note_steps(draft: Draft, findings: Findings) -> None:

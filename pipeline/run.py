@@ -11,6 +11,7 @@ from torch import Tensor
 from .acceleration.accelerate import AccelerationOptions, CacheKind, make_guidance
 from .audio.embeds import AudioEmbeds
 from .conditioning.conditioning import Conditioning
+from .conditioning.tokens import check_image, check_prompt
 from .config import GenerationConfig
 from .errors import ConfigError
 from .host import Host, Progress
@@ -126,18 +127,14 @@ class Run:
     def _check_tokens(self) -> None:
         """Prompts of every window, and image tokens that stand for all of them."""
         conditioning, wanted = self.conditioning, self.transformer.config
-        for prompt in (*conditioning.prompt_embeds, conditioning.negative_embeds):
-            if len(prompt) > wanted.text_len or prompt.shape[1] != wanted.text_dim:
+        for prompt in conditioning.all_prompts:
+            check_prompt(prompt.shape[1], wanted.text_dim)
+            if len(prompt) > wanted.text_len:
                 raise ConfigError(
-                    f"A prompt has {len(prompt)} tokens of {prompt.shape[1]} channels, the model takes "
-                    f"{wanted.text_len} of {wanted.text_dim} at most. Encode it with umt5-xxl."
+                    f"A prompt has {len(prompt)} tokens, the model takes {wanted.text_len} at most. Cut it."
                 )
-        image = conditioning.image_embeds
-        if image is not None and image.shape[1] != wanted.image_dim:
-            raise ConfigError(
-                f"The image's tokens have {image.shape[1]} channels, the model wants {wanted.image_dim}. Encode it "
-                f"with clip_vision_h."
-            )
+        if conditioning.image_embeds is not None:
+            check_image(conditioning.image_embeds.shape[1], wanted.image_dim)
 
 
 def _check_speakers(num_voices: int, masks: Tensor | None) -> None:

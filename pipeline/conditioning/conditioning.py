@@ -60,6 +60,11 @@ class Conditioning:
         """The class of sizes that the picture belongs to."""
         return Resolution.of(self.height, self.width)
 
+    @property
+    def all_prompts(self) -> tuple[Tensor, ...]:
+        """Those of the windows, and the negative one."""
+        return (*self.prompt_embeds, self.negative_embeds)
+
     def prompt_for(self, window: int) -> Tensor:
         """The prompt `n d` of window number `window`, counted from 0."""
         return self.prompt_embeds[min(window, len(self.prompt_embeds) - 1)]

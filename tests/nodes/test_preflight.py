@@ -118,7 +118,7 @@ MISTAKES = {
     ),
     "a word that is no choice": (
         {"acceleration": "fast"},
-        "'fast' is no choice here. Take one of: none, regular",
+        "'fast' is no acceleration. Take one of: none, regular, high",
     ),
     "no sound": ({"audio_1": {"waveform": torch.zeros(1, 1, 0), "sample_rate": RATE_HZ}}, "audio_1 has no sound"),
     "an empty batch": ({"image": torch.zeros(0, 90, 120, 3)}, "image must be a batch of pictures"),
@@ -169,7 +169,7 @@ def test_encoded_inputs_stand_in_for_raw_ones(nodes, loaded):
     assert not can_run and "They have 12 layers of 768, the audio weights want 2 of 128" in report
     video = dataclasses.replace(conditioning, source=torch.zeros(3, 9, 64, 64), image_embeds=torch.zeros(257, 1024))
     report, can_run = ask(nodes, loaded, **given | {"conditioning": video}).args
-    assert not can_run and "A video of 9 frames" in report and "The image's tokens have 1024 channels" in report
+    assert not can_run and "A video of 9 frames" in report and "The tokens of the image have 1024 channels" in report
 
 
 def test_the_time_is_told_once_a_run_was_measured(nodes, loaded, folders):

@@ -79,7 +79,7 @@ def latent_masks(conditioning):
 def test_a_voice_that_has_no_sound_is_told_and_nobody_takes_its_place(nodes):
     voice = {"waveform": torch.zeros(1, 1, 16000), "sample_rate": 16000}
     widgets = {"num_frames": 0, "fps": 25.0, "multi_audio_type": "para", "normalize_loudness": True, "start_times": ""}
-    with pytest.raises(Exception, match="audio_2 has no sound"):
+    with pytest.raises(ValueError, match="audio_2 has no sound"):
         nodes["MultiTalkEncodeAudio"].execute(audio_encoder=None, audio_1=voice, audio_2=None, audio_3=voice, **widgets)
 
 

@@ -177,8 +177,8 @@ def test_what_does_not_fit_is_told_before_a_network_runs(model, monkeypatch):
     long, wide = torch.zeros(model.config.text_len + 1, model.config.text_dim), torch.zeros(5, 3)
     for changes, message in (
         ({"prompt_embeds": (*seen.prompt_embeds, long)}, "A prompt has .* tokens"),  # of the second window
-        ({"negative_embeds": wide}, "A prompt has 5 tokens of 3 channels"),
-        ({"image_embeds": wide}, "The image's tokens have 3 channels"),
+        ({"negative_embeds": wide}, "The tokens of the prompt have 3 channels"),
+        ({"image_embeds": wide}, "The tokens of the image have 3 channels"),
     ):
         with pytest.raises(ConfigError, match=message):
             generate(

@@ -406,8 +406,11 @@ def test_features_of_another_encoder_are_told(files, no_tensor_is_read):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt_channels": 768}, "conditioning: The prompt's tokens have 768 channels, the model wants .* umt5-xxl"),
-        ({"image_channels": 1024}, "conditioning: The image's tokens have 1024 channels, .* with clip_vision_h"),
+        (
+            {"prompt_channels": (64, 768)},
+            "conditioning: The tokens of the prompt have 768 channels, .* with umt5-xxl",
+        ),
+        ({"image_channels": 1024}, "conditioning: The tokens of the image have 1024 channels, .* with clip_vision_h"),
     ],
 )
 def test_tokens_of_other_encoders_are_told(changes, message, files, no_tensor_is_read):

@@ -17,7 +17,7 @@ from multitalk.pipeline.audio.embeds import (
     num_model_frames,
 )
 from multitalk.pipeline.audio.waveform import Sound, normalize_loudness
-from multitalk.pipeline.errors import AudioError
+from multitalk.pipeline.errors import AudioError, ConfigError
 from support.media import hum
 from support.tiny_audio import tiny_encoder
 
@@ -76,6 +76,13 @@ def test_without_a_number_of_frames_the_audio_gives_it(model, arrangement, num_f
 def test_other_frame_rates_hear_the_same_time(model, fps, num_frames):
     embeds = encode_audio(model, [Speech(hum(0.8, 16000, 1))], num_frames=num_frames, fps=fps)
     assert embeds.num_frames == num_model_frames(num_frames, fps)
+
+
+def test_lengths_and_rates_that_cannot_be_are_refused(model):
+    with pytest.raises(ConfigError, match="num_frames must not be negative, got -5"):
+        encode_audio(model, [Speech(None)], num_frames=-5)
+    with pytest.raises(ConfigError, match=r"fps must be in 1\.\.120, got 0"):
+        encode_audio(model, [Speech(None)], num_frames=5, fps=0)
 
 
 @pytest.mark.parametrize("sound", [hum(0.01, 16000, 1), hum(0.1, 8000, 1), Sound(torch.zeros(2, 16000), 16000)])
