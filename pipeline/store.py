@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ FORMAT = 2  # raised when the same inputs come to give other frames, or the file
 SAMPLES = 64  # values of each weight that its fingerprint looks at
 LIMIT_BYTES = 50 * 10**9
 GB = 10**9
+RUN_NAME = re.compile(r"[0-9a-f]{32}")  # see `run_key`
+WINDOW_FILE = re.compile(r"\d{4,}\.(mkv|safetensors)(\.\d+\.part)?")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class WindowStore:
     work on the same run: they write the same. What the disk refuses is not kept, and the run goes on.
 
     Args:
-        root: the folder of all runs.
+        root: the folder of all runs; what else lies there is left alone.
         key: the run's name, from `run_key`.
         limit_bytes: what all runs together may take. Other runs go first, the oldest before the others.
     """
@@ -181,18 +184,40 @@ def _put(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _drop_oldest(root: Path, limit_bytes: int, keep: Path) -> int:
-    """Removes other runs' folders, the oldest first, until the rest is within the limit; returns what is left."""
-    folders = sorted((f for f in root.iterdir() if f.is_dir()), key=lambda folder: folder.stat().st_mtime)
-    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
-    total = sum(sizes.values())
-    for folder in folders:
-        if total > limit_bytes and folder != keep:
+    """Removes other runs, the oldest first, until the rest is within the limit; returns what is left.
+
+    Only what this module may have written is counted and removed, whatever else the user has in `root`.
+    """
+    runs = sorted(_runs(root), key=lambda run: run.changed_s)
+    total = sum(run.num_bytes for run in runs)
+    for run in runs:
+        if total > limit_bytes and run.folder != keep:
             logger.info(
-                "Removing the unfinished run %s (%.1f GB) to stay within the limit.", folder, sizes[folder] / GB
+                "Removing the unfinished run %s (%.1f GB) to stay within the limit.", run.folder, run.num_bytes / GB
             )
-            shutil.rmtree(folder, ignore_errors=True)
-            total -= sizes[folder]
+            shutil.rmtree(run.folder, ignore_errors=True)
+            total -= run.num_bytes
     return total
+
+
+@dataclass(frozen=True)
+class _KeptRun:
+    folder: Path
+    changed_s: float
+    num_bytes: int
+
+
+def _runs(root: Path) -> Iterator[_KeptRun]:
+    """The folders below `root` that are named like runs and hold nothing but windows."""
+    for folder in root.iterdir():
+        if not RUN_NAME.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
+            continue
+        try:
+            files = list(folder.iterdir())
+            if all(WINDOW_FILE.fullmatch(file.name) for file in files):
+                yield _KeptRun(folder, folder.stat().st_mtime, sum(file.stat().st_size for file in files))
+        except FileNotFoundError:  # another process has just finished it
+            continue
 
 
 def _tell(total: int, root: Path, limit_bytes: int) -> None:

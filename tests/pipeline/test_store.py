@@ -103,13 +103,29 @@ def test_a_changed_weight_changes_the_fingerprint(model):
 
 def test_disk_use_is_bounded_by_dropping_the_oldest_run(tmp_path):
     frames = run.random((3, 9, 32, 48), 1).clamp(-1, 1)
-    for age, key in enumerate(("old", "newer")):
+    old, newer, newest = (run_key(name) for name in ("old", "newer", "newest"))
+    for age, key in enumerate((old, newer)):
         store = WindowStore(tmp_path, key)
         store.save(0, frames, 5)
         os.utime(store.folder, (1000 + age, 1000 + age))
-    size = sum(file.stat().st_size for file in (tmp_path / "newer").iterdir())
-    WindowStore(tmp_path, "newest", limit_bytes=size)
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["newer", "newest"]
+    size = sum(file.stat().st_size for file in (tmp_path / newer).iterdir())
+    WindowStore(tmp_path, newest, limit_bytes=size)
+    assert {folder.name for folder in tmp_path.iterdir()} == {newer, newest}
+
+
+def test_what_else_lies_beside_the_runs_is_never_removed(tmp_path):
+    foreign = {"my_models": "wan.safetensors", run_key("a cache"): "0000.png", "0000.mkv": "0000.mkv"}
+    for folder, file in foreign.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_bytes(bytes(1000))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "0000.mkv").write_bytes(bytes(1000))
+    (tmp_path / run_key("a link")).symlink_to(elsewhere, target_is_directory=True)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    WindowStore(tmp_path, run_key("mine"), limit_bytes=1).save(0, run.random((3, 9, 32, 48), 1), 5)
+    assert all((tmp_path / folder / file).exists() for folder, file in foreign.items())
+    assert (elsewhere / "0000.mkv").exists()
 
 
 def test_a_window_comes_back_as_it_was_handed_on(tmp_path):
