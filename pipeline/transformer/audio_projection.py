@@ -29,14 +29,16 @@ def group_windows(windows: Tensor) -> tuple[Tensor, Tensor]:
 class AudioProjection(nn.Module):
     """MultiTalk's audio adapter: a small MLP on all features that a latent frame hears."""
 
-    def __init__(self, window: int, num_features: int, hidden_dim: int, num_tokens: int, out_dim: int):
+    def __init__(
+        self, window: int, num_features: int, hidden_dim: int, num_tokens: int, out_dim: int, is_normed: bool = True
+    ):
         super().__init__()
         self.num_tokens = num_tokens
         self.proj1 = nn.Linear(window * num_features, hidden_dim)
         self.proj1_vf = nn.Linear((window + VAE_STRIDE_TIME - 1) * num_features, hidden_dim)
         self.proj2 = nn.Linear(hidden_dim, hidden_dim)
         self.proj3 = nn.Linear(hidden_dim, num_tokens * out_dim)
-        self.norm = FP32LayerNorm(out_dim, eps=1e-5)
+        self.norm = FP32LayerNorm(out_dim, eps=1e-5) if is_normed else nn.Identity()
 
     def forward(self, windows: Tensor) -> Tensor:
         """Audio tokens `p t n d` from `p f w layers channels`, the window of w features around each video frame."""

@@ -60,13 +60,14 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
         audio_intermediate_dim: int = 512,
         audio_dim: int = 768,
         audio_tokens: int = 32,
+        audio_norm: bool = True,
     ):
         super().__init__()
         dim = num_attention_heads * attention_head_dim
         self.patch_embedding = PatchEmbedding(in_channels, dim, patch_size)
         self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim, image_dim)
         self.audio_proj = AudioProjection(
-            audio_window, prod(audio_features), audio_intermediate_dim, audio_tokens, audio_dim
+            audio_window, prod(audio_features), audio_intermediate_dim, audio_tokens, audio_dim, audio_norm
         )
         self.blocks = nn.ModuleList(
             MultiTalkBlock(dim, ffn_dim, num_attention_heads, audio_dim, eps) for _ in range(num_layers)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import WeightsError
 from .checkpoint import open_source
-from .configs import count, sizes_from
+from .configs import AUDIO_NORM, count, sizes_from
 from .key_maps import TRANSFORMER, rename_clip_key, rename_text, rename_transformer, rename_vae, rename_wav2vec2
 from .recognition import Component, Kind, recognize
 from .source import Source, readable_size
@@ -154,7 +154,7 @@ def _check_complete(sources: list[Source], weights: Weights) -> None:
     layers = count(weights, r"blocks\.(\d+)\.")
     found = {name.rsplit(".", 1)[0] for name in weights} | set(weights)
     wanted = (path.format(i=index) for path in TRANSFORMER.values() for index in range(layers if "{i}" in path else 1))
-    missing = [path for path in wanted if path not in found]
+    missing = [path for path in wanted if path not in found and path != AUDIO_NORM]
     if missing:
         names = " and ".join(source.name for source in sources)
         raise WeightsError(

@@ -19,6 +19,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Of all weights of a network, by our names."""
 
 HEAD_DIM = 128  # of all Wan models
+AUDIO_NORM = "audio_proj.norm"  # which some adapters were trained without
 CLIP_HEAD_DIM = 80  # of ViT-H
 SPEECH_HEAD_DIM = 64  # of all wav2vec2 models
 SPEECH_STRIDES = (5, 2, 2, 2, 2, 2, 2)
@@ -55,7 +56,7 @@ def transformer_config(shapes: Shapes, sources: Sequence[Source] = (), num_heads
     heads = num_heads or stated_by_base or width // HEAD_DIM
     if not heads or width % heads:
         raise WeightsError(f"A width of {width} cannot be split into {heads} heads; name num_heads.")
-    audio_dim = shapes["audio_proj.norm.weight"][0]
+    audio_dim = shapes["blocks.0.audio_cross_attn.kv_linear.weight"][1]
     first, later = shapes["audio_proj.proj1.weight"][1], shapes["audio_proj.proj1_vf.weight"][1]
     feature_dim = (later - first) // (VAE_STRIDE_TIME - 1)  # later frames hear w+3 features, the first w
     audio_layers = stated(sources, "audio_layers") or max(1, feature_dim // audio_dim)
@@ -80,6 +81,7 @@ def transformer_config(shapes: Shapes, sources: Sequence[Source] = (), num_heads
         "audio_intermediate_dim": shapes["audio_proj.proj1.bias"][0],
         "audio_dim": audio_dim,
         "audio_tokens": shapes["audio_proj.proj3.bias"][0] // audio_dim,
+        "audio_norm": f"{AUDIO_NORM}.weight" in shapes,
     }
 
 

@@ -124,7 +124,9 @@ VAE_OURS = re.compile(
     r"(quant_conv|post_quant_conv|(encoder|decoder)\.(conv_in|conv_out|norm_out|mid_block|down_blocks|up_blocks))\."
 )
 
-VISION = ("visual.", "vision_model.", "clip_vision.vision_model.", "model.visual.")  # before a vision tower's weights
+VISION = (  # before a vision tower's weights
+    "visual.", "vision_model.", "clip_vision.vision_model.", "model.visual.", "model.vision_model.",
+)  # fmt: skip
 
 WAV2VEC2_OURS = re.compile(r"(feature_extractor\.|feature_projection\.|encoder\.(pos_conv_embed|layer_norm|layers)\.|"
                            r"masked_spec_embed$)")  # fmt: skip

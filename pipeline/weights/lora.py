@@ -30,6 +30,7 @@ SPECIAL = {  # what a network of its own, or another rule, is needed for
     ".q_loras.": "a Stand-In identity LoRA",
     "patch_embedding.lora_": "a control LoRA with more input channels",
     "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA",
 }
 OTHER_MODELS = {
     "double_blocks": "HunyuanVideo or Flux",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from .key_maps import WRAPPERS
+from .key_maps import VISION, WRAPPERS
 from .source import Source
 
 
@@ -83,7 +83,7 @@ def recognize(source: Source) -> Kind:
     return Kind(f"none of the models that MultiTalk uses (its first tensors: {first})")
 
 
-LORA_PART = re.compile(r"lora[_.](down|up|A|B)|lokr_w|hada_w|dora_scale|\.diff(_[bm])?$")
+LORA_PART = re.compile(r"loras?[_.](down|up|A|B)|lokr_w|hada_w|dora_scale|\.diff(_[bm])?$")
 
 
 def _lora(header: Header) -> Kind | None:
@@ -195,8 +195,13 @@ OTHER_TOWERS = {768: "ViT-B", 1024: "ViT-L/14", 1152: "SigLIP", 1408: "ViT-g/14"
 
 
 def _image(header: Header) -> Kind | None:
-    positions = ("visual.pos_embedding", "visual.positional_embedding", "embeddings.position_embedding.weight",
-                 "vision_model.embeddings.position_embedding.weight")  # fmt: skip
+    table = "embeddings.position_embedding.weight"
+    positions = (
+        "visual.pos_embedding",
+        "visual.positional_embedding",
+        table,
+        *(f"{prefix}{table}" for prefix in VISION),
+    )
     if not any(header.has(name) for name in positions):
         return None
     width, tokens = header.axis(-1, *positions), header.axis(-2, *positions)
@@ -225,6 +230,6 @@ def _is_video(header: Header) -> bool:
 
 
 def _bare(key: str) -> str:
-    for wrapper in (*WRAPPERS, "wav2vec2.", "first_stage_model.", "text_encoders.umt5xxl.transformer."):
+    for wrapper in (*WRAPPERS, "wav2vec2.", "first_stage_model.", "vae.", "text_encoders.umt5xxl.transformer."):
         key = key.removeprefix(wrapper)
     return key.replace("multitalk_audio_proj.", "audio_proj.", 1)

@@ -50,7 +50,8 @@ class Source(ABC):
     Attributes:
         path: what the user chose.
         entries: the header, by tensor name.
-        metadata: text that the file carries beside its tensors; of a GGUF also numbers and lists.
+        metadata: text that the file carries beside its tensors; of a GGUF also numbers and lists. Of several files the
+            last word.
         config: the `config.json` beside it, empty without one.
     """
 
@@ -62,6 +63,11 @@ class Source(ABC):
     @abstractmethod
     def get(self, key: str) -> Tensor:
         """The tensor `key`, backed by the file where it can be; bytes (`rows row_bytes`) where it is in GGUF blocks."""
+
+    @property
+    def headers(self) -> list[Mapping[str, Any]]:
+        """The metadata of each file."""
+        return [self.metadata]
 
     @property
     def name(self) -> str:
@@ -137,6 +143,10 @@ class Together(Source):
         self.entries = {key: entry for part in parts for key, entry in part.entries.items()}
         self.metadata = {key: value for part in parts for key, value in part.metadata.items()}
         self._owner = {key: part for part in parts for key in part.entries}
+
+    @property
+    def headers(self) -> list[Mapping[str, Any]]:
+        return [header for part in self.parts for header in part.headers]
 
     def get(self, key: str) -> Tensor:
         return self._owner[key].get(key)

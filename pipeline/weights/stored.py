@@ -134,6 +134,12 @@ class Stored:
         return scale is not None and scale.dtype in ("U8", "F8_E8M0")
 
     @property
+    def is_scaled_by_rows(self) -> bool:
+        """Whether it has one scale, or one for each row."""
+        shape, rows = self.source.entries[self.keys[SCALE]].shape, self.entry.shape[0] if self.entry.shape else 1
+        return prod(shape) == 1 or (shape[0] == rows == prod(shape))
+
+    @property
     def _num_scales(self) -> int:
         return prod(self.source.entries[self.keys[SCALE]].shape)
 
@@ -145,7 +151,8 @@ def collect(source: Source, rename: Callable[[str], str | None]) -> dict[str, St
         WeightsError: values without the scales they need, scales without values, or a format that cannot be read here.
     """
     weights: dict[str, Stored] = {}
-    formats = _formats_in_header(source)
+    formats = _formats_in_headers(source)
+    told = {rename(f"{layer}.weight"): layer for layer in formats}
     for key in source.entries:
         path, role = _split(key)
         ours = rename(f"{path}.weight" if role != VALUES or path != key else key)
@@ -156,7 +163,10 @@ def collect(source: Source, rename: Callable[[str], str | None]) -> dict[str, St
             stored.format = _format(source, key)
         else:
             stored.keys[role] = key
-            stored.format = stored.format or formats.get(path.removesuffix(".weight"), {})
+            stored.format = stored.format or formats.get(told.get(ours), {})
+    lost = formats.keys() - {told.get(ours) for ours in weights}
+    if lost and any(SCALE in stored.keys and not stored.format for stored in weights.values()):
+        raise WeightsError(_damaged(source, "formats of layers that it does not have", ", ".join(sorted(lost)[:3])))
     _check(source, weights)
     return weights
 
@@ -168,16 +178,16 @@ def _split(key: str) -> tuple[str, str]:
     return key, VALUES
 
 
-def _formats_in_header(source: Source) -> Mapping[str, Mapping[str, Any]]:
-    """What ComfyUI's files may say of layers in the header instead of in tensors."""
-    text = source.metadata.get("_quantization_metadata")
-    if not text:
-        return {}
-    try:
-        layers = parse_object(text).get("layers", {})
-        return {name: dict(form) for name, form in layers.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(_damaged(source, "formats that cannot be read", "_quantization_metadata")) from error
+def _formats_in_headers(source: Source) -> Mapping[str, Mapping[str, Any]]:
+    """What ComfyUI's files may say of layers in their headers instead of in tensors, under any of a layer's names."""
+    formats: dict[str, Mapping[str, Any]] = {}
+    for header in source.headers:
+        try:
+            layers = parse_object(header.get("_quantization_metadata") or "{}").get("layers", {})
+            formats |= {name: dict(form) for name, form in layers.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise WeightsError(_damaged(source, "formats that cannot be read", "_quantization_metadata")) from error
+    return formats
 
 
 def _format(source: Source, key: str) -> Mapping[str, Any]:
@@ -198,6 +208,12 @@ def _check(source: Source, weights: Mapping[str, Stored]) -> None:
             raise WeightsError(_damaged(source, "an 8-bit weight without its scale", name))
         if is_scaled and kind not in (*EIGHT_BIT, "U8"):
             raise WeightsError(_damaged(source, "a scale for a weight that is not 8-bit", name))
+        if is_scaled and kind in EIGHT_BIT and not stored.is_mxfp8 and not stored.is_scaled_by_rows:
+            raise WeightsError(
+                f"{source.name} stores {name} with scales of {_sides(source.entries[stored.keys[SCALE]])} for "
+                f"{_sides(stored.entry)} numbers, which is not supported: one scale, or one for each row, is; use "
+                f"fp8_scaled or GGUF."
+            )
         if SCALE_OF_INPUTS in stored.keys:
             raise WeightsError(
                 f"{source.name} stores {name} as {stored.packing} with {SCALE_OF_INPUTS}, which is not supported; use "
@@ -210,6 +226,10 @@ def _check(source: Source, weights: Mapping[str, Stored]) -> None:
             raise WeightsError(
                 f"{source.name} stores {name} as {form}, which is not supported; use fp8_scaled or GGUF."
             )
+
+
+def _sides(entry: Entry) -> str:
+    return " x ".join(map(str, entry.shape))
 
 
 def _damaged(source: Source, what: str, name: str) -> str:

@@ -153,8 +153,11 @@ def scaled(dtype: torch.dtype, per_row: bool, weight: str, scale: str, marker: b
     return write
 
 
-def comfy_mixed(in_header: bool):
-    """ComfyUI's mixed precision: fp8 and ConvRot's int8 side by side, told by a tensor for each layer or the header."""
+def comfy_mixed(in_header: bool, prefix: str = "", told_prefix: str = ""):
+    """ComfyUI's mixed precision: fp8 and ConvRot's int8 side by side, told by a tensor for each layer or the header.
+
+    The header may call layers otherwise than the keys do.
+    """
 
     def write(base: State, audio: State, folder: Path) -> Written:
         numbers, stored, layers = {}, [], {}
@@ -163,21 +166,23 @@ def comfy_mixed(in_header: bool):
             for key, tensor in state.items():
                 path = key.removesuffix(".weight")
                 if not is_block_matrix(key, tensor) or ".audio_cross_attn." in key:
-                    file[key] = numbers[key] = tensor
+                    file[prefix + key] = numbers[key] = tensor
                     continue
                 rotates = ".ffn." in key
-                layers[path] = {"format": "int8_tensorwise" if rotates else "float8_e4m3fn"}
+                told = {"format": "int8_tensorwise" if rotates else "float8_e4m3fn"}
                 if rotates:
-                    layers[path] |= {"convrot": True, "convrot_groupsize": 64}
+                    told |= {"convrot": True, "convrot_groupsize": 64}
                     packed, factor = quantize(rotate(tensor, 64), torch.int8, per_row=True)
                     numbers[key] = rotate(packed.float() * factor.reshape(-1, 1), 64)
                 else:
                     packed, factor = quantize(tensor, torch.float8_e4m3fn, per_row=False)
                     numbers[key] = packed.float() * factor
-                file[key], file[f"{path}.weight_scale"] = packed, factor
+                file[prefix + key], file[f"{prefix}{path}.weight_scale"] = packed, factor
+                layers[told_prefix + path] = told
                 if not in_header:
-                    text = json.dumps(layers[path]).encode()
-                    file[f"{path}.comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
+                    file[f"{prefix}{path}.comfy_quant"] = torch.tensor(
+                        list(json.dumps(told).encode()), dtype=torch.uint8
+                    )
             stored.append(file)
         about = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
         return *_two(stored, folder, about if in_header else None), numbers
@@ -303,6 +308,8 @@ PACKAGINGS = (
     Packaging("quanto fp8", "MeiGen-AI quant_models", scaled(E4M3, True, ".weight._data", ".weight._scale", False, (".input_scale", ".output_scale"))),  # noqa: E501
     Packaging("ComfyUI mixed precision, by tensors", "*_fp8mixed, *_int8_convrot", comfy_mixed(in_header=False)),
     Packaging("ComfyUI mixed precision, by header", "*_fp8mixed, *_int8_convrot", comfy_mixed(in_header=True)),
+    Packaging("ComfyUI mixed precision, header without the keys' prefix", "*_fp8mixed, *_int8_convrot", comfy_mixed(True, "model.diffusion_model.")),  # noqa: E501
+    Packaging("ComfyUI mixed precision, header with another prefix", "*_fp8mixed, *_int8_convrot", comfy_mixed(True, "", "diffusion_model.")),  # noqa: E501
     *(Packaging(f"GGUF {kind or 'F16'}", "city96, QuantStack", gguf_file(kind))
       for kind in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
                    "BF16", "")),

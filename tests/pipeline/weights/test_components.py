@@ -46,12 +46,12 @@ def decoded(vae):
     return torch.cat(list(vae.decode(torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(5)))), dim=1)
 
 
-@pytest.mark.parametrize("packaging", ["native", "model. prefix", "diffusers", ".pth", "bfloat16", "fp8"])
+@pytest.mark.parametrize("packaging", ["native", "model. prefix", "vae. prefix", "diffusers", ".pth", "bfloat16", "fp8"])
 def test_vae(packaging, tmp_path):
     native = make(tiny_vae)
     numbers, path = native, tmp_path / "wan_vae.safetensors"
-    if packaging == "model. prefix":
-        written({f"model.{key}": tensor for key, tensor in native.items()}, path)
+    if packaging.endswith(" prefix"):
+        written({packaging.removesuffix(" prefix") + key: tensor for key, tensor in native.items()}, path)
     elif packaging == "diffusers":
         written({rename_vae(key): t for key, t in native.items()}, tmp_path / "vae/diffusion_pytorch_model.safetensors")
         path = tmp_path

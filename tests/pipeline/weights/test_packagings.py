@@ -1,4 +1,5 @@
 import copy
+import json
 import sys
 import time
 
@@ -12,8 +13,9 @@ from multitalk.pipeline.weights.catalog import check_transformer
 from multitalk.pipeline.weights.fit import WeightFiles, check_weights
 from multitalk.pipeline.weights.key_maps import rename_transformer
 from multitalk.pipeline.weights.quantization import QuantizedLinear
-from safetensors.torch import save_file
-from support.packagings import E4M3, PACKAGINGS, fp8_matrices, gguf_file, plain, scaled
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from support.packagings import E4M3, PACKAGINGS, comfy_mixed, fp8_matrices, gguf_file, plain, scaled
 from support.tiny_models import adapter_state, base_state, velocity
 
 
@@ -31,6 +33,33 @@ def test_every_packaging_is_what_its_numbers_say(packaging, tmp_path):
     got, wanted = velocity(loaded), velocity(reference(numbers, tmp_path))
     assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert all(tensor.device.type != "meta" for tensor in (*loaded.parameters(), *loaded.buffers()))
+
+
+def test_each_shard_may_tell_its_own_layers_formats(tmp_path):
+    base, adapter, numbers = comfy_mixed(in_header=True)(base_state(), adapter_state(), tmp_path)
+    state = load_file(base)
+    with safe_open(base, "pt") as file:
+        layers = json.loads(file.metadata()["_quantization_metadata"])["layers"]
+    for number, block in enumerate(("blocks.0.", "blocks.1.")):
+        of_it = [key for key in state if key.startswith(block) or (number == 0 and not key.startswith("blocks."))]
+        told = {"layers": {path: form for path, form in layers.items() if path.startswith(block)}}
+        about = {"_quantization_metadata": json.dumps(told)}
+        path = tmp_path / f"model-{number + 1:05d}-of-00002.safetensors"
+        save_file({key: state[key] for key in of_it}, path, about)
+    got = velocity(load_transformer(path, adapter, dtype=torch.float32))
+    wanted = velocity(reference(numbers, tmp_path))
+    assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_an_adapter_may_be_without_its_last_norm(tmp_path):
+    base, adapter, _ = plain(torch.float32)(base_state(), adapter_state(), tmp_path)
+    normed = load_transformer(base, adapter, dtype=torch.float32)
+    before = velocity(normed)
+    save_file({key: t for key, t in adapter_state().items() if "audio_proj.norm" not in key}, adapter)
+    check_transformer(base, adapter)
+    got = velocity(load_transformer(base, adapter, dtype=torch.float32))
+    normed.audio_proj.norm = torch.nn.Identity()
+    assert torch.allclose(got, velocity(normed), atol=1e-5) and not torch.allclose(got, before, atol=1e-2)
 
 
 @pytest.mark.parametrize("packaging", PACKAGINGS, ids=lambda packaging: packaging.name)

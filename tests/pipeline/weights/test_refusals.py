@@ -175,6 +175,10 @@ HALF_CONVERTED = {
     "scale of float": (lambda b: b | {"blocks.0.ffn.0.scale_weight": torch.ones(())}, "a weight that is not 8-bit"),
     "int8 without scale": (lambda b: b | {"blocks.0.ffn.0.weight": torch.ones(4, 4, dtype=torch.int8)},
                            "8-bit weight without its scale"),
+    "a scale for each column": (lambda b: fp8(b, scale=False) | {"blocks.0.ffn.0.weight_scale": torch.ones(1, 256)},
+                                "scales of 1 x 256 for .* which is not supported: one scale, or one for each row, is"),
+    "a scale for each square": (lambda b: fp8(b, scale=False) | {"blocks.0.ffn.0.weight_scale": torch.ones(2, 2)},
+                                "scales of 2 x 2 for"),
     "unknown bytes": (lambda b: b | {"blocks.0.ffn.0.weight": torch.ones(4, 4, dtype=torch.uint8)}, "not supported"),
 }  # fmt: skip
 
@@ -186,6 +190,15 @@ def test_half_converted_files_are_refused(name, tmp_path):
     refuse(message, lambda: check_transformer(base, write(adapter_state(), tmp_path / "audio.safetensors")))
 
 
+def test_formats_of_layers_under_unknown_names_are_refused(tmp_path):
+    told = {"layers": {"other.blocks.0.ffn.0": {"format": "int8_tensorwise", "convrot": True}}}
+    state = {key: tensor.contiguous() for key, tensor in fp8(base_state()).items()}
+    save_file(state, tmp_path / "base.safetensors", {"_quantization_metadata": json.dumps(told)})
+    adapter = write(adapter_state(), tmp_path / "audio.safetensors")
+    message = "formats of layers that it does not have .other.blocks.0.ffn.0"
+    refuse(message, lambda: check_transformer(tmp_path / "base.safetensors", adapter))
+
+
 WRONG_LORAS = {
     "HunyuanVideo": (plus("diffusion_model.double_blocks.0.img_attn.proj.lora_A.weight"), "was made for HunyuanVideo"),
     "Stable Diffusion": (plus("lora_te_text_model_encoder.lora_down.weight"), "made for Stable Diffusion"),
@@ -194,9 +207,11 @@ WRONG_LORAS = {
                      "diffusion_model.blocks.0.self_attn.q.lora_up.weight": torch.ones(3072, 4)},
                     "3072x3072 instead of 256x256"),
     "UniAnimate": (plus("dwpose_embedding.0.weight", "blocks.0.self_attn.q.lora_A.weight"), "UniAnimate"),
-    "Stand-In": (plus("blocks.0.self_attn.q_loras.down.weight", "x.lora_A.weight"), "Stand-In"),
+    "Stand-In": (plus("blocks.0.self_attn.q_loras.down.weight", "blocks.0.self_attn.q_loras.up.weight"), "Stand-In"),
     "control": (plus("patch_embedding.lora_A.weight", "patch_embedding.lora_B.weight"), "control LoRA"),
     "DoRA": (plus("blocks.0.self_attn.q.dora_scale"), "DoRA"),
+    "PEFT's DoRA": (plus("blocks.0.self_attn.q.lora_A.weight", "blocks.0.self_attn.q.lora_B.weight",
+                         "blocks.0.self_attn.q.lora_magnitude_vector"), "DoRA"),
     "no LoRA": (plus("conv2.weight"), "none of the models"),
 }  # fmt: skip
 
