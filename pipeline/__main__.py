@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -123,9 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", type=_device, help="cpu, cuda, cuda:1 ...")
     add("--fps", type=_rate, default=25.0, help="frames a second of the video, such as 24 or 30000/1001")
     for part in ("base", "adapter", "vae", "text-encoder", "image-encoder", "audio-encoder"):
-        add(f"--{part}", type=Path, help="weights file; the small bundled model where none is given")
+        add(f"--{part}", type=Path, help="weights file; the small bundled model where no part is named")
     add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="once for each")
-    add("--resume-folder", type=Path, help="keep finished windows here and go on from them")
+    add("--resume-folder", type=Path, help="keep finished windows here, up to 50 GB, and go on from them")
     add("--restart", action="store_true", help="make every window again, whatever --resume-folder holds")
     add("--output", type=Path, default=Path("output/multitalk.mp4"))
     add("--verbose", action="store_true")
@@ -211,9 +212,7 @@ def _request(args: argparse.Namespace, findings: Findings) -> Request:
         size=size,
         in_turn=args.in_turn or args.demo_two,
         fps=args.fps,
-        files=Files(
-            **{name: getattr(args, name) or getattr(DEMO_FILES, name) for name in Files.names()}, loras=tuple(args.lora)
-        ),
+        files=_files(args, demo, findings),
         recipe=args.recipe,
         memory=MemoryConfig(args.memory),
         config=findings.attempt(
@@ -226,6 +225,18 @@ def _request(args: argparse.Namespace, findings: Findings) -> Request:
         restart=args.restart,
         output=args.output,
     )
+
+
+def _files(args: argparse.Namespace, demo: bool, findings: Findings) -> Files:
+    """The weights that are named; the small bundled ones where none is, and for what a demo leaves open."""
+    files = Files(**{name: getattr(args, name) for name in Files.names()}, loras=tuple(args.lora))
+    is_bare = not any(getattr(files, name) for name in Files.names())
+    if is_bare and not demo:
+        findings.note("No weights are named, so the small bundled model is used, which knows drawn faces only.")
+    if not is_bare and not demo:
+        return files
+    bundled = DEMO_FILES if files.base is None else replace(DEMO_FILES, adapter=None)  # a base may have audio weights
+    return replace(files, **{name: getattr(files, name) or getattr(bundled, name) for name in Files.names()})
 
 
 if __name__ == "__main__":

@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Files:
-    """The weights of a run."""
+    """The weights of a run; None is a mistake, but for an adapter whose weights are in the base."""
 
-    base: Path
-    vae: Path
-    text_encoder: Path
-    image_encoder: Path
-    audio_encoder: Path
+    base: Path | None = None
+    vae: Path | None = None
+    text_encoder: Path | None = None
+    image_encoder: Path | None = None
+    audio_encoder: Path | None = None
     adapter: Path | None = None
     loras: tuple[str, ...] = ()  # FILE or FILE:STRENGTH
 
@@ -155,6 +155,10 @@ def look(request: Request, findings: Findings, host: Host) -> Seen:
     if len(request.boxes) not in (0, len(request.audio)):
         findings.problem("box", f"{len(request.audio)} voices need as many boxes, got {len(request.boxes)}.")
         places = []
+    for name in Files.names():
+        if getattr(request.files, name) is None and name != "adapter":
+            option = name.replace("_", "-")
+            findings.problem(option, f"There is none. Name its weights with --{option}.")
     masks = check_places(places, tuple(picture.shape[:2]), target, findings) if target else None
     num_frames = check_voices(speeches, _arrangement(request), request.config.num_frames, request.fps, findings)
     draft = _draft(request, target, num_frames, findings)
@@ -197,7 +201,8 @@ def _places(request: Request, findings: Findings) -> list[Place]:
 
 def _draft(request: Request, target: tuple[int, int] | None, num_frames: int | None, findings: Findings) -> Draft:
     files, voices = request.files, max(1, len(request.audio))
-    recipe = request.recipe or handles.recipe_of("auto", (files.adapter or files.base).name)
+    trained = files.adapter or files.base
+    recipe = request.recipe or handles.recipe_of("auto", trained.name if trained else "")
     windows = findings.attempt("windows", lambda: replace(request.config.windows, recipe=recipe))
     loras = [findings.attempt("lora", parse_lora, lora) for lora in files.loras]
     resolution = Resolution.of(*target) if target else request.config.resolution

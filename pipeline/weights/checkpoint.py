@@ -44,7 +44,7 @@ def open_source(path: Path | str, subfolder: str = "") -> Source:
     """
     path = Path(path).expanduser()
     if not os.path.exists(path):  # which, unlike Path's, bears names of any length
-        raise WeightsError(f"{path} does not exist; choose a weights file or a folder of them.")
+        raise WeightsError(f"{path.absolute()} does not exist; choose a weights file or a folder of them.")
     if path.is_dir():
         return _open_folder(path / subfolder if (path / subfolder).is_dir() else path, chosen=path)
     if path.name.endswith(".index.json"):

@@ -7,6 +7,7 @@ import shutil
 import time
 import wave
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from multitalk.pipeline.__main__ import _parser, _request
+from multitalk.pipeline.__main__ import DEMO_FILES, _parser, _request
 from multitalk.pipeline.acceleration.accelerate import AccelerationOptions, CacheKind
 from multitalk.pipeline.audio.dialogue import Arrangement, Speech
 from multitalk.pipeline.audio.waveform import Sound
@@ -219,6 +220,8 @@ OPTIONS = {
     "no picture": Mistake(dict(image=F + "text.png"), "image", "text.png is not an image", "Use PNG, JPEG or WebP"),
     "tiny picture": Mistake(dict(image=F + "speck.png"), "image", "8x8 pixels", "must be at least 16"),
     "no audio": Mistake(dict(audio=None), "audio", "There is none", "Name a voice with --audio"),
+    **{f"no {option}": Mistake({option: None}, option, "There is none", f"Name its weights with --{option}")
+       for option in ("base", "vae", "text-encoder", "image-encoder", "audio-encoder")},
     "missing audio": Mistake(dict(audio=F + "no.wav"), "audio", "no.wav", "Check the path"),
     "no sound": Mistake(dict(audio=F + "text.wav"), "audio", "text.wav cannot be read", "Convert it to WAV or MP3"),
     "picture as audio": Mistake(dict(audio=F + "portrait.png"), "audio", "portrait.png holds no audio",
@@ -335,6 +338,26 @@ def test_the_counter_sees_a_run_read_its_weights(files, tensors_read):
 def test_what_is_right_is_not_complained_of(files, no_tensor_is_read):
     findings = problems_of(files, lora=f"{files / 'lora.safetensors'}:0.5")
     assert findings.problems == [] and findings.notes == []
+
+
+PARTS = ("base", "adapter", "vae", "text-encoder", "image-encoder", "audio-encoder")
+
+
+def test_without_any_weights_the_small_model_is_taken_and_told(files, no_tensor_is_read):
+    findings = problems_of(files, **dict.fromkeys(PARTS))
+    assert findings.problems == []
+    assert any("the small bundled model is used, which knows drawn faces only" in note for note in findings.notes)
+
+
+def test_a_base_with_audio_weights_needs_no_adapter(files, no_tensor_is_read):
+    assert problems_of(files, base=files / "merged.safetensors", adapter=None).problems == []
+
+
+def test_a_demo_takes_what_is_named_and_the_rest_from_the_small_model():
+    taken = _request(_parser().parse_args(["--demo", "--vae", "mine.safetensors"]), Findings()).files
+    assert taken == dataclasses.replace(DEMO_FILES, vae=Path("mine.safetensors"))
+    taken = _request(_parser().parse_args(["--demo", "--base", "merged.safetensors"]), Findings()).files
+    assert taken == dataclasses.replace(DEMO_FILES, base=Path("merged.safetensors"), adapter=None)
 
 
 def test_all_mistakes_are_told_at_once_within_two_seconds(files, no_tensor_is_read, tmp_path):

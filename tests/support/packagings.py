@@ -308,8 +308,8 @@ PACKAGINGS = (
     Packaging("quanto fp8", "MeiGen-AI quant_models", scaled(E4M3, True, ".weight._data", ".weight._scale", False, (".input_scale", ".output_scale"))),  # noqa: E501
     Packaging("ComfyUI mixed precision, by tensors", "*_fp8mixed, *_int8_convrot", comfy_mixed(in_header=False)),
     Packaging("ComfyUI mixed precision, by header", "*_fp8mixed, *_int8_convrot", comfy_mixed(in_header=True)),
-    Packaging("ComfyUI mixed precision, header without the keys' prefix", "*_fp8mixed, *_int8_convrot", comfy_mixed(True, "model.diffusion_model.")),  # noqa: E501
-    Packaging("ComfyUI mixed precision, header with another prefix", "*_fp8mixed, *_int8_convrot", comfy_mixed(True, "", "diffusion_model.")),  # noqa: E501
+    Packaging("ComfyUI mixed precision, by header, keys prefixed", "*_fp8mixed, *_int8_convrot", comfy_mixed(True, "model.diffusion_model.")),  # noqa: E501
+    Packaging("ComfyUI mixed precision, by header, layers prefixed", "*_fp8mixed, *_int8_convrot", comfy_mixed(True, "", "diffusion_model.")),  # noqa: E501
     *(Packaging(f"GGUF {kind or 'F16'}", "city96, QuantStack", gguf_file(kind))
       for kind in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
                    "BF16", "")),

@@ -46,7 +46,9 @@ def decoded(vae):
     return torch.cat(list(vae.decode(torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(5)))), dim=1)
 
 
-@pytest.mark.parametrize("packaging", ["native", "model. prefix", "vae. prefix", "diffusers", ".pth", "bfloat16", "fp8"])
+@pytest.mark.parametrize(
+    "packaging", ["native", "model. prefix", "vae. prefix", "diffusers", ".pth", "bfloat16", "fp8"]
+)
 def test_vae(packaging, tmp_path):
     native = make(tiny_vae)
     numbers, path = native, tmp_path / "wan_vae.safetensors"
