@@ -74,6 +74,19 @@ class Onlooker(ComfyHost):
         return int(mm.get_free_memory(self.device) + held)
 
 
+def raise_when_interrupted() -> None:
+    """Raises ComfyUI's own interruption, and leaves its flag to whoever else waits for it."""
+    if mm.processing_interrupted():
+        raise mm.InterruptProcessingException()
+
+
+def allows_api_nodes() -> bool:
+    """Whether ComfyUI was started without `--disable-api-nodes`."""
+    from comfy.cli_args import args
+
+    return not args.disable_api_nodes
+
+
 def show_text(text: str, node_id: str) -> None:
     """Shows text on the face of a node."""
     from server import PromptServer  # ComfyUI's own, which is there when a node runs

@@ -1,4 +1,4 @@
-"""Finds model files in every folder where users keep them; alone in importing ComfyUI's `folder_paths`."""
+"""Finds model files in every folder where users keep them, and our own; alone in importing `folder_paths`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,17 @@ def new_video() -> Path:
 
 def runs_directory() -> Path:
     """Where the finished windows of unfinished runs are kept, which no restart wipes."""
-    return Path(folder_paths.get_user_directory()) / "__multitalk" / "runs"
+    return private_directory() / "runs"
+
+
+def private_directory() -> Path:
+    """For what is ours: a folder that ComfyUI does not serve to browsers."""
+    return Path(folder_paths.get_user_directory()) / "__multitalk"
+
+
+def output_directory() -> Path:
+    """Where ComfyUI keeps what was made."""
+    return Path(folder_paths.get_output_directory())
 
 
 def _known(key: str) -> bool:

@@ -57,7 +57,8 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1001,
-                    tooltip="Frames sampled together, 4n+1; 0 fits windows of up to 97 frames to the request.",
+                    tooltip="Frames sampled together, 4n+1; 0 fits windows of up to 97 frames to the request, "
+                    "InfiniteTalk's of up to 81.",
                 ),
                 io.Int.Input(
                     "motion_frames",
@@ -77,7 +78,7 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
                 io.Boolean.Input(
                     "first_look",
                     default=SamplerOptions.first_look,
-                    tooltip="Makes the first 41 frames only, to judge a long run for little.",
+                    tooltip="Makes a video of 41 frames only, to judge a long run for little.",
                 ),
                 io.Boolean.Input(
                     "resume",
@@ -147,7 +148,8 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How much the cache lets pass before it runs a step again; 0 takes its own default.",
+                    tooltip="How much the cache lets pass before it runs a step again; 0 takes its own default. The "
+                    "Taylor forecast has none.",
                 ),
                 io.Int.Input(
                     "warmup",
@@ -192,6 +194,14 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
                     default=SamplerOptions.projected,
                     tooltip="Adaptive projected guidance (APG), against oversaturated colours.",
                 ),
+                io.Int.Input(
+                    "interval",
+                    default=AccelerationOptions.interval,
+                    min=2,
+                    max=50,
+                    optional=True,
+                    tooltip="The Taylor forecast runs every n-th step; the other caches decide by themselves.",
+                ),
             ],
             outputs=[sockets.Options.Output(display_name="sampler_options")],
         )
@@ -208,12 +218,14 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
         compile: bool,
         skip_tail: bool,
         projected_guidance: bool,
+        interval: int = AccelerationOptions.interval,
         options: SamplerOptions | None = None,
     ) -> io.NodeOutput:
         acceleration = AccelerationOptions(
             cache=CacheKind(cache),
             threshold=threshold or None,
             warmup=warmup,
+            interval=interval,
             guidance_every=guidance_every,
             guidance_until=guidance_until,
             attention=AttentionKernel(attention),

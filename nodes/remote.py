@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
-import comfy.model_management as mm
-import folder_paths
 from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
@@ -22,7 +19,8 @@ from ..pipeline.remote.media import Media, encode_image, encode_sound
 from ..pipeline.remote.payload import AI_AVATAR, ENDPOINTS, MAX_SEED, MULTI, Endpoint, RemoteRequest, endpoint_named
 from ..pipeline.remote.split import start_long
 from ..pipeline.shapes import VAE_STRIDE_TIME
-from .comfy_host import show_text
+from . import model_files
+from .comfy_host import allows_api_nodes, raise_when_interrupted, show_text
 from .conversions import from_audio
 
 LOOK_S = 0.1
@@ -205,6 +203,8 @@ def _voice(audio: dict | None, name: str) -> Sound:
 def _media(endpoint: Endpoint, portrait: Media, sounds: list[Sound], num_frames: int) -> dict[str, Media]:
     """The portrait and the voices under the names of the endpoint's fields."""
     image_field, *voice_fields = endpoint.files
+    if not voice_fields:
+        raise ConfigError(f"{endpoint.id} takes no voice; it speaks a text. Choose {AI_AVATAR.id}.")
     if len(sounds) > len(voice_fields):
         raise ConfigError(f"{endpoint.id} takes one voice, got {len(sounds)}. Choose {MULTI.id}, or take audio_2 away.")
     media, names = {image_field: portrait}, ("speech.wav", "speech_2.wav")
@@ -218,8 +218,7 @@ async def _watched(job: Job[RemoteVideo], node_id: str) -> RemoteVideo:
     told = None
     try:
         while job.alive:
-            if mm.processing_interrupted():  # only looks: the flag is for whoever else waits for it
-                raise mm.InterruptProcessingException()
+            raise_when_interrupted()
             if (job.watch.text, job.watch.fraction) != told:
                 told = job.watch.text, job.watch.fraction
                 await _tell(*told, node_id)
@@ -242,15 +241,8 @@ def _desk() -> Desk:
     Raises:
         MultiTalkError: remote runs are switched off, or something for them is missing.
     """
-    from comfy.cli_args import args
-
-    if args.disable_api_nodes:
+    if not allows_api_nodes():
         raise RemoteError(
             "ComfyUI was started with --disable-api-nodes, so nothing is bought from fal. Start it without."
         )
-    return Desk.open(_private_directory(), Path(folder_paths.get_output_directory()))
-
-
-def _private_directory() -> Path:
-    """For the key file and the ledger: a folder that ComfyUI does not serve to browsers."""
-    return Path(folder_paths.get_user_directory()) / "__multitalk"
+    return Desk.open(model_files.private_directory(), model_files.output_directory())

@@ -60,8 +60,8 @@ class MultiTalkSampler(io.ComfyNode):
                     default=GenerationConfig.num_frames,
                     min=0,
                     max=100000,
-                    tooltip="Length in frames of the model, which makes 25 a second; 0 takes the audio's. Above 97 it "
-                    "is made in windows.",
+                    tooltip="Length in frames of the model, which makes 25 a second; 0 takes the audio's. Above 97 "
+                    "(InfiniteTalk: 81) it is made in windows.",
                 ),
                 io.Int.Input(
                     "steps",

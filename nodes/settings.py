@@ -39,9 +39,9 @@ class Settings:
         Raises:
             ConfigError: a value is out of range, or the recipe's windows do not fit the motion frames.
         """
-        options = self.options
+        options, asked = self.options, self.num_frames
         return GenerationConfig(
-            num_frames=FIRST_LOOK_FRAMES if options.first_look else self.num_frames,
+            num_frames=min(FIRST_LOOK_FRAMES, asked or FIRST_LOOK_FRAMES) if options.first_look else asked,
             resolution=resolution,
             acceleration=Acceleration(self.acceleration),
             allow_long=True,

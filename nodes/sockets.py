@@ -15,7 +15,7 @@ Vae = io.Custom("MULTITALK_VAE")  # Lazy[VideoVae]
 AudioEmbeds = io.Custom("MULTITALK_AUDIO")  # pipeline.audio.embeds.AudioEmbeds
 Conditioning = io.Custom("MULTITALK_CONDITIONING")  # pipeline.conditioning.conditioning.Conditioning
 Speakers = io.Custom("MULTITALK_SPEAKERS")  # tuple of pipeline.conditioning.speakers.Place
-Options = io.Custom("MULTITALK_OPTIONS")  # pipeline.acceleration.accelerate.AccelerationOptions
+Options = io.Custom("MULTITALK_OPTIONS")  # nodes.options.SamplerOptions
 KijaiEmbeds = io.Custom("MULTITALK_EMBEDS")  # the dictionary that WanVideoWrapper's sampler takes
 
 

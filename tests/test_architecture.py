@@ -61,3 +61,10 @@ def test_the_engine_has_never_heard_of_comfyui():
             name for name in names if name.split(".")[0] in ("comfy", "comfy_api", "folder_paths", "server", "nodes")
         ]
         assert ours == [], path.name
+
+
+def test_the_registry_is_told_the_same_requirements_as_pip():
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+    told = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    lines = (PACK / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert told == [line for line in lines if line and not line.startswith("#")]

@@ -286,7 +286,11 @@ def build() -> dict[str, Graph]:
     quality = Graph("quality", f"# One speaker, best quality\n\n{files}40 steps with text and audio guidance.")
     lora = f"* models/loras: {LORA}"
     fast = Graph("fast", f"# One speaker, four steps\n\n{files.strip()}\n{lora}\n\nThe LoRA wants text guidance 1.")
-    two = Graph("two", f"# Two speakers\n\n{files}A Speaker node for each voice says where the person is, in percent.")
+    two = Graph(
+        "two",
+        f"# Two speakers\n\n{files}A Speaker node for each voice says where the person is, in "
+        "percent. The drawn faces only hold the place of a photograph of two people: the 14B model is for those.",
+    )
     long = Graph(
         "long", f"# A long speech\n\n{files}The length follows the audio. An interrupted run goes on where it was."
     )

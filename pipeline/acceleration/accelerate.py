@@ -54,7 +54,6 @@ class AccelerationOptions:
         threshold: how much a cache lets pass before it runs a step again; None takes its own default.
         warmup: first steps that are always run.
         interval: the Taylor forecast runs every n-th step.
-        magnitudes: MagCache's ratios measured on this checkpoint and schedule, one a step; empty watches them online.
         guidance_every: the passes for guidance are run every n-th step, their last difference is kept in between.
         guidance_until: the share of the steps, 0..1, after which they are not run any more; that difference stays.
         attention: the kernel; one that fails its probe is replaced.
@@ -65,7 +64,6 @@ class AccelerationOptions:
     threshold: float | None = None
     warmup: int = 5
     interval: int = 3
-    magnitudes: tuple[float, ...] = ()
     guidance_every: int = 1
     guidance_until: float = 1.0
     attention: AttentionKernel = AttentionKernel.AUTO
@@ -102,11 +100,6 @@ class AccelerationOptions:
             raise ConfigError(
                 f"{self.cache.value} finds nothing to reuse in {steps} steps. Take at least {MIN_CACHED_STEPS} steps, "
                 f"or no cache."
-            )
-        if self.cache is CacheKind.MAG and self.magnitudes and len(self.magnitudes) != steps:
-            raise ConfigError(
-                f"MagCache has {len(self.magnitudes)} magnitudes for {steps} steps. Measure them with the same steps, "
-                f"or leave them empty."
             )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -63,16 +62,13 @@ class MagCache(ResidualCache):
     """Leaves out steps while the residual's magnitude is not expected to have drifted (MagCache, arXiv:2506.09045).
 
     With `g_t = |r_t| / |r_(t-1)|` the error of keeping a residual is `|1 - g_t|`, then `|1 - g_t g_(t+1)|` and so on,
-    summed up. The ratios are those given, or, without them, go on as they went between the last two steps that were
-    run. The last step is always run, because there magnitudes bend.
-
-    Args:
-        ratios: `g_t` for each step, as `measured_ratios` tells after a run with threshold 0.
+    summed up. The ratios are expected to go on as they went between the last two steps that were run. The last step is
+    always run, because there magnitudes bend.
     """
 
-    def __init__(self, steps: int, threshold: float, warmup: int, ratios: Sequence[float] = ()):
+    def __init__(self, steps: int, threshold: float, warmup: int):
         super().__init__()
-        self.steps, self.threshold, self.warmup, self.ratios = steps, threshold, max(warmup, 2), ratios
+        self.steps, self.threshold, self.warmup = steps, threshold, max(warmup, 2)
         self._plan: list[bool] = []
         self._magnitudes: dict[int, float] = {}  # by step, of the first pass
         self._drift, self._error, self._skipped = 1.0, 0.0, 0
@@ -89,15 +85,10 @@ class MagCache(ResidualCache):
         if asked.pass_ is Pass.COND:
             self._magnitudes[asked.step] = torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32).mean().item()
 
-    def measured_ratios(self) -> tuple[float, ...]:
-        """The ratios of a run whose steps were all run; 1 for the first."""
-        magnitudes = [self._magnitudes[step] for step in range(self.steps)]
-        return (1.0, *(now / before for before, now in pairwise(magnitudes)))
-
     def _decide(self, step: int) -> bool:
         if step < self.warmup or step == self.steps - 1:
             return True
-        self._drift *= self.ratios[step] if self.ratios else self._trend()
+        self._drift *= self._trend()
         self._error += abs(1 - self._drift)
         self._skipped += 1
         run = self._error >= self.threshold or self._skipped > LONGEST_SKIP

@@ -46,7 +46,7 @@ def make_cache(
     if options.cache is CacheKind.TAYLOR:
         return PlannedCache(interval_plan(steps, options.interval, warmup), order=1)
     if options.cache is CacheKind.MAG:
-        return MagCache(steps, threshold, warmup, options.magnitudes)
+        return MagCache(steps, threshold, warmup)
     if options.cache is CacheKind.EASY:
         return EasyCache(steps, threshold, warmup)
     if options.cache is CacheKind.FIRST_BLOCK:

@@ -1,4 +1,4 @@
-"""Waits for a job that fal has, and fetches its video; a stop on the way cancels it, once."""
+"""Waits for a job that fal has, and fetches its video; a stop on the way cancels what this run bought, once."""
 
 from __future__ import annotations
 
@@ -61,17 +61,24 @@ def on_disk(row: Row, estimate: Estimate, waited_s: float = 0) -> RemoteVideo:
 
 
 class Collector:
-    """Follows one job from its id to its file."""
+    """Follows one job from its id to its file.
 
-    def __init__(self, client: FalClient, ledger: Ledger, desk: Desk, endpoint: Endpoint, watch: Watch):
+    Args:
+        cancels: whether a stop cancels the job; not that of somebody who only looks for what another run bought.
+    """
+
+    def __init__(
+        self, client: FalClient, ledger: Ledger, desk: Desk, endpoint: Endpoint, watch: Watch, cancels: bool = True
+    ):
         self.client, self.ledger, self.desk, self.endpoint, self.watch = client, ledger, desk, endpoint, watch
+        self.cancels = cancels
         self.began = time.monotonic()
 
     def video(self, row: Row, estimate: Estimate) -> RemoteVideo:
         """The video of a row that has a request id.
 
         Raises:
-            Stopped: the job has been cancelled.
+            Stopped: the job has been cancelled, or goes on at fal where this one does not cancel.
             JobFailed, Lost: there is none, and the row says so.
             RemoteError: it could not be had now; the row stays as it is, and the next run goes on.
         """
@@ -81,7 +88,7 @@ class Collector:
             row = self._fetched(row)
             return on_disk(row, estimate, time.monotonic() - self.began)
         except Stopped:
-            if row.state is State.DONE:
+            if row.state is State.DONE or not self.cancels:
                 raise
             with self.watch.urgently():
                 self.ledger.update(row, state=State.CANCEL_REQUESTED)

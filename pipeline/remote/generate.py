@@ -61,7 +61,7 @@ def run(request: RemoteRequest, desk: Desk, resume: Resume, watch: Watch) -> Rem
 
 
 def start_collecting(request_id: str, endpoint: Endpoint, desk: Desk) -> Job[RemoteVideo]:
-    """The video of a job that fal knows by this id, whoever bought it; never buys."""
+    """The video of a job that fal knows by this id, whoever bought it; never buys, and never cancels."""
     return Job(lambda watch: collect(request_id.strip(), endpoint, desk, watch))
 
 
@@ -80,7 +80,7 @@ def collect(request_id: str, endpoint: Endpoint, desk: Desk, watch: Watch) -> Re
         maker = replace(ENDPOINTS.get(row.endpoint, endpoint), id=row.endpoint)
         with FalClient(desk.key, maker, desk.backoff) as client:
             try:
-                return Collector(client, ledger, desk, maker, watch).video(row, estimate)
+                return Collector(client, ledger, desk, maker, watch, cancels=False).video(row, estimate)
             except Lost as error:
                 raise Lost(f"{error} Choose the endpoint that made it, and the key of the account that did.") from None
 

@@ -37,12 +37,13 @@ def archive(tmp_path_factory) -> Path:
 
 def test_it_holds_what_runs_and_nothing_else(archive):
     with zipfile.ZipFile(archive) as zipped:
-        names = {name.split("/")[0] for name in zipped.namelist()}
-        demo = [name for name in zipped.namelist() if name.startswith("demo/")]
+        held = zipped.namelist()
+    names, demo = {name.split("/")[0] for name in held}, [name for name in held if name.startswith("demo/")]
     assert names == {
-        "LICENSE", "README.md", "__init__.py", "demo", "models", "nodes", "pipeline", "pyproject.toml",
+        "LICENSE", "README.md", "__init__.py", "demo", "docs", "models", "nodes", "pipeline", "pyproject.toml",
         "requirements.txt", "web", "workflows",
     }  # fmt: skip
+    assert [name for name in held if name.startswith("docs/") and not name.endswith(".md")] == []
     assert demo and all(name.startswith("demo/assets/") for name in demo)
 
 

@@ -401,9 +401,6 @@ DRAFTS = {
     "cache without steps": (
         lambda: draft(options=AccelerationOptions(CacheKind.TEA), config=GenerationConfig(sampling=SamplingConfig(4))),
         "acceleration: TeaCache finds nothing to reuse in 4 steps. Take at least 7"),
-    "magnitudes of other steps": (
-        lambda: draft(options=AccelerationOptions(CacheKind.MAG, magnitudes=(1.0, 0.9))),
-        "acceleration: MagCache has 2 magnitudes for 20 steps"),
     "voices without places": (
         lambda: draft(num_voices=3, num_places=1), "speakers: 3 voices need as many places in the picture, got 1"),
     "a video to dub without InfiniteTalk": (

@@ -77,8 +77,6 @@ def test_options_that_make_no_sense_are_refused():
 def test_guidance_ends_after_its_share_of_the_steps(share, guided):
     guidance = make_guidance(AccelerationOptions(guidance_until=share), request_of(Acceleration.NONE))
     assert [len(guidance.passes_at(step)) for step in range(40)] == [3] * guided + [1] * (40 - guided)
-    with pytest.raises(ConfigError, match="magnitudes"):
-        AccelerationOptions(CacheKind.MAG, magnitudes=(1.0, 0.9)).check(request_of(Acceleration.NONE))
 
 
 def test_a_shared_model_is_left_as_it_was_found_also_after_an_error():

@@ -199,6 +199,22 @@ def test_a_job_is_collected_by_its_id_whoever_bought_it(fal, desk, tmp_path):
     assert len(fal.log) == asked
 
 
+def test_leaving_a_job_that_is_collected_does_not_cancel_it(fal, desk, tmp_path):
+    fal.script = [{"status": "IN_PROGRESS"}]
+    buying = generate.start(make_request(), desk)
+    until(lambda: fal.calls("^GET queue .*/status"))
+    (request_id,) = fal.jobs
+    elsewhere = replace(desk, private=tmp_path / "another machine", output=tmp_path / "another output")
+    collecting = generate.start_collecting(request_id, AI_AVATAR, elsewhere)
+    until(lambda: Ledger(elsewhere.private).by_request_id(request_id))
+    collecting.watch.stop()
+    with pytest.raises(answers.Stopped):
+        collecting.result()
+    fal.script = [DONE]
+    assert collected(elsewhere, request_id).path.read_bytes() == fal.video == buying.result().path.read_bytes()
+    assert len(fal.submits) == 1 and not fal.cancels
+
+
 def test_what_was_bought_here_is_collected_whatever_endpoint_is_chosen(fal, desk):
     bought = buy(desk, endpoint=INFINITALK)
     bought.path.unlink()
