@@ -3,8 +3,8 @@
     opening = mouth_openings(frames)[0]
     sync = measure(opening, implied_mouth(waveform).opening)
 
-The mouth of a drawn face is where its lower middle gets darker. For other faces give `mouth_openings` another `Gauge`,
-for example one that asks a landmark detector for the distance of the lips.
+The mouth of a drawn face is where its lower middle gets darker, and its opening is how tall that is. For other faces
+give `mouth_openings` another `Gauge`, for example one that asks a landmark detector for the distance of the lips.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ WINDOW = 512  # samples, 32 ms
 SHUT_LOOKS = 6  # lips that shut stay so for 60 ms
 SMOOTHING_LOOKS = 2.6
 MOUTH_ROWS, MOUTH_COLUMNS = (0.52, 0.86), (0.22, 0.78)  # of a drawn face's part of the frame
+MOUTH_MIDDLE = 0.25  # the share of those columns in which a mouth is tallest
 MAX_LAG = 12  # frames, about half a second
 
 
@@ -75,11 +76,16 @@ def mouth_openings(frames: NDArray[np.uint8], num_faces: int = 1, gauge: Gauge |
 
 
 def drawn_opening(frames: NDArray[np.uint8]) -> Track:
-    """How much darker than at their brightest the pixels around a drawn mouth are, `f`, 0..255 on average."""
+    """How tall a drawn mouth's dark inside is, `f`: how much darker than at its brightest a column is, 0..255.
+
+    Only the columns where it is tallest count, so that a mouth which is merely wide is not taken for an open one.
+    """
     height, width = frames.shape[1:3]
     rows, columns = (slice(int(a * n), int(b * n)) for (a, b), n in ((MOUTH_ROWS, height), (MOUTH_COLUMNS, width)))
     brightness = frames[:, rows, columns].astype(np.float64).mean(axis=-1)
-    return (np.percentile(brightness, 98, axis=0) - brightness).clip(min=0).mean(axis=(1, 2))
+    columns = (np.percentile(brightness, 98, axis=0) - brightness).clip(min=0).mean(axis=1)
+    middle = round(MOUTH_MIDDLE * columns.shape[1])
+    return np.sort(columns, axis=1)[:, -middle:].mean(axis=1)
 
 
 def measure(opening: Track, implied: Track, max_lag: int = MAX_LAG) -> LipSync:
