@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -45,14 +46,16 @@ class Run:
     """Steps of one stage: learning rate, averaged weights, log, state on disk.
 
     Matrices learn by Muon, everything else by AdamW at a tenth of the rate. The rate rises over `warmup` steps and
-    falls to a twentieth by a cosine. `average` holds an exponential
-    moving average of the weights, which is what is exported.
+    falls to a twentieth by a cosine; after each step of `restarts` it does so again (Loshchilov and Hutter, 2017), half
+    as high. `average` holds an exponential moving average of the weights, which is what is exported.
     """
 
     def __init__(
-        self, name: str, model: nn.Module, steps: int, rate: float, warmup: int = 50, averaging: float = 0.99
-    ) -> None:
+        self, name: str, model: nn.Module, steps: int, rate: float, warmup: int = 50, averaging: float = 0.99,
+        restarts: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         self.model, self.steps, self.rate, self.warmup, self.averaging = model, steps, rate, warmup, averaging
+        self.turns = (0, *restarts, steps)
         self.path = RUN_FOLDER / f"{name}.pt"
         named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         matrices = [weight for name, weight in named if is_matrix(name, weight)]
@@ -123,10 +126,13 @@ class Run:
         logger.info("%s: goes on at step %d of %d", self.path.stem, self.step, self.steps)
 
     def _rate_now(self) -> float:
-        if self.step < self.warmup:
-            return self.rate * (self.step + 1) / self.warmup
-        done = (self.step - self.warmup) / max(self.steps - self.warmup, 1)
-        return self.rate * (0.05 + 0.95 * (0.5 + 0.5 * torch.cos(torch.tensor(done * torch.pi)).item()))
+        turns = enumerate(pairwise(self.turns))
+        turn, start, end = next((turn, start, end) for turn, (start, end) in turns if self.step < end)
+        rate, step = self.rate / 2**turn, self.step - start
+        if step < self.warmup:
+            return rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(end - start - self.warmup, 1)
+        return rate * (0.05 + 0.95 * (0.5 + 0.5 * torch.cos(torch.tensor(done * torch.pi)).item()))
 
     def _log(self, **figures: float) -> None:
         for name, value in figures.items():

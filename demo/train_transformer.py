@@ -1,7 +1,8 @@
 """The third stage: the transformer, its audio adapter and the text encoder learn to continue a portrait as speech.
 
-The objective is that of the published model: of `x = (1 - sigma) clean + sigma noise` the velocity `noise - clean` is
-asked. All clips of a step share one prompt, whose tokens are then embedded once.
+The objective is that of the published model: of `x = (1 - sigma) clean + sigma noise` the velocity that leads back to
+the clean latents, `(x - clean) / sigma`, is asked. All clips of a step share one prompt, whose tokens are then embedded
+once.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from .numbers import fast_numbers
 from .run import RUN_FOLDER, Run, phase_at
 
 TEXT_WIDTH = 64
-SHIFT = 3.0  # of the noise levels that are trained at
 TEXT_DROPPED, AUDIO_DROPPED, BOTH_DROPPED, CONTINUED = 0.1, 0.1, 0.05, 0.5
 SAME_PLACE_GAIN, SAME_PLACE_PAIRS = 4.0, 3
 
@@ -42,9 +42,15 @@ class Phase:
     batch: int
     shards: str
     lengths: tuple[int, ...]  # in latent frames
+    shift: float = 3.0  # of the noise levels that are trained at
+    overdone: float = 0.0  # how much larger or smaller than they are motions may seem, see `_flow_loss`
 
 
-PHASES = (Phase(800, 6, "short", (3, 5)), Phase(800, 5, "short", (7, 9)), Phase(1000, 3, "long", (13, 21, 25)))
+PHASES = (
+    Phase(800, 6, "short", (3, 5)), Phase(800, 5, "short", (7, 9)), Phase(1000, 3, "long", (13, 21, 25)),
+    Phase(1700, 4, "long", (9, 13, 21, 25), shift=5.0, overdone=1.5),
+)  # fmt: skip
+RESTARTS = (2600,)
 
 
 class TalkingModel(nn.Module):
@@ -64,7 +70,7 @@ class TalkingModel(nn.Module):
             )
         )  # fmt: skip
         _prepare(self.transformer)
-        self.attend = ShortText(self.transformer.config.text_len)
+        self.attend = TrainingAttention(self.transformer.config.text_len)
         self.transformer.set_attention(self.attend)
 
 
@@ -91,8 +97,12 @@ def _prepare(transformer: MultiTalkTransformer) -> None:
     transformer.proj_out.weight.mul_(0.1)
 
 
-class ShortText:
-    """Attention that counts the prompt's padding instead of looking at it: all its keys are the same."""
+class TrainingAttention:
+    """What attention costs less for while training.
+
+    The prompt's padding is counted instead of looked at: all its keys are the same. Everything else is a matter of two
+    products, whose gradients in bfloat16 take a CPU half as long as those of the fused attention.
+    """
 
     def __init__(self, text_len: int) -> None:
         self.text_len, self.num_tokens = text_len, text_len
@@ -100,7 +110,8 @@ class ShortText:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """`softmax(q k^T / sqrt(k)) v`, where the last kept key stands for all that are like it."""
         if key.shape[2] != self.text_len or self.num_tokens == self.text_len:
-            return F.scaled_dot_product_attention(query, key, value)
+            weights = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
+            return weights.to(value.dtype) @ value
         kept, padding = self.num_tokens + 1, self.text_len - self.num_tokens
         bias = torch.zeros(kept, device=query.device, dtype=query.dtype)
         bias[-1] = math.log(padding)
@@ -139,7 +150,7 @@ def train(seed: int, device: torch.device) -> TalkingModel:
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=prompts.tokenizer())
     model = TalkingModel(tokenizer.vocab_size()).to(device)
     steps = sum(phase.steps for phase in PHASES)
-    run = Run("transformer", model, steps, rate=0.01, warmup=40, averaging=0.98)
+    run = Run("transformer", model, steps, rate=0.01, warmup=40, averaging=0.98, restarts=RESTARTS)
     clips = {phase.shards: Clips(phase.shards) for phase in PHASES}
     statistics = latent_statistics()
     for step in run:
@@ -186,7 +197,8 @@ def _step(
             audio = model.transformer.zero_audio(num_video_frames(size.t)) if silent else example["audio"]
             heard = model.transformer.prepare_pass(window, prompt_embeds, audio)
             shared = heard.prompt_embeds = shared or heard.prompt_embeds
-            loss, mouth = _flow_loss(model.transformer, example, heard, random)
+            overdone = 0.0 if silent else random.uniform(-phase.overdone, phase.overdone)
+            loss, mouth = _flow_loss(model.transformer, example, heard, phase.shift, overdone, random)
             losses.append(loss)
             mouths.append(mouth)
         total = torch.stack(losses).mean()
@@ -194,14 +206,25 @@ def _step(
     return total.item(), float(np.mean(mouths))
 
 
-def _flow_loss(transformer: MultiTalkTransformer, example: dict, heard: object, random: np.random.Generator):
+def _flow_loss(
+    transformer: MultiTalkTransformer, example: dict, heard: object, shift: float, overdone: float,
+    random: np.random.Generator,
+) -> tuple[Tensor, float]:  # fmt: skip
+    """The velocity's error at a random noise level, heavier at mouths; with it that of the mouths alone.
+
+    Guidance overdoes what a step knows of a motion, and a model that has only ever seen true motions believes its own
+    latents more than the sound. So the motion in the noisy latents may be larger or smaller than the true one (after
+    Ning et al., 2023, Input Perturbation): by `overdone` at most, less where less noise is left.
+    """
     uniform = random.uniform(0.001, 1)
-    sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
-    clean = example["clean"]
+    sigma = shift * uniform / (1 + (shift - 1) * uniform)
+    clean, known = example["clean"], example["known"]
     noise = torch.from_numpy(random.standard_normal(clean.shape, dtype=np.float32))
-    noisy = (1 - sigma) * clean + sigma * noise
+    seen = clean.clone()
+    seen[:, known:] += overdone * sigma * (clean[:, known:] - clean[:, known:].mean(dim=1, keepdim=True))
+    noisy = (1 - sigma) * seen + sigma * noise
     velocity = transformer(noisy.to(transformer.device), 1000 * sigma, heard).float()
-    error = (velocity - (noise - clean).to(velocity.device)).square().mean(dim=0)  # t h w
+    error = (velocity - ((noisy - clean) / sigma).to(velocity.device)).square().mean(dim=0)  # t h w
     weights = example["weights"].to(velocity.device)
     mouth = (error * (weights > 2)).sum() / ((weights > 2).sum() * len(error))
     return (error * weights).sum() / (weights.sum() * len(error)), mouth.item()
