@@ -150,6 +150,23 @@ def test_without_a_picture_it_says_what_to_connect(nodes, loaded):
 def test_a_first_look_is_one_short_window(nodes, loaded):
     report, _ = ask(nodes, loaded, num_frames=1000, options=long_video(nodes, first_look=True)).args
     assert "1 of 41 frames for 41 frames" in report
+    report, _ = ask(nodes, loaded, num_frames=21, options=long_video(nodes, first_look=True)).args
+    assert "1 of 21 frames for 21 frames" in report
+
+
+def test_the_forecasts_interval_may_be_set_and_may_be_missing_in_older_graphs(nodes):
+    widgets = dict(cache="Taylor forecast", threshold=0.0, warmup=2, guidance_every=1, guidance_until=0.05,
+                   attention="auto", compile=False, skip_tail=False, projected_guidance=False)  # fmt: skip
+    node = nodes["MultiTalkAccelerationOptions"]
+    assert node.execute(**widgets, interval=8).args[0].acceleration.interval == 8
+    assert node.execute(**widgets).args[0].acceleration.interval == 3
+
+
+def test_an_endpoint_that_speaks_a_text_takes_no_voice(nodes):
+    remote = importlib.import_module(f"{pack.NAME}.nodes.remote")
+    errors = importlib.import_module(f"{pack.NAME}.pipeline.errors")
+    with pytest.raises(errors.ConfigError, match=r"single-text takes no voice.*Choose fal-ai/ai-avatar\."):
+        remote._media(remote.ENDPOINTS["fal-ai/ai-avatar/single-text"], None, [object()], 145)
 
 
 def test_encoded_inputs_stand_in_for_raw_ones(nodes, loaded):

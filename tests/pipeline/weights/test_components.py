@@ -209,7 +209,10 @@ def open_clip(native):
     return state
 
 
-IMAGE = ("native with text", "visual only", "Comfy", "diffusers", "OpenCLIP", "OpenCLIP with text", "int8 .pth")
+IMAGE = (
+    "native with text", "visual only", "Comfy", "clip_vision. prefix", "model. prefix", "diffusers", "OpenCLIP",
+    "OpenCLIP with text", "int8 .pth",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("packaging", IMAGE)
@@ -225,6 +228,9 @@ def test_image_encoder(packaging, tmp_path):
     elif packaging == "Comfy":
         extra = {"visual_projection.weight": torch.ones(8, 160)}
         written({f"vision_model.{key}": tensor for key, tensor in hf.items()} | extra, path)
+    elif packaging.endswith(" prefix"):
+        prefix = packaging.removesuffix(" prefix")
+        written({f"{prefix}vision_model.{key}": tensor for key, tensor in hf.items()}, path)
     elif packaging == "diffusers":
         written({f"vision_model.{key}": t for key, t in hf.items()}, tmp_path / "image_encoder/model.safetensors")
         (tmp_path / "image_encoder/config.json").write_text(json.dumps({"num_attention_heads": 2}))
