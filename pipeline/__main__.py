@@ -230,11 +230,10 @@ def _request(args: argparse.Namespace, findings: Findings) -> Request:
 def _files(args: argparse.Namespace, demo: bool, findings: Findings) -> Files:
     """The weights that are named; the small bundled ones where none is, and for what a demo leaves open."""
     files = Files(**{name: getattr(args, name) for name in Files.names()}, loras=tuple(args.lora))
-    is_bare = not any(getattr(files, name) for name in Files.names())
-    if is_bare and not demo:
+    if not demo:
+        if any(getattr(files, name) for name in Files.names()):
+            return files
         findings.note("No weights are named, so the small bundled model is used, which knows drawn faces only.")
-    if not is_bare and not demo:
-        return files
     bundled = DEMO_FILES if files.base is None else replace(DEMO_FILES, adapter=None)  # a base may have audio weights
     return replace(files, **{name: getattr(files, name) or getattr(bundled, name) for name in Files.names()})
 
