@@ -92,6 +92,7 @@ def measure(opening: Track, implied: Track, max_lag: int = MAX_LAG) -> LipSync:
     """How the opening follows what the sound implies; what one of them has too much at its end is left out."""
     length = min(len(opening), len(implied))
     opening, implied = opening[:length], implied[:length]
+    max_lag = min(max_lag, length // 2)  # what is compared is half of them at least
     by_lag = {lag: _correlation(opening, implied, lag) for lag in range(-max_lag, max_lag + 1)}
     lag = max(by_lag, key=by_lag.get)
     return LipSync(by_lag[lag], lag, by_lag[0])

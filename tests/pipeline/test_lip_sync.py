@@ -42,6 +42,13 @@ def test_the_lag_of_late_lips_is_found(lag):
     assert sync.correlation > 0.9
 
 
+@pytest.mark.parametrize("length", [0, 1, 2, 5, 13])
+def test_short_tracks_are_compared_over_half_of_them_at_least(length):
+    track = np.random.default_rng(0).normal(size=length)
+    sync = measure(track, track)
+    assert sync.lag == 0 and sync.correlation == pytest.approx(1 if length > 1 else 0)
+
+
 def test_a_mouth_that_does_not_move_follows_nothing():
     assert measure(np.ones(50), np.random.default_rng(0).normal(size=50)).correlation == 0
 
