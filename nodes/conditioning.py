@@ -9,10 +9,12 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..pipeline.conditioning.reference import bucket, check_size, fit, to_rgb
-from ..pipeline.conditioning.speakers import Place, draw_places, speaker_masks
+from ..pipeline.conditioning.speakers import Place, draw_places
 from ..pipeline.config import Resolution
 from ..pipeline.errors import ConfigError
+from ..pipeline.findings import Findings
 from ..pipeline.host import Progress
+from ..pipeline.preflight import check_places
 from ..pipeline.weights.handles import Lazy
 from . import sockets
 from .comfy_host import ComfyHost, at_work
@@ -173,7 +175,9 @@ class MultiTalkCondition(io.ComfyNode):
         places = places_of(speakers, ref_target_masks, num_speakers)
         if speakers is not None and len(places) == 1:
             logger.warning("The only speaker's place is not used: one voice moves the mouth wherever it is.")
-        masks = speaker_masks(places, (rows, columns), target) if len(places) > 1 else None
+        findings = Findings()
+        masks = check_places(places, (rows, columns), target, findings)
+        findings.raise_problems()
         fitted = torch.stack([fit(picture, target) for picture in pictures], 1)
         prompts, negative_embeds = _encode_prompts(text_encoder, prompt, negative_prompt, positive, negative)
         conditioning = Conditioning(

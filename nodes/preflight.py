@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 SAMPLER = ("num_frames", "steps", "text_cfg_scale", "audio_cfg_scale", "shift", "acceleration", "keep_frames")
 AUDIO = ("fps", "multi_audio_type", "start_times")
 CONDITION = ("resolution", "width", "height", "num_speakers")
+
+_refusals: Counter[str] = Counter()  # by the node's id
 
 
 class MultiTalkPreflight(io.ComfyNode):
@@ -81,6 +84,11 @@ class MultiTalkPreflight(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **widgets: object) -> int:
+        """After a refusal another look is taken though nothing was changed: memory or disk may be free by now."""
+        return _refusals[cls.hidden.unique_id]
 
     @classmethod
     def execute(
@@ -146,6 +154,8 @@ class MultiTalkPreflight(io.ComfyNode):
             findings.note("Connect image and audio_1, or conditioning and audio_embeds, to see what the run takes.")
         host = Onlooker()
         found = inspect(draft, findings, host)
+        if findings.problems:
+            _refusals[cls.hidden.unique_id] += 1
         report = describe(findings, found)
         show_text(report, cls.hidden.unique_id)
         return io.NodeOutput(report, not findings.problems, ui=ui.PreviewText(report))
@@ -172,7 +182,7 @@ def _listen(
     """`draft` with the number and the length of the voices; what is wrong with them goes to `findings`."""
     starts = findings.attempt("audio", start_times_of, start_times, len(voices)) or [None] * len(voices)
     sounds = [findings.attempt("audio", from_audio, voice, name) for name, voice in sorted(voices.items())]
-    speeches = [Speech(sound, start) for sound, start in zip(sounds, starts, strict=True)]
+    speeches = [findings.attempt("audio", Speech, sound, start) for sound, start in zip(sounds, starts, strict=True)]
     asked = draft.config.num_frames
-    num_frames = None if None in sounds else check_voices(speeches, arrangement, asked, fps, findings)
+    num_frames = None if None in (*sounds, *speeches) else check_voices(speeches, arrangement, asked, fps, findings)
     return replace(draft, num_voices=len(voices), num_frames=asked or num_frames)

@@ -165,15 +165,16 @@ class MultiTalkSampler(io.ComfyNode):
         windows = _kept(windows, frames) if keep_frames else windows
         with measuring(draft, estimate, host, is_whole=not store or not any(store.folder.iterdir())):
             path = write_video(model_files.new_video(), windows, num_frames, fps, num_output_frames, sound)
-        if store:
-            store.discard()
         images = ExecutionBlocker(
             "The frames are not handed on because keep_frames is off. Turn it on in the sampler, or use its video."
         )
         if frames:
             images = torch.cat(frames)
-            images = images if fps == FPS else images[resample_frame_times(num_frames, fps, num_output_frames)]
+            shown = resample_frame_times(num_frames, fps, num_output_frames)
+            images = images if fps == FPS else images[shown[shown < len(images)]]  # the published plan loses some
         audio = None if sound is None else to_audio(sound)
+        if store:
+            store.discard()
         return io.NodeOutput(images, InputImpl.VideoFromFile(str(path)), audio, float(fps))
 
 

@@ -73,6 +73,7 @@ def hearing(draft: Draft, embeds: AudioEmbeds) -> Draft:
         draft,
         num_frames=draft.config.num_frames or embeds.num_frames,
         num_voices=embeds.num_speakers,
+        num_heard=embeds.num_frames,
         audio_features=tuple(embeds.features.shape[2:]),
     )
 

@@ -12,6 +12,7 @@ from .sampling.windows import Window
 from .shapes import LatentSize
 
 LOSSLESS_BYTES = 2.0  # a pixel in FFV1, of noisy pictures
+MOTION_BYTES = 12  # a pixel of a motion frame, three floats
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ def estimate(
 ) -> Estimate:
     """What the plan and the sizes tell; memory and time are for the caller to add."""
     frames = sum(window.keep.stop - window.keep.start for window in windows)
-    made = sum(window.num_frames for window in windows)
+    made, motion = sum(window.num_frames for window in windows), len(windows) * config.windows.overlap
     return Estimate(
         frames,
         tuple(window.num_frames for window in windows),
         LatentSize.of_video(windows[0].num_frames, *target),
         count_forwards(config, options, len(windows)),
-        disk_bytes=round(made * target[0] * target[1] * LOSSLESS_BYTES),
+        disk_bytes=round((made * LOSSLESS_BYTES + motion * MOTION_BYTES) * target[0] * target[1]),
     )
 
 

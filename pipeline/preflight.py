@@ -28,6 +28,7 @@ from .memory import GB, Memory, MemoryConfig, Placement, place
 from .sampling.windows import Window, plan_windows
 from .shapes import FPS, TOKEN_PIXELS, LatentSize
 from .speed import Speeds, kind_of_run
+from .store import kept_bytes
 from .weights.fit import TransformerFacts, WeightFiles, check_weights
 
 SILENT = 1e-4  # below -80 dB nothing is heard
@@ -47,7 +48,8 @@ class Draft:
         num_voices: who is heard.
         num_places: who is seen; 1 where nobody was told apart.
         num_source_frames: of the picture; more than one are a video to dub.
-        audio_features: layers and channels of speech that is already encoded.
+        num_heard: frames of the model that speech which is already encoded covers.
+        audio_features: layers and channels of it.
         prompt_channels: of the tokens of each prompt that is already encoded, the negative one too.
         image_channels: of the tokens of an image that is already encoded.
         runs: where finished windows are kept.
@@ -66,6 +68,7 @@ class Draft:
     num_voices: int = 1
     num_places: int = 1
     num_source_frames: int = 1
+    num_heard: int | None = None
     audio_features: tuple[int, int] | None = None
     prompt_channels: tuple[int, ...] = ()
     image_channels: int | None = None
@@ -201,6 +204,11 @@ def _check_fit(draft: Draft, findings: Findings) -> None:
             f"{draft.num_places} places, one voice: the places are not used, and all lips follow it. Give whoever "
             f"listens a silent voice."
         )
+    if draft.num_heard is not None and draft.num_frames > draft.num_heard + TAIL_FRAMES:
+        findings.note(
+            f"The audio embeds cover {draft.num_heard} frames, the video has {draft.num_frames}: the rest hears one "
+            f"moment over and over. Take 0 frames, or encode the audio for as many."
+        )
     adapter = draft.files.adapter or draft.files.base
     recipe = draft.config.windows.recipe
     if draft.num_source_frames > 1 and recipe is not Recipe.INFINITETALK:
@@ -304,7 +312,8 @@ def _with_disk(found: Estimate, draft: Draft, findings: Findings) -> Estimate:
         found = replace(found, disk_bytes=0)
     else:
         free = _free_disk(draft.runs, findings)
-        if free is not None and found.disk_bytes > free:
+        kept = 0 if free is None else kept_bytes(draft.runs)  # perhaps by this very run, which then needs less
+        if free is not None and found.disk_bytes > free + kept:
             findings.problem(
                 "resume",
                 f"Finished windows need up to {found.disk_bytes / GB:.2f} GB in {draft.runs}, {free / GB:.2f} GB are "

@@ -15,13 +15,13 @@ import av
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # raised when the same inputs come to give other frames, or the files change
+FORMAT = 3  # raised when the same inputs come to give other frames, or the files change
 SAMPLES = 64  # values of each weight that its fingerprint looks at
 LIMIT_BYTES = 50 * 10**9
 GB = 10**9
@@ -45,9 +45,10 @@ class FinishedWindow:
 class WindowStore:
     """The finished windows of one run, in a folder that its inputs name.
 
-    A window is two files: `<index>.mkv`, its frames in lossless FFV1, and `<index>.safetensors`, its motion frames.
-    Both are renamed into place when they are whole, the second last, so what is found is finished. Two processes may
-    work on the same run: they write the same. What the disk refuses is not kept, and the run goes on.
+    A window is two files: `<index>.mkv`, its frames in lossless FFV1, and `<index>.safetensors`, its motion frames and
+    the checksum of both. They are renamed into place when they are whole, the second last, so what is found is
+    finished. Two processes may work on the same run: they write the same. What the disk refuses is not kept, and the
+    run goes on.
 
     Args:
         root: the folder of all runs; what else lies there is left alone.
@@ -68,7 +69,7 @@ class WindowStore:
         if not motion.exists():
             return None
         try:
-            finished = FinishedWindow(_to_float(_read_lossless(video)), load_file(motion)["motion"])
+            finished = _read(video, motion)
         except (OSError, ValueError, SafetensorError, av.error.FFmpegError) as error:
             logger.warning("Window %d in %s is damaged (%s) and is made again.", index + 1, self.folder, error)
             return None
@@ -97,7 +98,8 @@ class WindowStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)  # another process may have dropped it
             _put(video_path, lambda path: _write_lossless(path, pictures))
-            _put(motion_path, lambda path: save_file({"motion": motion}, path))
+            metadata = {"checksum": _checksum(pictures, motion)}
+            _put(motion_path, lambda path: save_file({"motion": motion}, path, metadata))
             total = _drop_oldest(self._root, self._limit_bytes, keep=self.folder)
             self._is_full = total > self._limit_bytes
             reason = f"{total / GB:.1f} GB are used, {self._limit_bytes / GB:.1f} are allowed"
@@ -160,6 +162,20 @@ def _to_float(pictures: np.ndarray) -> Tensor:
     return rearrange(torch.from_numpy(pictures).float() / 127.5 - 1, "f h w c -> c f h w").contiguous()
 
 
+def _read(video: Path, motion: Path) -> FinishedWindow:
+    """A window from its two files; `ValueError` where they are not what was written."""
+    pictures = _read_lossless(video)
+    with safe_open(motion, "pt") as file:
+        kept, checksum = file.get_tensor("motion"), (file.metadata() or {}).get("checksum")
+    if _checksum(pictures, kept) != checksum:
+        raise ValueError("its checksum is another")
+    return FinishedWindow(_to_float(pictures), kept)
+
+
+def _checksum(pictures: np.ndarray, motion: Tensor) -> str:
+    return run_key(torch.from_numpy(pictures), motion)
+
+
 def _read_lossless(path: Path) -> np.ndarray:
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -177,10 +193,18 @@ def _write_lossless(path: Path, pictures: np.ndarray) -> None:
 def _put(path: Path, write: Callable[[Path], None]) -> None:
     """Writes a file beside `path`, waits for the disk, and renames it into place."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    write(unfinished)
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        write(unfinished)
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)  # half a file would keep a full disk full
+
+
+def kept_bytes(root: Path) -> int:
+    """What all runs below `root` take."""
+    return sum(run.num_bytes for run in _runs(root)) if root.is_dir() else 0
 
 
 def _drop_oldest(root: Path, limit_bytes: int, keep: Path) -> int:

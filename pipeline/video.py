@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from torch import LongTensor, Tensor
 
 from .audio import waveform
 from .audio.waveform import Sound, fit_length
-from .errors import ImageError
+from .errors import ImageError, MultiTalkError
 from .shapes import FPS
 
 CRF = 16  # H.264 quality at which no loss is seen
@@ -38,6 +39,9 @@ class VideoWriter:
 
     The sound keeps its rate and channels, and is cut, or continued with silence, to the length of the picture. The
     file appears under its name when the `with` block ends well; after an exception there is none.
+
+    Raises:
+        MultiTalkError: the disk is full, or refuses the file for another reason.
     """
 
     def __init__(self, path: str | Path, fps: Fraction | float = FPS, sound: Sound | None = None):
@@ -50,28 +54,31 @@ class VideoWriter:
         self._reformatter = VideoReformatter()  # one for all: making one takes longer than a small frame
 
     def __enter__(self) -> VideoWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         options = {"movflags": "+faststart"}
-        self._container = av.open(str(self._unfinished), "w", format="mp4", container_options=options)
+        with _told(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._container = av.open(str(self._unfinished), "w", format="mp4", container_options=options)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         try:
-            if kind is None:
-                self._finish()
-            self._container.close()
-            if kind is None:
-                os.replace(self._unfinished, self.path)
+            with _told(self.path) if kind is None else suppress(OSError):  # what is wrong is known then
+                if kind is None:
+                    self._finish()
+                self._container.close()
+                if kind is None:
+                    os.replace(self._unfinished, self.path)
         finally:
             self._unfinished.unlink(missing_ok=True)
 
     def add(self, frames: Tensor) -> None:
         """Writes frames: `c f h w` in -1..1, or uint8 `f h w c`. Odd sides grow by one pixel, as H.264 wants them."""
         for picture in _pictures(frames):
-            if self._picture_stream is None:
-                self._open_streams(*picture.shape[:2])
-            self._add_picture(picture)
-            self._add_sound()
+            with _told(self.path):
+                if self._picture_stream is None:
+                    self._open_streams(*picture.shape[:2])
+                self._add_picture(picture)
+                self._add_sound()
 
     def _open_streams(self, height: int, width: int) -> None:
         self._picture_stream = self._container.add_stream("libx264", rate=self.fps, options=X264_OPTIONS)
@@ -120,6 +127,18 @@ class VideoWriter:
             raise ImageError(f"{self.path.name} got no frame, so there is nothing to write.")
         for stream in filter(None, (self._picture_stream, self._sound_stream)):
             self._container.mux(stream.encode(None))
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the disk says in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise MultiTalkError(
+            f"{path} cannot be written ({error.strerror or error}). Make room or choose another folder, and run again; "
+            f"windows that were kept are not made anew."
+        ) from error
 
 
 def write_video(

@@ -45,16 +45,16 @@ def _settled(layer: nn.Module, waveform: Tensor) -> Callable[[Tensor], Tensor]:
     `layer` with the group norm that it has over the whole waveform, a group for each channel, in its convolution.
 
     A channel is `w x` of the samples x under the kernel: over the waveform its mean is `w m` and its variance `w C w`,
-    with x's mean `m` and covariance `C`. So nothing is convolved for the statistics.
+    with x's mean `m` and covariance `C`. So nothing is convolved for the statistics. They are made in float64, on the
+    CPU: Apple's devices have none.
     """
     conv, norm = layer.conv, layer.layer_norm
-    weight = conv.weight.double()  # c 1 k
-    mean, covariance = _moments(waveform, conv.kernel_size[0], conv.stride[0])
+    weight, gain, shift = (value.cpu().double() for value in (conv.weight, norm.weight, norm.bias))
+    mean, covariance = _moments(waveform.cpu(), conv.kernel_size[0], conv.stride[0])
     variance = torch.einsum("cik,kl,cil->c", weight, covariance, weight)
-    scale = norm.weight.double() / (variance + norm.eps).sqrt()
-    weight = weight * scale[:, None, None]
-    bias = norm.bias.double() - (weight @ mean)[:, 0]  # one of the convolution itself would fall out
-    weight, bias = weight.to(waveform.dtype), bias.to(waveform.dtype)
+    weight = weight * (gain / (variance + norm.eps).sqrt())[:, None, None]  # c 1 k
+    bias = shift - (weight @ mean)[:, 0]  # one of the convolution itself would fall out
+    weight, bias = weight.to(waveform), bias.to(waveform)
     return lambda samples: layer.activation(conv1d(samples, weight, bias, conv.stride))
 
 

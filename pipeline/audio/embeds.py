@@ -37,6 +37,10 @@ class AudioEmbeds:
     fps: Fraction = Fraction(FPS)  # of the finished video
     num_output_frames: int | None = None  # of the finished video, at `fps`; None at 25 a second
 
+    def __post_init__(self) -> None:
+        if not self.features.isfinite().all():
+            raise AudioError("The speech features hold NaN or infinity. Run the audio encoder in float32.")
+
     @property
     def num_speakers(self) -> int:
         """Speakers, the silent ones too."""

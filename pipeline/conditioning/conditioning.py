@@ -44,6 +44,9 @@ class Conditioning:
             raise ConfigError("There is no prompt. Encode one; it may be empty.")
         if self.image_encoder is None and self.image_embeds is None:
             raise ConfigError("The image is not encoded. Give an image encoder, or the output of CLIP Vision Encode.")
+        for name, tokens in (("prompt", self.all_prompts), ("image", (self.image_embeds,))):
+            if not all(part is None or part.isfinite().all() for part in tokens):
+                raise ConfigError(f"The {name}'s tokens hold NaN or infinity. Run its encoder in bfloat16 or float32.")
 
     @property
     def height(self) -> int:

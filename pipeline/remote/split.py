@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..audio.waveform import Sound
+from ..audio.waveform import Sound, check
 from ..config import CARD_NUM_FRAMES
 from ..errors import RemoteError
 from ..shapes import FPS, VAE_STRIDE_TIME, nearest_num_frames
@@ -107,9 +107,11 @@ def run_long(sound: Sound, make: Make, desk: Desk, resume: Resume, watch: Watch)
     """The same in the present thread. Each part is a job of its own in the ledger.
 
     Raises:
+        AudioError: the sound cannot be used.
         RemoteError: the parts together would pass a cap, before any of them is bought; or a part failed: the
             others are kept, and the next run buys only that one.
     """
+    check(sound)
     parts = plan_parts(sound)
     requests = [make(piece(sound, part), part.requested) for part in parts]
     if len(parts) == 1:

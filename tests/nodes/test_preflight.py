@@ -137,6 +137,20 @@ def test_a_mistake_is_shown(name, nodes, loaded):
     assert not can_run and said in report, report
 
 
+def test_after_a_refusal_another_look_is_taken_and_after_a_clean_one_none(nodes, loaded):
+    node = nodes["MultiTalkPreflight"]
+    before = node.fingerprint_inputs(steps=2)
+    ask(nodes, loaded)
+    assert node.fingerprint_inputs(steps=2) == before
+    assert not ask(nodes, loaded, width=65).args[1]
+    assert node.fingerprint_inputs(steps=2) != before
+
+
+def test_a_start_that_is_too_late_is_told_beside_all_else(nodes, loaded):
+    report, can_run = ask(nodes, loaded, start_times="20000", width=65).args
+    assert not can_run and "start must be in 0.." in report and "width must be a multiple of 16" in report
+
+
 def test_notes_do_not_keep_from_running(nodes, loaded):
     report, can_run = ask(nodes, loaded, audio_1=voice(level=0.0), num_frames=100).args
     assert can_run and "Voice 1 is silent" in report and "The voices end after 2.0 s" in report

@@ -76,6 +76,14 @@ def latent_masks(conditioning):
     return to_latent_masks(conditioning.speaker_masks, LatentSize.of_video(1, conditioning.height, conditioning.width))
 
 
+def test_two_speakers_in_the_same_place_are_refused(nodes):
+    box = (0.0, 0.0, 50.0, 100.0)  # the node's defaults
+    first = nodes["MultiTalkSpeaker"].execute(*box).args[0]
+    both = nodes["MultiTalkSpeaker"].execute(*box, speakers=first).args[0]
+    with pytest.raises(ValueError, match="Speakers 1 and 2 are in the same place"):
+        condition(nodes, (90, 160), (64, 64), speakers=both)
+
+
 def test_a_voice_that_has_no_sound_is_told_and_nobody_takes_its_place(nodes):
     voice = {"waveform": torch.zeros(1, 1, 16000), "sample_rate": 16000}
     widgets = {"num_frames": 0, "fps": 25.0, "multi_audio_type": "para", "normalize_loudness": True, "start_times": ""}

@@ -84,6 +84,21 @@ def test_frames_video_and_sound_of_another_rate_are_equally_long(runner):
     assert (len(frames), shown, fps, audio["waveform"].shape[-1]) == (9, 9, 30.0, 4800)
 
 
+def test_frames_that_the_published_plan_loses_are_missing_from_all_outputs(nodes, tmp_path):
+    prompt, runner = (
+        small(json.loads((PACK / "workflows" / "api" / "long_speech.json").read_text())),
+        Runner(nodes, tmp_path),
+    )
+    inputs_of(prompt, "MultiTalkEncodeAudio").update(num_frames=22, fps=24.0)
+    inputs_of(prompt, "MultiTalkSampler").update(num_frames=0, steps=1, keep_frames=True)
+    inputs_of(prompt, "MultiTalkLongVideoOptions").update(plan="published", window_frames=17, motion_frames=5)
+    sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
+    frames, video, *_ = runner.run(prompt)[sampler]
+    with av.open(video.path) as container:
+        shown = len(list(container.decode(video=0)))
+    assert 0 < len(frames) == shown < 22
+
+
 def test_a_new_seed_runs_only_the_sampler_again(runner):
     prompt = small(json.loads((PACK / "workflows" / "api" / "single_speaker_quality.json").read_text()))
     runner.run(prompt)

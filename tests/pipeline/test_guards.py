@@ -6,7 +6,7 @@ import pytest
 import torch
 from multitalk.pipeline.acceleration.accelerate import AccelerationOptions
 from multitalk.pipeline.acceleration.attention_kernels import AttentionKernel
-from multitalk.pipeline.errors import NumericalError
+from multitalk.pipeline.errors import ConfigError, NumericalError
 from multitalk.pipeline.generate import generate
 from support import run
 from torch.nn.functional import scaled_dot_product_attention
@@ -63,7 +63,7 @@ def test_a_faulty_kernel_is_replaced_once_and_the_video_is_what_math_gives(model
 
 def test_what_math_cannot_mend_stops_after_two_tries_with_the_cause(model, monkeypatch):
     conditioning = run.conditioning(model)
-    conditioning = dataclasses.replace(conditioning, negative_embeds=conditioning.negative_embeds * float("nan"))
+    conditioning.negative_embeds.fill_(1e30)  # finite, but not when squared
     calls, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
     with pytest.raises(NumericalError, match=r"not finite after the first step.*bfloat16.*math"):
@@ -73,7 +73,7 @@ def test_what_math_cannot_mend_stops_after_two_tries_with_the_cause(model, monke
 
 def test_math_itself_is_not_tried_again(model, monkeypatch):
     conditioning = run.conditioning(model)
-    conditioning = dataclasses.replace(conditioning, negative_embeds=conditioning.negative_embeds * float("nan"))
+    conditioning.negative_embeds.fill_(1e30)  # finite, but not when squared
     calls, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
     with pytest.raises(NumericalError):
@@ -103,6 +103,13 @@ class BlackVae:
     def decode(self, latents):
         for chunk in self.coder.decode(latents):
             yield torch.full_like(chunk, -1.0)
+
+
+@pytest.mark.parametrize("part", ["prompt_embeds", "negative_embeds", "image_embeds"])
+def test_conditions_that_are_no_numbers_are_refused_before_anything_runs(model, part):
+    bad = torch.full((3, 8), float("nan"))
+    with pytest.raises(ConfigError, match="tokens hold NaN or infinity"):
+        dataclasses.replace(run.conditioning(model), **{part: (bad,) if part == "prompt_embeds" else bad})
 
 
 def test_black_frames_stop_the_run_after_the_first_window(model):

@@ -26,6 +26,7 @@ from multitalk.pipeline.findings import Findings
 from multitalk.pipeline.memory import GB, Memory, MemoryConfig
 from multitalk.pipeline.preflight import Draft, check_places, check_voices, describe, inspect, measuring
 from multitalk.pipeline.request import look, run
+from multitalk.pipeline.store import run_key
 from multitalk.pipeline.weights import build, source
 from multitalk.pipeline.weights.fit import WeightFiles
 from multitalk.pipeline.weights.tiny import (
@@ -460,7 +461,7 @@ def test_memory_that_is_not_there_is_told_with_the_setting_that_fits(memory, fil
 def test_disk_and_kept_frames_that_do_not_fit_are_told(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     findings, _ = inspected(draft(runs=tmp_path / "new" / "runs"))
-    assert_matches(r"resume: Finished windows need up to 0.00 GB in .* turn resuming off", findings.problems[0])
+    assert_matches(r"resume: Finished windows need up to 0.01 GB in .* turn resuming off", findings.problems[0])
     monkeypatch.undo()
     findings, _ = inspected(draft(keeps_frames=True, num_frames=90000, target=(960, 960)))
     assert_matches(
@@ -469,6 +470,22 @@ def test_disk_and_kept_frames_that_do_not_fit_are_told(monkeypatch, tmp_path):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
     findings, _ = inspected(draft())
     assert_matches("window_frames: A window of [0-9]+ frames takes .* GB are free. Take shorter", findings.problems[0])
+
+
+def test_windows_that_are_kept_already_need_no_more_room(monkeypatch, tmp_path):
+    needed = inspected(draft(runs=tmp_path))[1].disk_bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed // 2))
+    assert any("Finished windows" in problem for problem in inspected(draft(runs=tmp_path))[0].problems)
+    kept = tmp_path / run_key("half of it")
+    kept.mkdir()
+    (kept / "0000.mkv").write_bytes(bytes(needed - needed // 2))
+    assert not inspected(draft(runs=tmp_path))[0].problems
+
+
+def test_a_video_longer_than_its_embeds_is_told():
+    notes = inspected(draft(num_heard=38, num_frames=145))[0].notes
+    assert any("cover 38 frames, the video has 145" in note for note in notes)
+    assert not inspected(draft(num_heard=140, num_frames=145))[0].notes  # what follows is the tail of silence
 
 
 def test_disk_is_needed_only_where_windows_are_kept(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from multitalk.pipeline.acceleration.accelerate import AccelerationOptions
+from multitalk.pipeline.estimate import estimate
 from multitalk.pipeline.generate import generate, open_store
-from multitalk.pipeline.store import WindowStore, fingerprint, run_key
+from multitalk.pipeline.sampling.windows import plan_windows
+from multitalk.pipeline.store import WindowStore, fingerprint, kept_bytes, run_key
 from support import run
 
 
@@ -99,6 +103,52 @@ def test_a_changed_weight_changes_the_fingerprint(model):
         changed = fingerprint(model)
         model.proj_out.bias -= 1
     assert changed != before
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+def test_a_window_that_was_cut_off_is_made_again(tmp_path, share):
+    store = WindowStore(tmp_path, run_key("cut"))
+    store.save(0, run.random((3, 9, 32, 48), 1).clamp(-1, 1), 5)
+    file = store.folder / "0000.mkv"
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    assert store.load(0) is None
+
+
+@pytest.mark.parametrize("name", ["0000.mkv", "0000.safetensors"])
+def test_a_window_with_changed_bytes_is_made_again_or_the_same_for_all_that(tmp_path, name):
+    store = WindowStore(tmp_path, run_key("changed"))
+    kept = store.save(0, run.random((3, 9, 32, 48), 1).clamp(-1, 1), 5)
+    file = store.folder / name
+    whole, refused = file.read_bytes(), 0
+    for place in range(0, len(whole), len(whole) // 40):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        again = store.load(0)
+        refused += again is None
+        assert again is None or (torch.equal(again.frames, kept.frames) and torch.equal(again.motion, kept.motion))
+    assert refused > 30
+
+
+def test_what_a_full_disk_refused_leaves_nothing_behind(tmp_path, caplog):
+    store = WindowStore(tmp_path, run_key("full"))
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
+        store.save(0, run.random((3, 9, 64, 96), 1).clamp(-1, 1), 5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert "The run goes on" in caplog.text
+    assert list(store.folder.iterdir()) == []
+
+
+def test_kept_windows_take_no_more_than_was_told(tmp_path):
+    config = run.config(33)
+    windows = plan_windows(33, config.windows, [33])
+    told = estimate(config, AccelerationOptions(), windows, (64, 96)).disk_bytes
+    store = WindowStore(tmp_path, run_key("told"))
+    for window in windows:
+        picture = 0.02 * run.random((3, window.num_frames, 64, 96), window.index)  # as noisy as a photograph
+        store.save(window.index, picture.clamp(-1, 1), config.windows.overlap)
+    assert told / 2 < kept_bytes(tmp_path) < told
 
 
 def test_disk_use_is_bounded_by_dropping_the_oldest_run(tmp_path):

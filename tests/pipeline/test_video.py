@@ -1,6 +1,7 @@
 """Video files: what is written comes back, in step with its sound."""
 
 import os
+import resource
 import subprocess
 import sys
 from fractions import Fraction
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from multitalk.pipeline.audio.dialogue import Arrangement, Speech, soundtrack
 from multitalk.pipeline.audio.embeds import num_frames_of, num_model_frames
 from multitalk.pipeline.audio.waveform import Sound, read
-from multitalk.pipeline.errors import AudioError, ImageError
+from multitalk.pipeline.errors import AudioError, ImageError, MultiTalkError
 from multitalk.pipeline.video import AAC_LAYOUTS, VideoWriter, read_video, resample_frame_times
 from support.media import hum
 
@@ -160,6 +161,18 @@ def test_an_exception_leaves_neither_a_file_nor_its_predecessor_touched(tmp_path
         pass
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_and_leaves_no_file(tmp_path):
+    noise = torch.randint(256, (30, 64, 96, 3), dtype=torch.uint8)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
+        with pytest.raises(MultiTalkError, match=r"talk\.mp4 cannot be written \(File too large\)\. Make room"):
+            write(tmp_path / "talk.mp4", noise)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_are_made(tmp_path):

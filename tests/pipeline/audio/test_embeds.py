@@ -106,6 +106,12 @@ def test_silent_speakers_alone_have_no_length(model):
         encode_audio(model, [Speech(None)])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers_are_refused(value):
+    with pytest.raises(AudioError, match="Run the audio encoder in float32"):
+        AudioEmbeds(torch.full((1, 9, 2, 8), value), 9)
+
+
 def test_a_window_is_the_rows_that_each_frame_hears():
     embeds = AudioEmbeds(torch.arange(2 * 8.0).view(2, 8, 1, 1), num_frames=6)
     feature_frames = torch.tensor([[0, 0, 0, 1, 2], [3, 4, 5, 6, 7]])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from multitalk.pipeline.audio.waveform import Sound, read
-from multitalk.pipeline.errors import RemoteError
+from multitalk.pipeline.errors import AudioError, RemoteError
 from multitalk.pipeline.remote import media, split
 from multitalk.pipeline.remote.answers import JobFailed, Stopped
 from multitalk.pipeline.remote.desk import Caps
@@ -89,6 +89,14 @@ def test_a_part_hears_its_own_sound_and_then_silence():
 def test_a_short_sound_is_one_plain_request(fal, desk):
     video = run(desk, speech(3, {}))
     assert len(fal.submits) == 1 and video.path.read_bytes() == fal.video
+
+
+def test_long_sound_that_is_none_is_refused_before_anything_is_bought(fal, desk):
+    sound = speech(14, {})
+    sound.samples[:, 50_000] = float("nan")
+    with pytest.raises(AudioError, match="NaN or infinite samples"):
+        run(desk, sound)
+    assert not fal.submits
 
 
 def test_long_sound_is_bought_in_parts_and_joined_exactly(fal, desk, long_video):
