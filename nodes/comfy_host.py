@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import comfy.model_management as mm
 import torch
+from comfy.cli_args import args as cli_args
 from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor, nn
@@ -35,7 +36,12 @@ class ComfyHost:
     @property
     def device(self) -> torch.device:
         """ComfyUI's compute device."""
-        return mm.get_torch_device()
+        return compute_device()
+
+    @property
+    def pins(self) -> bool:
+        """Whether ComfyUI was started without `--disable-pinned-memory`."""
+        return not cli_args.disable_pinned_memory
 
     def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
         """Moves the bar over the whole run, tells what is left, and shows the picture as it stands."""
@@ -51,8 +57,11 @@ class ComfyHost:
         mm.throw_exception_if_processing_interrupted()
 
     def free_memory(self) -> int:
-        """Bytes free on the device, after all other nodes' models were asked to make room: a run takes what it gets."""
-        return self.make_room(mm.get_total_memory(self.device))
+        """Bytes free on the device, after all other nodes' models were asked to make room: a run takes what it gets.
+
+        What ComfyUI holds back for the system and for `--reserve-vram` is not counted.
+        """
+        return self.make_room(mm.get_total_memory(self.device)) - _held_back(self.device)
 
     def make_room(self, wanted: int) -> int:
         """Bytes free on the device, after other nodes' models left it as far as `wanted` bytes need it.
@@ -70,8 +79,18 @@ class Onlooker(ComfyHost):
 
     def free_memory(self) -> int:
         """Bytes that a run would get."""
-        held = sum(model.model_loaded_memory() for model in mm.current_loaded_models if model.device == self.device)
-        return int(mm.get_free_memory(self.device) + held)
+        alive = [model for model in mm.current_loaded_models if model.device == self.device and not model.is_dead()]
+        held = sum(model.model_loaded_memory() for model in alive)
+        return int(mm.get_free_memory(self.device) + held) - _held_back(self.device)
+
+
+def compute_device() -> torch.device:
+    """ComfyUI's compute device."""
+    return mm.get_torch_device()
+
+
+def _held_back(device: torch.device) -> int:
+    return 0 if device.type == "cpu" else int(mm.extra_reserved_memory())
 
 
 def raise_when_interrupted() -> None:
@@ -82,9 +101,7 @@ def raise_when_interrupted() -> None:
 
 def allows_api_nodes() -> bool:
     """Whether ComfyUI was started without `--disable-api-nodes`."""
-    from comfy.cli_args import args
-
-    return not args.disable_api_nodes
+    return not cli_args.disable_api_nodes
 
 
 def show_text(text: str, node_id: str) -> None:

@@ -9,6 +9,7 @@ from ..pipeline.memory import Memory, MemoryConfig
 from ..pipeline.weights import handles
 from ..pipeline.weights.handles import Precision
 from . import model_files, sockets
+from .comfy_host import compute_device
 
 CATEGORY = "MultiTalk/loaders"
 
@@ -74,7 +75,7 @@ class MultiTalkLoadModel(io.ComfyNode):
             base=model_files.path(model_files.BASE, base),
             adapter=None if adapter == model_files.NONE else model_files.path(model_files.ADAPTER, adapter),
             recipe=handles.recipe_of(recipe, adapter if adapter != model_files.NONE else base),
-            precision=Precision(precision),
+            dtype=Precision(precision).on(compute_device()),
             memory=MemoryConfig(Memory(memory), None if resident_blocks < 0 else resident_blocks),
         )
         files.check()
@@ -134,7 +135,7 @@ class MultiTalkLoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(handles.text_encoder(model_files.path(model_files.TEXT_ENCODER, file)))
+        return io.NodeOutput(handles.text_encoder(model_files.path(model_files.TEXT_ENCODER, file), compute_device()))
 
 
 class MultiTalkLoadImageEncoder(io.ComfyNode):

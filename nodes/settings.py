@@ -60,7 +60,7 @@ class Settings:
             options=self.options.acceleration,
             memory=model.memory,
             files=WeightFiles(model.base, model.adapter, model.loras),
-            dtype=model.precision.dtype,
+            dtype=model.dtype,
             runs=runs if self.options.resume else None,
             speeds=runs,
             keeps_frames=self.keep_frames,

@@ -37,6 +37,10 @@ class Host(Protocol):
     def device(self) -> torch.device:
         """Where networks run."""
 
+    @property
+    def pins(self) -> bool:
+        """Whether the machine's memory may be pinned, which makes copies to the device faster."""
+
     def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
         """Tells where the run stands.
 
@@ -62,6 +66,11 @@ class TorchHost:
     def device(self) -> torch.device:
         """Where networks run."""
         return self._device
+
+    @property
+    def pins(self) -> bool:
+        """It may."""
+        return True
 
     def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
         """Tells nobody."""

@@ -188,7 +188,7 @@ class PlacedTransformer:
             if id(tensor) not in inside:
                 tensor.data = tensor.data.to(self.host.device)
         if streamed:
-            self._stream = BlockStream(streamed, self.host.device)
+            self._stream = BlockStream(streamed, self.host.device, self.host.pins)
 
     def make_room(self, needed: int) -> bool:
         """Steps aside when `needed` bytes are not left beside it, until `place`; whether they are there now."""

@@ -124,7 +124,7 @@ def run(request: Request, host: Host, findings: Findings | None = None) -> Path:
     logger.log(logging.WARNING if findings.notes else logging.INFO, "%s", describe(findings, seen.estimate))
     from .generate import generate, open_store  # imports diffusers, which takes seconds
 
-    model = _files(request)
+    model = _files(request, host.device)
     config = seen.draft.config
     embeds = _hear(request, seen.speeches, host)
     conditioning = _see(request, fit(seen.picture, seen.draft.target)[:, None], seen.masks, host)
@@ -161,7 +161,7 @@ def look(request: Request, findings: Findings, host: Host) -> Seen:
             findings.problem(option, f"There is none. Name its weights with --{option}.")
     masks = check_places(places, tuple(picture.shape[:2]), target, findings) if target else None
     num_frames = check_voices(speeches, _arrangement(request), request.config.num_frames, request.fps, findings)
-    draft = _draft(request, target, num_frames, findings)
+    draft = _draft(request, target, num_frames, findings, host.device)
     return Seen(picture, speeches, heard, draft, masks, inspect(draft, findings, host))
 
 
@@ -199,7 +199,9 @@ def _places(request: Request, findings: Findings) -> list[Place]:
     return [place for place in places if place is not None]
 
 
-def _draft(request: Request, target: tuple[int, int] | None, num_frames: int | None, findings: Findings) -> Draft:
+def _draft(
+    request: Request, target: tuple[int, int] | None, num_frames: int | None, findings: Findings, device: torch.device
+) -> Draft:
     files, voices = request.files, max(1, len(request.audio))
     trained = files.adapter or files.base
     recipe = request.recipe or handles.recipe_of("auto", trained.name if trained else "")
@@ -210,7 +212,7 @@ def _draft(request: Request, target: tuple[int, int] | None, num_frames: int | N
         config=replace(request.config, windows=windows or request.config.windows, resolution=resolution),
         memory=request.memory,
         files=WeightFiles(**{name: getattr(files, name) for name in Files.names()}, loras=tuple(filter(None, loras))),
-        dtype=handles.Precision.AUTO.dtype,
+        dtype=handles.Precision.AUTO.on(device),
         num_frames=num_frames,
         target=target,
         num_voices=voices,
@@ -239,12 +241,13 @@ def parse_lora(text: str) -> tuple[Path, float]:
     return Path(path), number
 
 
-def _files(request: Request) -> handles.TransformerFiles:
+def _files(request: Request, device: torch.device) -> handles.TransformerFiles:
     files = request.files
     model = handles.TransformerFiles(
         base=files.base,
         adapter=files.adapter,
         recipe=request.recipe or handles.recipe_of("auto", (files.adapter or files.base).name),
+        dtype=handles.Precision.AUTO.on(device),
         memory=request.memory,
     )
     for lora in files.loras:
@@ -276,7 +279,7 @@ def _see(request: Request, source: Tensor, masks: Tensor | None, host: Host) -> 
     from .conditioning.prompt import DEFAULT_NEGATIVE_PROMPT, split_prompts
 
     host.report(Progress("prompt", 0))
-    encoder = handles.text_encoder(request.files.text_encoder).model
+    encoder = handles.text_encoder(request.files.text_encoder, host.device).model
     with resident(encoder.model, host):
         prompts = tuple(encoder.encode(part).cpu() for part in split_prompts(request.prompt))
         negative = encoder.encode(request.negative_prompt.strip() or DEFAULT_NEGATIVE_PROMPT).cpu()

@@ -8,14 +8,14 @@ from functools import cached_property
 
 from torch import Tensor
 
-from .acceleration.accelerate import AccelerationOptions, CacheKind, make_guidance
+from .acceleration.accelerate import AccelerationOptions, make_guidance
 from .audio.embeds import AudioEmbeds
 from .conditioning.conditioning import Conditioning
 from .conditioning.tokens import check_image, check_prompt
 from .config import GenerationConfig
 from .errors import ConfigError
 from .host import Host, Progress
-from .memory import Footprint, MemoryConfig, decode_bytes
+from .memory import Footprint, MemoryConfig, decode_bytes, num_bytes
 from .recipes import Reference
 from .sampling.guidance import Guidance
 from .sampling.noise import Noise
@@ -62,10 +62,11 @@ class Run:
 
     @property
     def decode_bytes(self) -> int:
-        """What the VAE takes on the device; another's VAE is taken for ours."""
+        """What the VAE takes on the device, with the coders' weights; another's VAE is taken for ours."""
         networks = self.conditioning.networks
         itemsize = networks[0].dtype.itemsize if networks else 4
-        return decode_bytes(self.conditioning.height, self.conditioning.width, itemsize)
+        weights = sum(map(num_bytes, networks))
+        return weights + decode_bytes(self.conditioning.height, self.conditioning.width, itemsize)
 
     @property
     def kept_bytes(self) -> int:
@@ -74,7 +75,7 @@ class Run:
         prompts = len({role.hears_prompt for role in passes})
         hearing = {role.hears_audio for role in passes}
         voices = sum(self.audio_embeds.num_speakers if hears else 1 for hears in hearing)  # silence is one voice
-        residuals = 0 if self.options.cache is CacheKind.NONE else len(passes)
+        residuals = self.options.cache.num_kept(len(passes))
         footprint = Footprint.of(self.transformer)
         return footprint.constant_bytes(size, prompts, voices) + residuals * footprint.tokens_bytes(size)
 

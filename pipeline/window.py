@@ -96,7 +96,7 @@ def _sample_safely(run: Run, transformer: PlacedTransformer, window: Window, mot
             raise
         logger.warning("%s The window is made again with the math attention kernel.", error)
         model.set_attention(plain)
-        return _sample(run, transformer, window, motion)
+    return _sample(run, transformer, window, motion)  # outside the except, where the first try's tensors are gone
 
 
 def _sample(run: Run, transformer: PlacedTransformer, window: Window, motion: Tensor | None) -> Tensor:

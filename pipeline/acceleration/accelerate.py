@@ -44,6 +44,15 @@ class CacheKind(Choice):
             CacheKind.FIRST_BLOCK: 0.06,
         }.get(self, 0.0)
 
+    def num_kept(self, num_passes: int) -> int:
+        """Tensors of tokens x width that it keeps from step to step."""
+        return {
+            CacheKind.TEA: num_passes,
+            CacheKind.MAG: num_passes,
+            CacheKind.FIRST_BLOCK: num_passes + 1,  # and what the first block added
+            CacheKind.TAYLOR: 2 * num_passes,  # and how it changes
+        }.get(self, 0)  # EasyCache's are latents, which are small
+
 
 @dataclass(frozen=True)
 class AccelerationOptions:

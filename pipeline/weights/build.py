@@ -76,15 +76,14 @@ def load_vae(path: Path | str, dtype: torch.dtype = torch.float32) -> VideoVae:
 
 
 def load_text_encoder(
-    path: Path | str, tokenizer: Path | str | None = None, dtype: torch.dtype | None = None
+    path: Path | str, tokenizer: Path | str | None = None, dtype: torch.dtype = torch.float32
 ) -> TextEncoder:
     """umT5's encoder with its tokenizer; matrices stay as the file stores them.
 
     Args:
         path: the encoder.
         tokenizer: `spiece.model` or a folder of it; None looks inside the encoder's file and around it.
-        dtype: of the activations; None takes bfloat16 on a GPU that has it, and float32 elsewhere: float16 is too
-            narrow for umT5, and a CPU without AVX-512 works bfloat16 out bit by bit.
+        dtype: of the activations; float16 is too narrow for umT5.
     """
     source, _ = open_as(path, Component.TEXT_ENCODER)
     weights = collect(source, rename_text)
@@ -92,9 +91,6 @@ def load_text_encoder(
     with sizes_from(source.name), init_empty_weights():
         model = UMT5EncoderModel(text_config({name: stored.shape for name, stored in weights.items()}))
     weights["encoder.embed_tokens.weight"] = weights["shared.weight"]  # one table under two names
-    if dtype is None:
-        on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        dtype = torch.bfloat16 if on_gpu else torch.float32
     fill(model, weights, dtype, source.name, eager=("relative_attention_bias",))
     model.set_input_embeddings(model.shared)
     return TextEncoder(model.eval(), pieces)

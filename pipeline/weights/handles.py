@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+AMPERE = (8, 0)
 
 
 class Precision(Choice):
@@ -39,14 +40,20 @@ class Precision(Choice):
     FP16 = "float16"
     FP32 = "float32"
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type; auto is bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU."""
+    def on(self, device: torch.device) -> torch.dtype:
+        """The type; auto is bfloat16 on a card that computes in it, float16 on an older one, float32 elsewhere."""
         if self is not Precision.AUTO:
             return getattr(torch, self.value)
-        if not torch.cuda.is_available():
+        if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if computes_bfloat16(device) else torch.float16
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a card has bfloat16: NVIDIA's before Ampere emulate it, and no fused attention takes it there."""
+    if device.type != "cuda":
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= AMPERE
 
 
 @dataclass(frozen=True)
@@ -79,13 +86,14 @@ class TransformerFiles:
         adapter: the audio weights, None where the base holds them.
         loras: files and strengths, applied in order.
         recipe: what the audio weights were trained for.
+        dtype: what the transformer computes in, see `Precision`.
     """
 
     base: Path
     adapter: Path | None = None
     loras: tuple[tuple[Path, float], ...] = ()
     recipe: Recipe = Recipe.MULTITALK
-    precision: Precision = Precision.AUTO
+    dtype: torch.dtype = torch.float32
     memory: MemoryConfig = MemoryConfig()
 
     def with_lora(self, path: Path, strength: float) -> TransformerFiles:
@@ -108,7 +116,7 @@ class TransformerFiles:
         from .build import load_transformer
 
         logger.info("Reading %s.", self.check())
-        return load_transformer(self.base, self.adapter, loras=self.loras, dtype=self.precision.dtype)
+        return load_transformer(self.base, self.adapter, loras=self.loras, dtype=self.dtype)
 
 
 def recipe_of(choice: str, name: str) -> Recipe:
@@ -118,11 +126,12 @@ def recipe_of(choice: str, name: str) -> Recipe:
     return Recipe.INFINITETALK if "infinite" in name.lower() else Recipe.MULTITALK
 
 
-def text_encoder(path: Path) -> Lazy[TextEncoder]:
-    """umT5 with its tokenizer."""
+def text_encoder(path: Path, device: torch.device) -> Lazy[TextEncoder]:
+    """umT5 with its tokenizer, in bfloat16 where `device` has it and else in float32: float16 is too narrow for it."""
     from . import build, catalog
 
-    return Lazy(path, catalog.check_text_encoder(path), partial(build.load_text_encoder, path))
+    dtype = torch.bfloat16 if computes_bfloat16(device) else torch.float32
+    return Lazy(path, catalog.check_text_encoder(path), partial(build.load_text_encoder, path, dtype=dtype))
 
 
 def image_encoder(path: Path) -> Lazy[ImageEncoder]:

@@ -36,6 +36,7 @@ def card(tmp_path, monkeypatch):
     monkeypatch.setattr(management, "get_torch_device", lambda: torch.device("meta"))
     monkeypatch.setattr(management, "get_total_memory", lambda device: card.total)
     monkeypatch.setattr(management, "minimum_inference_memory", lambda: 1_000)
+    monkeypatch.setattr(management, "extra_reserved_memory", lambda: 600)
     monkeypatch.setattr(management, "free_memory", card.free_memory)
     monkeypatch.setattr(management, "get_free_memory", card.get_free_memory)
     return card
@@ -61,8 +62,17 @@ def test_an_encoder_that_does_not_fit_works_on_the_cpu(card, host_module):
         assert not card.guests
 
 
-def test_a_run_may_take_the_whole_card(card, host_module):
-    assert host_module.ComfyHost().free_memory() == card.total
+def test_a_run_may_take_the_whole_card_but_what_comfyui_holds_back(card, host_module):
+    assert host_module.ComfyHost().free_memory() == card.total - 600
+    card.others = 3_000
+    assert host_module.Onlooker().free_memory() == card.total - 3_000 - 600
+    assert card.others == 3_000
+
+
+def test_memory_is_pinned_unless_comfyui_was_told_not_to(host_module, monkeypatch):
+    assert host_module.ComfyHost().pins
+    monkeypatch.setattr(sys.modules["comfy.cli_args"].args, "disable_pinned_memory", True)
+    assert not host_module.ComfyHost().pins
 
 
 def test_a_node_tells_in_words_what_is_left_and_shows_the_finished_window(host_module):

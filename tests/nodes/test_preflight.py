@@ -228,8 +228,12 @@ def test_the_time_is_told_once_a_run_was_measured(nodes, loaded, folders):
 
 def test_models_of_other_nodes_are_counted_as_room_and_left_alone(nodes, monkeypatch):
     management = sys.modules["comfy.model_management"]
-    held = dataclasses.make_dataclass("Held", ["device", "model_loaded_memory"])
-    models = [held(torch.device("cpu"), lambda: 5), held(torch.device("meta"), lambda: 7)]
+    held = dataclasses.make_dataclass("Held", ["device", "model_loaded_memory", "is_dead"])
+    models = [
+        held(torch.device("cpu"), lambda: 5, lambda: False),
+        held(torch.device("meta"), lambda: 7, lambda: False),
+        held(torch.device("cpu"), lambda: pytest.fail("its model is gone"), lambda: True),
+    ]
     monkeypatch.setattr(management, "current_loaded_models", models)
     monkeypatch.setattr(management, "free_memory", lambda *_: pytest.fail("a model was made to leave"))
     monkeypatch.setattr(management, "get_free_memory", lambda device: 100)

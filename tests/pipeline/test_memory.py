@@ -9,11 +9,11 @@ from diffusers import AutoencoderKLWan
 from multitalk.pipeline.acceleration.accelerate import preset
 from multitalk.pipeline.conditioning.vae import VideoVae
 from multitalk.pipeline.generate import generate
-from multitalk.pipeline.memory import DECODE_BYTES, Footprint, Memory, MemoryConfig, place
+from multitalk.pipeline.memory import DECODE_BYTES, Footprint, Memory, MemoryConfig, num_bytes, place
 from multitalk.pipeline.run import Run
 from multitalk.pipeline.sampling.noise import NoiseSource
 from multitalk.pipeline.shapes import LatentSize
-from multitalk.pipeline.streaming import WINDOW
+from multitalk.pipeline.streaming import WINDOW, BlockStream
 from multitalk.pipeline.transformer.model import MultiTalkTransformer
 from support import run
 from support.peak import LiveTensors
@@ -97,6 +97,34 @@ def test_two_blocks_in_flight_give_the_bits_of_the_resident_run(resident_blocks)
     assert 1 <= max(away) <= WINDOW and [tensors(block) for block in model.blocks] == homes
 
 
+def test_the_exchange_of_weights_is_not_compiled():
+    blocks = [torch.nn.Linear(4, 4) for _ in range(11)]
+    tokens = torch.randn(2, 4)
+    expected = torch.nn.Sequential(*blocks, *blocks)(tokens)
+    stream, graphs = BlockStream(blocks, torch.device("cpu")), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    for block in blocks:
+        block.compile(backend=backend)
+    for block in blocks * 2:
+        tokens = block(tokens)
+    stream.close()
+    assert torch.equal(tokens, expected)
+    assert len(graphs) < len(blocks)  # traced, each block's own hooks made another graph, until dynamo gave up
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="memory can be pinned")
+def test_where_nothing_can_be_pinned_blocks_are_copied_all_the_same(caplog):
+    stream = BlockStream([torch.nn.Linear(4, 4)], torch.device("cpu"))
+    sources = [torch.ones(3), torch.zeros(2)]
+    for _ in range(2):
+        assert all(a is b for a, b in zip(stream._pinned(sources), sources, strict=True))
+    assert caplog.text.count("blocks are copied more slowly") == 1
+
+
 def tensors(block):
     return [parameter.data_ptr() for parameter in block.parameters()]
 
@@ -139,7 +167,7 @@ def wide():
 
 def test_the_vae_works_on_tiles_where_whole_frames_do_not_fit(wide, caplog):
     model, conditioning = wide
-    needed = DECODE_BYTES * 32 * 320
+    needed = DECODE_BYTES * 32 * 320 + sum(map(num_bytes, conditioning.networks))
     with caplog.at_level(logging.WARNING):
         whole = frames_of(model, conditioning, SmallHost(needed), memory=MemoryConfig(resident_blocks=0))
         assert "tiles" not in caplog.text

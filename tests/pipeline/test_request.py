@@ -212,8 +212,8 @@ def test_encoders_are_dropped_before_the_transformer_is_read(asked, monkeypatch)
     encoders = []
 
     def remembered(load):
-        def load_and_remember(path):
-            model = load(path)
+        def load_and_remember(path, **options):
+            model = load(path, **options)
             encoders.append(weakref.ref(model))
             return model
 

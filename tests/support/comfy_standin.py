@@ -190,13 +190,16 @@ def install(models: Path, work: Path) -> None:
         current_loaded_models=[],
         free_memory=lambda size, device: None,
         minimum_inference_memory=lambda: 10**9,
+        extra_reserved_memory=lambda: 4 * 10**8,
         throw_exception_if_processing_interrupted=lambda: None,
         processing_interrupted=lambda: False,
     )
     utils = _module("comfy.utils", ProgressBar=ProgressBar)
     PromptServer.instance = PromptServer()
     _module("server", PromptServer=PromptServer)
-    _module("comfy", model_management=management, utils=utils)
+    arguments = types.SimpleNamespace(disable_api_nodes=False, disable_pinned_memory=False)
+    cli_args = _module("comfy.cli_args", args=arguments)
+    _module("comfy", model_management=management, utils=utils, cli_args=cli_args)
     _module("folder_paths", **_folder_paths(models, work))
 
 

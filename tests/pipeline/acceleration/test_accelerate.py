@@ -1,7 +1,11 @@
 import logging
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from multitalk.pipeline.acceleration import attention_kernels
 from multitalk.pipeline.acceleration.accelerate import (
     AccelerationOptions,
     CacheKind,
@@ -106,6 +110,26 @@ def test_whatever_kernel_is_asked_for_the_attention_is_right(kernel, dtype):
     query, key, value = (torch.randn(1, 2, n, 16, dtype=dtype) for n in (5, 7, 7))
     want = torch.softmax(query.float() @ key.float().mT / 4, -1) @ value.float()
     torch.testing.assert_close(attend(query, key, value).float(), want, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_the_plain_formula_is_the_same_however_few_queries_it_takes_at_a_time(monkeypatch, rows):
+    query, key, value = (torch.randn(1, 2, n, 16, dtype=torch.float64) for n in (10, 7, 7))
+    monkeypatch.setattr(attention_kernels, "SCORES", rows * 2 * 7)
+    got = find_kernel(AttentionKernel.MATH, CPU, torch.float64, 16)(query, key, value)
+    torch.testing.assert_close(got, torch.softmax(query @ key.mT / 4, -1) @ value)
+
+
+@pytest.mark.parametrize("error", [subprocess.CalledProcessError(1, "cc"), OSError("no compiler"), Exception("PTX")])
+def test_a_kernel_that_cannot_be_compiled_here_is_replaced(monkeypatch, caplog, error):
+    def sageattn(*_, **__):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "sageattention", SimpleNamespace(sageattn=sageattn))
+    find_kernel.cache_clear()
+    assert find_kernel(AttentionKernel.SAGE, CPU, torch.float32, 16) is scaled_dot_product_attention
+    assert f"The sage attention kernel is replaced: {error}" in caplog.text
+    find_kernel.cache_clear()
 
 
 def test_a_kernel_that_fails_is_replaced_and_said_in_one_line(caplog):

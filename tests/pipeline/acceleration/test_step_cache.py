@@ -1,5 +1,6 @@
 """What holds for every step cache, on a small transformer with random weights."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -89,6 +90,26 @@ def test_steps_are_saved_in_both_passes_alike_and_the_end_stays_near(transformer
     assert 2 * WARMUP <= transformer.runs < 2 * STEPS and transformer.runs % 2 == 0
     assert not torch.equal(cached, exact)
     assert (cached - exact).norm() < 0.2 * exact.norm()
+
+
+@pytest.mark.parametrize("kind", CacheKind)
+def test_what_a_cache_keeps_is_what_is_told(transformer, kind):
+    cache = made(transformer, kind)
+    run(transformer, cache)
+    held = [item for item in _everything_in(cache) if isinstance(item, torch.Tensor)]
+    tokens = {item.data_ptr() for item in held if item.numel() == SIZE.num_tokens * 24}
+    assert len(tokens) == kind.num_kept(2)
+
+
+def _everything_in(item):
+    """`item`, what it holds, what that holds and so on."""
+    yield item
+    inside = vars(item) if hasattr(item, "__dict__") else item
+    if isinstance(inside, dict):
+        inside = inside.values()
+    if isinstance(inside, Iterable) and not isinstance(inside, str | torch.Tensor):
+        for part in inside:
+            yield from _everything_in(part)
 
 
 @pytest.mark.parametrize("kind", CACHES)
