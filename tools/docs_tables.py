@@ -140,12 +140,6 @@ def measured(is_wanted: Callable[[str], bool]) -> str:
     return "\n\n".join(parts) or NOTHING_STORED
 
 
-def lip_sync() -> str:
-    """What `python -m benchmarks.lip_sync` printed, put together from its parts."""
-    found = sorted(RESULTS.glob("lip_sync*.md"))
-    return "\n\n".join(_bold_heads(file.read_text(encoding="utf-8")) for file in found) or NOTHING_STORED
-
-
 def _bold_heads(text: str) -> str:
     return re.sub(r"(?m)^#+ (.*)$", r"**\1**", text.strip())
 

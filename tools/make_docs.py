@@ -125,8 +125,8 @@ def _readme_sections(classes: dict[str, type]) -> dict[str, str]:
         "acceleration": tables.measured(lambda title: title.startswith("acceleration")),
         "placements": tables.placements(),
         "weights": tables.measured(lambda title: title.startswith("weights")),
-        "benchmarks": tables.measured(lambda title: not title.startswith(("acceleration", "weights"))),
-        "lip_sync": tables.lip_sync(),
+        "benchmarks": tables.measured(lambda title: not title.startswith(("acceleration", "weights", "lip sync"))),
+        "lip_sync": tables.measured(lambda title: title.startswith("lip sync")),
         "prices": tables.prices(),
     }
 

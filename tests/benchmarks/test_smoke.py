@@ -43,3 +43,15 @@ def test_the_benchmark_of_accelerations_tells_gain_and_price(tmp_path):
     assert all(0 < row["denoising, s"] < row["seconds"] for row in table["rows"])
     assert all(row["forwards"] <= 27 and row["PSNR, dB"] > 0 and 0 < row["SSIM"] <= 1 for row in others)
     assert others[0]["way"] == "preset regular" and others[0]["forwards"] < 27
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="its people speak by espeak-ng")
+def test_the_benchmark_of_lips_tells_what_was_reached_and_wanted(tmp_path):
+    out = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks.lip_sync", "lips", "two", "--count", "1", "--frames", "17"]
+    subprocess.run([*command, "--steps", "2", "--json", str(out)], check=True, capture_output=True, cwd=PACK)
+    tables = json.loads(out.read_text())
+    assert [len(table["rows"]) for table in tables.values()] == [6, 3]
+    for row in (row for table in tables.values() for row in table["rows"]):
+        relation, limit = row["wanted"].split()
+        assert row["holds"] == ("yes" if (row["reached"] >= float(limit)) == (relation == ">=") else "no")
