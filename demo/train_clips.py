@@ -8,7 +8,7 @@ from . import train_audio, train_vae
 from .dataset import Encoders, make_grey_tails, make_shards, random_image_encoder
 
 SHORT_FRAMES, LONG_FRAMES = 33, 97
-SHORT, LONG = 36, 48  # shards
+SHORT, LONG = 36, 96  # shards
 
 
 def encoders(seed: int, device: torch.device) -> Encoders:

@@ -30,8 +30,17 @@ from .numbers import fast_numbers
 from .run import RUN_FOLDER, Run, phase_at
 
 TEXT_WIDTH = 64
-TEXT_DROPPED, AUDIO_DROPPED, BOTH_DROPPED, CONTINUED = 0.1, 0.1, 0.05, 0.5
+CONTINUED = 0.5
 SAME_PLACE_GAIN, SAME_PLACE_PAIRS = 4.0, 3
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """How often a condition is left out, so that guidance has something to compare with."""
+
+    text: float = 0.1
+    audio: float = 0.1  # of the clips that keep their text, and of those that do not
+    both: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,16 @@ class Phase:
     lengths: tuple[int, ...]  # in latent frames
     shift: float = 3.0  # of the noise levels that are trained at
     overdone: float = 0.0  # how much larger or smaller than they are motions may seem, see `_flow_loss`
+    dropped: Dropped = Dropped()
 
 
 PHASES = (
     Phase(800, 6, "short", (3, 5)), Phase(800, 5, "short", (7, 9)), Phase(1000, 3, "long", (13, 21, 25)),
     Phase(1700, 4, "long", (9, 13, 21, 25), shift=5.0, overdone=1.5),
+    # At text scale 3 and audio scale 4 a step is 3 (all) + (no text) - 3 (neither): the last one is to be as good.
+    Phase(2300, 4, "long", (9, 13, 21, 25), shift=5.0, overdone=1.5, dropped=Dropped(text=0.2, audio=0.05, both=0.2)),
 )  # fmt: skip
-RESTARTS = (2600,)
+RESTARTS = (2600, 4300)
 
 
 class TalkingModel(nn.Module):
@@ -181,7 +193,8 @@ def _step(
 ) -> tuple[float, float]:  # fmt: skip
     """Gradients of a step are left in the model; returns its loss, and that of the mouths alone."""
     dropped = random.random()
-    text_dropped, all_dropped = dropped < TEXT_DROPPED, TEXT_DROPPED <= dropped < TEXT_DROPPED + BOTH_DROPPED
+    share = phase.dropped
+    text_dropped, all_dropped = dropped < share.text, share.text <= dropped < share.text + share.both
     smile, brows, people = _kind(clips[0])
     text = DEFAULT_NEGATIVE_PROMPT if text_dropped or all_dropped else prompts.prompt(random, smile, brows, people)
     ids = torch.tensor([[*tokenizer.encode(text), tokenizer.eos_id()]], device=device)
@@ -191,7 +204,7 @@ def _step(
         prompt_embeds = model.text_encoder(input_ids=ids).last_hidden_state[0]
         length = int(random.choice(phase.lengths))
         for clip in clips:
-            silent = all_dropped or random.random() < AUDIO_DROPPED
+            silent = all_dropped or random.random() < share.audio
             example = _example(clip, length, statistics, random)
             size = LatentSize(*example["clean"].shape[1:])
             masks = example["masks"] if people > 1 else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -201,8 +202,13 @@ def _q6_k(blocks: Tensor) -> Tensor:
 
 
 def _iq4(packed: Tensor) -> Tensor:
-    table = torch.tensor(IQ4_VALUES, dtype=torch.float32, device=packed.device)
-    return table[_nibbles(packed).int()]
+    return _iq4_table(packed.device)[_nibbles(packed).int()]
+
+
+@lru_cache
+def _iq4_table(device: torch.device) -> Tensor:
+    """Made once: a copy to the device would stop it in every forward of every matrix."""
+    return torch.tensor(IQ4_VALUES, dtype=torch.float32, device=device)
 
 
 def _iq4_nl(blocks: Tensor) -> Tensor:

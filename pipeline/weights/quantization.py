@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import ModuleType
 from typing import ClassVar, Protocol
 
@@ -211,12 +212,18 @@ def comfy_kitchen(needed_for: str) -> ModuleType:
 
 
 def _turn_back(weight: Tensor, size: int) -> Tensor:
-    """`w H` in groups of `size` columns; H, made of Kronecker products of `ROTATION`, is its own inverse."""
-    four = torch.tensor(ROTATION, dtype=weight.dtype, device=weight.device) / 2
+    """`w H` in groups of `size` columns; H is its own inverse."""
+    return (weight.reshape(-1, size) @ _rotation(size, weight.dtype, weight.device)).view(weight.shape)
+
+
+@lru_cache
+def _rotation(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """H, of Kronecker products of `ROTATION`; made once, for a copy to the device would stop it in every forward."""
+    four = torch.tensor(ROTATION, dtype=dtype, device=device) / 2
     turn = four
     while len(turn) < size:
         turn = torch.kron(turn, four)
-    return (weight.reshape(-1, size) @ turn).view(weight.shape)
+    return turn
 
 
 def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
