@@ -344,7 +344,7 @@ def main() -> None:
         table = Table(f"lip sync, {name}: people {count}, frames {num_frames}")
         for line in part.lines(studio, count, num_frames):
             table.rows.append(line.row)
-            print(line, flush=True)
+            print(line.row, flush=True)
         print(f"\n{table.markdown()}\n{machine_line(facts())}")
         if options.json:
             save(options.json, [table])
