@@ -185,7 +185,7 @@ def _request(args: argparse.Namespace, findings: Findings) -> Request:
         image, audio = ASSETS / "drawn_portrait.png", [ASSETS / "drawn_speech.wav"]
     windows = WindowConfig() if args.recipe is None else WindowConfig(recipe=args.recipe)
     num_frames = args.num_frames if args.num_frames is not None else (0 if demo else GenerationConfig.num_frames)
-    size = args.size or (((128, 256) if args.demo_two else (128, 128)) if demo else None)
+    size = args.size or (((128, 192) if args.demo_two else (128, 128)) if demo else None)
     steps = args.steps if args.steps is not None else (20 if demo else SamplingConfig.steps)
     sampling = findings.attempt("", SamplingConfig, steps, args.shift, args.seed) or SamplingConfig()
     usual = DEMO_GUIDANCE if demo else GuidanceConfig()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..shapes import LATENT_CHANNELS, VAE_STRIDE_SPACE, VAE_STRIDE_TIME, num_latent_frames
+from .convolutions import OneDnnConvolutions
 from .tiling import Tiling, blend, tiles
 
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -88,20 +89,21 @@ class VideoVae:
 
     def _encode_whole(self, known: Tensor, num_frames: int) -> Tensor:
         walk = CausalWalk(_encoder_layers(self.model.encoder))
-        moments = [walk(chunk.to(self.model.device, self.model.dtype)[None]) for chunk in _known_chunks(known)]
-        if len(moments) < num_latent_frames(num_frames):
-            grey = known.new_zeros(known.shape[0], VAE_STRIDE_TIME, *known.shape[2:])
-            moments.append(walk(grey.to(self.model.device, self.model.dtype)[None]))
-        while len(moments) < num_latent_frames(num_frames):
-            moments.append(walk.again())
-        mean = self.model.quant_conv(torch.cat(moments, dim=2))[0, :LATENT_CHANNELS].float().cpu()
+        with OneDnnConvolutions():
+            moments = [walk(chunk.to(self.model.device, self.model.dtype)[None]) for chunk in _known_chunks(known)]
+            if len(moments) < num_latent_frames(num_frames):
+                grey = known.new_zeros(known.shape[0], VAE_STRIDE_TIME, *known.shape[2:])
+                moments.append(walk(grey.to(self.model.device, self.model.dtype)[None]))
+            while len(moments) < num_latent_frames(num_frames):
+                moments.append(walk.again())
+            mean = self.model.quant_conv(torch.cat(moments, dim=2))[0, :LATENT_CHANNELS].float().cpu()
         return (mean - _column(LATENT_MEAN)) / _column(LATENT_STD)
 
     def _decode_whole(self, latents: Tensor) -> Iterator[Tensor]:
         moments = self._moments(latents)
         memory = _empty_memory(self.model.decoder)
         for index, moment in enumerate(moments.split(1, dim=2)):
-            with torch.no_grad():  # not held across a yield
+            with torch.no_grad(), OneDnnConvolutions():  # not held across a yield
                 frames = self.model.decoder(moment, feat_cache=memory, feat_idx=[0], first_chunk=index == 0)
                 frames = frames[0].clamp(-1, 1).float().cpu()
             yield frames
@@ -110,7 +112,8 @@ class VideoVae:
     def _moments(self, latents: Tensor) -> Tensor:
         """What the decoder takes, `1 c t h w`; all at once, as one by one would round differently."""
         raw = latents.float().cpu() * _column(LATENT_STD) + _column(LATENT_MEAN)
-        return self.model.post_quant_conv(raw[None].to(self.model.device, self.model.dtype))
+        with OneDnnConvolutions():
+            return self.model.post_quant_conv(raw[None].to(self.model.device, self.model.dtype))
 
     def _decode_tiles(self, latents: Tensor, tiling: Tiling) -> Iterator[Tensor]:
         places = tiles(*latents.shape[-2:], tiling)
