@@ -132,6 +132,8 @@ def lips(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
     yield _at_most("lag in frames, largest", max(abs(sync.lag) for sync in own), 1)
     yield _at_most("correlation with another audio, mean of its size", np.mean(foreign), 0.3)
     yield _at_least("PSNR to the portrait outside the mouth, dB, mean", np.mean([*map(still_psnr, scenes, videos)]), 24)
+    looks = [dB for s, v in zip(scenes, videos, strict=True) for dB in eyes_psnr(s, v[SETTLED:])]
+    yield _at_least("PSNR of eyes and brows to drawings, dB, lowest", min(looks), 24)
     ratio = np.mean([flicker(s, v) / flicker(s, s.frames()) for s, v in zip(scenes, videos, strict=True)])
     yield _at_most("flicker, times that of the drawn clips", ratio, 1)
     yield _at_most(f"seconds for {num_frames} frames", seconds, 60)
@@ -163,6 +165,21 @@ def long(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
         steps = np.abs(np.diff(video.astype(np.float64), axis=0)).mean(axis=(1, 2, 3))
         jumps.append(steps[seams].max() / np.median(steps))
     yield _at_most("frame difference at a seam, times the median, largest", max(jumps), 1.5)
+
+
+def turns(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
+    """Two people in several windows: the lips of both, and how they look in the last second."""
+    found, looks = [], []
+    for number in range(count):
+        scene = held_out(700 + number, num_frames, 2)
+        scene = replace(scene, sounds=_in_turn(_both_speak(scene, 50 + number)))
+        video = studio.talk(scene, num_frames)
+        openings = mouth_openings(video, 2)
+        found += [measure(a, implied_mouth(b).opening) for a, b in zip(openings, scene.sounds, strict=True)]
+        looks += eyes_psnr(scene, video[-25:])
+    yield _at_least("correlation of each one, mean", np.mean([sync.correlation for sync in found]), 0.8)
+    yield _at_most("lag in frames, largest", max(abs(sync.lag) for sync in found), 1)
+    yield _at_least("PSNR of eyes and brows to drawings in the last second, dB, lowest", min(looks), 24)
 
 
 def windows(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
@@ -228,7 +245,7 @@ def still_psnr(scene: Scene, video: Frames) -> float:
     near = np.stack([np.roll(portrait, (y, x), (0, 1)) for y in range(-2, 3) for x in range(-2, 3)])
     counted = np.ones(portrait.shape[:2], bool)
     for index in range(len(scene.people)):
-        counted[_mouth_box(scene, index)] = counted[_eye_box(scene, index)] = False
+        counted[scene.mouth_box(index)] = counted[scene.eye_box(index)] = False
     errors = [np.square(near - frame).mean(axis=-1).min(axis=0)[counted].mean() for frame in video.astype(np.float64)]
     return float(10 * np.log10(255**2 / np.mean(errors)))
 
@@ -237,13 +254,32 @@ def flicker(scene: Scene, video: Frames) -> float:
     """The mean change from frame to frame outside the mouth and the eyes."""
     counted = np.ones(video.shape[1:3], bool)
     for index in range(len(scene.people)):
-        counted[_mouth_box(scene, index)] = counted[_eye_box(scene, index)] = False
+        counted[scene.mouth_box(index)] = counted[scene.eye_box(index)] = False
     return float(np.abs(np.diff(video.astype(np.float64), axis=0))[:, counted].mean())
+
+
+def eyes_psnr(scene: Scene, video: Frames) -> list[float]:
+    """Of each person's eyes and brows to the drawings of how they should look once they have arrived, in dB.
+
+    A frame is compared with drawings of open, shut and half shut eyes, each in nine places within half a pixel, and the
+    nearest one counts.
+    """
+    half = 0.5 / place(scene.people[0][0], 0, len(scene.people), HEIGHT, scene.width)[2]
+    blinks, *sways = (each.ravel() for each in np.meshgrid(np.linspace(0, 1, 5), *[(-half, 0.0, half)] * 2))
+    still = np.zeros(len(blinks))
+    look = Motion(still, still, still + scene.smile, still + scene.brows, blinks, *sways)
+    drawings = draw([(who, look) for who, _ in scene.people], scene.background, HEIGHT, scene.width).astype(np.float64)
+    found = []
+    for index in range(len(scene.people)):
+        box = (slice(None), *scene.eye_box(index))
+        errors = [np.square(drawings[box] - frame).mean(axis=(1, 2, 3)).min() for frame in video[box]]
+        found.append(float(10 * np.log10(255**2 / np.mean(errors))))
+    return found
 
 
 def nearest(scene: Scene, video: Frames, attribute: str) -> int:
     """-1 or 1: which of two drawings of the same speaking face, alike but for the attribute, the video is nearer to."""
-    box = _mouth_box(scene, 0) if attribute == "smile" else _eye_box(scene, 0)
+    box = scene.mouth_box(0) if attribute == "smile" else scene.eye_box(0)
     who, motion = scene.people[0]
     distances = {}
     for sign in (-1, 1):
@@ -255,27 +291,19 @@ def nearest(scene: Scene, video: Frames, attribute: str) -> int:
     return min(distances, key=distances.get)
 
 
-def _mouth_box(scene: Scene, index: int) -> tuple[slice, slice]:
-    who = scene.people[index][0]
-    x, y, unit = place(who, index, len(scene.people), HEIGHT, scene.width)
-    return _box(x, y + who.mouth_height * unit, 0.55 * unit, 0.4 * unit)
-
-
-def _eye_box(scene: Scene, index: int) -> tuple[slice, slice]:
-    x, y, unit = place(scene.people[index][0], index, len(scene.people), HEIGHT, scene.width)
-    return _box(x, y - 0.26 * unit, 0.65 * unit, 0.32 * unit)
-
-
-def _box(x: float, y: float, half_width: float, half_height: float) -> tuple[slice, slice]:
-    rows = slice(max(int(y - half_height), 0), int(y + half_height))
-    return rows, slice(max(int(x - half_width), 0), int(x + half_width))
-
-
 def _both_speak(scene: Scene, number: int) -> list[np.ndarray]:
     """Two voices that speak all the time, as long as the scene's."""
     length = len(scene.sounds[0])
     frames = length * 25 // SAMPLE_RATE_HZ
     return [held_out(300 + 2 * number + index, frames, 1).sounds[0][:length] for index in range(2)]
+
+
+def _in_turn(sounds: list[np.ndarray]) -> list[np.ndarray]:
+    """The first one speaks in the first half, the second one after it."""
+    half = len(sounds[0]) // 2
+    first, second = (sound.copy() for sound in sounds)
+    first[half:] = second[:half] = 0
+    return [first, second]
 
 
 def _sync(video: Frames, scene: Scene) -> float:
@@ -310,6 +338,7 @@ PARTS = {
     "windows": Part(windows, 1, 500),
     "prompted": Part(prompted, 20, 41),
     "two": Part(two, 5, 49),
+    "turns": Part(turns, 2, 193),
 }
 
 

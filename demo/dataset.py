@@ -17,18 +17,27 @@ from pipeline.audio.wav2vec2 import encode as encode_speech
 from pipeline.conditioning.image_encoder import ImageEncoder
 from pipeline.lip_sync import implied_mouth
 
-from .faces import Appearance, Motion, draw, place, random_appearance, random_background, random_motion
+from .faces import Appearance, Motion, draw, eye_box, mouth_box, random_appearance, random_background, random_motion
 from .numbers import fast_numbers
 from .run import RUN_FOLDER
 from .speech import Utterance, random_utterance
 
 CLIPS_FOLDER = RUN_FOLDER / "clips"
 HEIGHT, WIDTH_ONE, WIDTH_TWO = 128, 128, 192
-TWO_SHARE, LATE_SHARE = 0.25, 0.3
 LATE_START = 40  # frames after which a late clip starts: nobody looks neutral any more
 CLIPS_PER_SHARD = 12
+EYE_WEIGHT, MOUTH_WEIGHT = 3, 5  # in the loss, where the rest of the picture has 1
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Casting:
+    """Who is in a set of clips, as shares."""
+
+    two: float = 0.25  # people
+    late: float = 0.3  # starts when nobody looks neutral any more, unless they stay so
+    plain: float = 0.0  # no look is asked for, and the portrait's is kept
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Scene:
     people: list[tuple[Appearance, Motion]]
     sounds: list[np.ndarray]  # of each person, from the start of its speech
     background: tuple[int, int, int]
-    smile: int
+    smile: int  # -1, 1, or 0 where none is asked for
     brows: int
     start: int  # the clip's first frame within the speech
 
@@ -51,27 +60,36 @@ class Scene:
         """`f h w 3` uint8."""
         return draw(self.people, self.background, HEIGHT, self.width)
 
-    def mouth_weights(self) -> Tensor:
-        """`h w` over the latents: 1, and more where a mouth may be."""
+    def eye_box(self, index: int) -> tuple[slice, slice]:
+        """Rows and columns of the pixels where a person's eyes and brows may be."""
+        return eye_box(self.people[index][0], index, len(self.people), HEIGHT, self.width)
+
+    def mouth_box(self, index: int) -> tuple[slice, slice]:
+        """Rows and columns of the pixels where a person's mouth may be."""
+        return mouth_box(self.people[index][0], index, len(self.people), HEIGHT, self.width)
+
+    def weights(self) -> Tensor:
+        """`h w` over the latents: 1, more where eyes and brows may be, most where a mouth may be."""
         weights = torch.ones(HEIGHT, self.width)
-        for index, (who, _) in enumerate(self.people):
-            x, y, unit = place(who, index, len(self.people), HEIGHT, self.width)
-            y += who.mouth_height * unit
-            weights[int(y - 0.4 * unit) : int(y + 0.4 * unit), int(x - 0.55 * unit) : int(x + 0.55 * unit)] = 5
+        for index in range(len(self.people)):
+            weights[self.eye_box(index)] = EYE_WEIGHT
+            weights[self.mouth_box(index)] = MOUTH_WEIGHT
         return torch.nn.functional.avg_pool2d(weights[None], 8)[0]
 
 
 def random_scene(
     random: np.random.Generator, num_frames: int, num_people: int | None = None, late: bool | None = None,
-    held_out: bool = False,
+    held_out: bool = False, casting: Casting = Casting(),
 ) -> Scene:  # fmt: skip
     """People, what they say and how they look while they say it."""
     if num_people is None:
-        num_people = 2 if random.random() < TWO_SHARE else 1
+        num_people = 2 if random.random() < casting.two else 1
     if late is None:
-        late = random.random() < LATE_SHARE
+        late = random.random() < casting.late
     start = LATE_START if late else 0
     smile, brows = (int(random.choice([-1, 1])) for _ in range(2))
+    if casting.plain and random.random() < casting.plain:
+        smile, brows = 0, 0
     utterances = [random_utterance(random, (start + num_frames) / 25, held_out) for _ in range(num_people)]
     if num_people == 2:
         utterances = _in_turn(random, utterances)
@@ -144,22 +162,27 @@ def encode(scene: Scene, encoders: Encoders) -> dict:
         "latents": encoders.latents(frames).half(),
         "features": torch.stack(heard)[:, scene.start :].half(),
         "image": encoders.image.encode(image).half(),
-        "weights": scene.mouth_weights(),
+        "weights": scene.weights(),
         "smile": scene.smile,
         "brows": scene.brows,
         "late": scene.start > 0,
     }
 
 
-def make_shards(encoders: Encoders, seed: int, name: str, num_frames: int, num_shards: int) -> None:
-    """Draws and encodes clips until there are so many shards of this name."""
+def make_shards(
+    encoders: Encoders, seed: int, name: str, num_frames: int, numbers: range, casting: Casting = Casting()
+) -> None:
+    """Draws and encodes the clips of these shards, unless they are on disk.
+
+    Shards of one length and number, whatever their name, show the same people.
+    """
     CLIPS_FOLDER.mkdir(parents=True, exist_ok=True)
-    for number in range(num_shards):
+    for number in numbers:
         path = CLIPS_FOLDER / f"{name}-{number:04d}.pt"
         if path.exists():
             continue
         random = np.random.default_rng((seed, num_frames, number))
-        clips = [encode(random_scene(random, num_frames), encoders) for _ in range(CLIPS_PER_SHARD)]
+        clips = [encode(random_scene(random, num_frames, casting=casting), encoders) for _ in range(CLIPS_PER_SHARD)]
         torch.save(clips, path.with_suffix(".partial"))
         path.with_suffix(".partial").replace(path)
         logger.info("clips  %s", path.stem)

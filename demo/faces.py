@@ -157,6 +157,23 @@ def place(appearance: Appearance, index: int, num_people: int, height: int, widt
     return (index + 0.5) / num_people * width + appearance.x * scale, 0.47 * height + appearance.y * scale, scale
 
 
+def mouth_box(who: Appearance, index: int, num_people: int, height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of the pixels where a mouth may be."""
+    x, y, unit = place(who, index, num_people, height, width)
+    return _box(x, y + who.mouth_height * unit, 0.55 * unit, 0.4 * unit)
+
+
+def eye_box(who: Appearance, index: int, num_people: int, height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of the pixels where eyes and brows may be."""
+    x, y, unit = place(who, index, num_people, height, width)
+    return _box(x, y - 0.26 * unit, 0.65 * unit, 0.32 * unit)
+
+
+def _box(x: float, y: float, half_width: float, half_height: float) -> tuple[slice, slice]:
+    rows = slice(max(int(y - half_height), 0), int(y + half_height))
+    return rows, slice(max(int(x - half_width), 0), int(x + half_width))
+
+
 class _Pen:
     """Draws in head units around the middle of one head."""
 

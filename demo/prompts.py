@@ -24,10 +24,24 @@ TEMPLATES_TWO = (
     "Two {mood} people with {brows} brows talk to each other.",
     "{mood} people, {brows} brows, two of them talking",
 )
+PLAIN = (
+    "A {who} is talking.",
+    "A {who} is talking to the camera.",
+    "A drawn portrait of a {who}, speaking.",
+    "{who} talking",
+)
+PLAIN_TWO = ("Two people are talking.", "Two people talk to each other.", "people, two of them talking")
 
 
 def prompt(random: np.random.Generator, smile: int, brows: int, num_people: int = 1) -> str:
-    """A sentence that says whether people smile (1) or are serious (-1), and whether brows are raised or lowered."""
+    """A sentence that says whether people smile (1) or are serious (-1), and whether brows are raised or lowered.
+
+    Where both are 0, nothing is said of looks; and as such prompts are often left as they are, nor always that there
+    are two.
+    """
+    if smile == brows == 0:
+        template = str(random.choice(PLAIN if num_people == 1 else PLAIN + PLAIN_TWO))
+        return template.format(who=str(random.choice(ONE)))
     template = str(random.choice(TEMPLATES if num_people == 1 else TEMPLATES_TWO))
     mood, height = str(random.choice(MOODS[smile])), str(random.choice(BROWS[brows]))
     return template.format(mood=mood, brows=height, who=str(random.choice(ONE)))

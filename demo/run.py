@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 import torch
@@ -46,16 +46,17 @@ class Run:
     """Steps of one stage: learning rate, averaged weights, log, state on disk.
 
     Matrices learn by Muon, everything else by AdamW at a tenth of the rate. The rate rises over `warmup` steps and
-    falls to a twentieth by a cosine; after each step of `restarts` it does so again (Loshchilov and Hutter, 2017), half
-    as high. `average` holds an exponential moving average of the weights, which is what is exported.
+    falls to a twentieth by a cosine; from each step of `restarts` it does so again (Loshchilov and Hutter, 2017), up to
+    the share of it that is given there. `average` holds an exponential moving average of the weights, which is what is
+    exported.
     """
 
     def __init__(
         self, name: str, model: nn.Module, steps: int, rate: float, warmup: int = 50, averaging: float = 0.99,
-        restarts: Sequence[int] = (),
+        restarts: Mapping[int, float] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.model, self.steps, self.rate, self.warmup, self.averaging = model, steps, rate, warmup, averaging
-        self.turns = (0, *restarts, steps)
+        self.turns = {0: 1.0, **restarts}
         self.path = RUN_FOLDER / f"{name}.pt"
         named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         matrices = [weight for name, weight in named if is_matrix(name, weight)]
@@ -126,9 +127,9 @@ class Run:
         logger.info("%s: goes on at step %d of %d", self.path.stem, self.step, self.steps)
 
     def _rate_now(self) -> float:
-        turns = enumerate(pairwise(self.turns))
-        turn, start, end = next((turn, start, end) for turn, (start, end) in turns if self.step < end)
-        rate, step = self.rate / 2**turn, self.step - start
+        start = max(start for start in self.turns if start <= self.step)
+        end = min((later for later in self.turns if later > start), default=self.steps)
+        rate, step = self.rate * self.turns[start], self.step - start
         if step < self.warmup:
             return rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(end - start - self.warmup, 1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from . import train_audio, train_vae
-from .dataset import Encoders, make_grey_tails, make_shards, random_image_encoder
+from .dataset import Casting, Encoders, make_grey_tails, make_shards, random_image_encoder
 
 SHORT_FRAMES, LONG_FRAMES = 33, 97
-SHORT, LONG = 36, 96  # shards
+SHORT, LONG, MIXED = 36, 96, 32  # shards
+MIXED_CASTING = Casting(two=0.5, plain=0.35)
 
 
 def encoders(seed: int, device: torch.device) -> Encoders:
@@ -19,7 +20,8 @@ def encoders(seed: int, device: torch.device) -> Encoders:
 def train(seed: int, device: torch.device) -> None:
     """Makes all clips: some short ones first, so that the transformer can begin."""
     parts = encoders(seed, device)
-    make_shards(parts, seed, "short", SHORT_FRAMES, 1)
+    make_shards(parts, seed, "short", SHORT_FRAMES, range(1))
     make_grey_tails(parts, seed)
-    make_shards(parts, seed, "short", SHORT_FRAMES, SHORT)
-    make_shards(parts, seed, "long", LONG_FRAMES, LONG)
+    make_shards(parts, seed, "short", SHORT_FRAMES, range(SHORT))
+    make_shards(parts, seed, "long", LONG_FRAMES, range(LONG))
+    make_shards(parts, seed, "mixed", LONG_FRAMES, range(LONG, LONG + MIXED), MIXED_CASTING)

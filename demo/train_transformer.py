@@ -25,7 +25,7 @@ from pipeline.shapes import LatentSize, num_video_frames
 from pipeline.transformer.model import MultiTalkTransformer
 
 from . import prompts, train_audio
-from .dataset import shards
+from .dataset import EYE_WEIGHT, shards
 from .numbers import fast_numbers
 from .run import RUN_FOLDER, Run, phase_at
 
@@ -61,8 +61,9 @@ PHASES = (
     Phase(1700, 4, "long", (9, 13, 21, 25), shift=5.0, overdone=1.5),
     # At text scale 3 and audio scale 4 a step is 3 (all) + (no text) - 3 (neither): the last one is to be as good.
     Phase(2300, 4, "long", (9, 13, 21, 25), shift=5.0, overdone=1.5, dropped=Dropped(text=0.2, audio=0.05, both=0.2)),
+    Phase(1000, 4, "mixed", (9, 13, 21), shift=5.0, overdone=1.5, dropped=Dropped(text=0.2, audio=0.05, both=0.2)),
 )  # fmt: skip
-RESTARTS = (2600, 4300)
+RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25}
 
 
 class TalkingModel(nn.Module):
@@ -225,7 +226,7 @@ def _flow_loss(
     transformer: MultiTalkTransformer, example: dict, heard: object, shift: float, overdone: float,
     random: np.random.Generator,
 ) -> tuple[Tensor, float]:  # fmt: skip
-    """The velocity's error at a random noise level, heavier at mouths; with it that of the mouths alone.
+    """The velocity's error at a random noise level, heavier at eyes and most at mouths; with it that of mouths alone.
 
     Guidance overdoes what a step knows of a motion, and a model that has only ever seen true motions believes its own
     latents more than the sound. So the motion in the noisy latents may be larger or smaller than the true one (after
@@ -241,7 +242,8 @@ def _flow_loss(
     velocity = transformer(noisy.to(transformer.device), 1000 * sigma, heard).float()
     error = (velocity - ((noisy - clean) / sigma).to(velocity.device)).square().mean(dim=0)  # t h w
     weights = example["weights"].to(velocity.device)
-    mouth = (error * (weights > 2)).sum() / ((weights > 2).sum() * len(error))
+    mouths = weights > EYE_WEIGHT
+    mouth = (error * mouths).sum() / (mouths.sum() * len(error))
     return (error * weights).sum() / (weights.sum() * len(error)), mouth.item()
 
 

@@ -58,7 +58,8 @@ class PresentConv(WanCausalConv3d):
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         """The frames of `x`, each by itself; `cache_x`, those before them, has no say."""
         del cache_x
-        return F.conv3d(x, self.weight[:, :, -1:], self.bias, padding=(0, 1, 1))
+        frames = F.conv2d(x.transpose(1, 2).flatten(0, 1), self.weight[:, :, -1], self.bias, padding=1)
+        return frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
 
 def build() -> AutoencoderKLWan:

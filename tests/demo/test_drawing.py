@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,47 @@ def test_a_mouth_that_is_merely_wide_is_not_taken_for_an_open_one():
     people = [(random_appearance(random), random_motion(random, opening, width, 1, 1))]
     seen = mouth_openings(draw(people, (200, 200, 200), 128, 128))[0]
     assert np.corrcoef(seen[3:], opening[3:])[0, 1] > 0.99
+
+
+def test_the_measure_of_eyes_tells_drawn_looks_from_others():
+    from benchmarks.lip_sync import SETTLED, eyes_psnr
+    from demo.dataset import random_scene
+
+    scene = random_scene(np.random.default_rng(7), 60, num_people=2, late=False)
+    frames = scene.frames()[SETTLED:]
+    assert min(eyes_psnr(scene, frames)) > 29
+    assert max(eyes_psnr(replace(scene, brows=-scene.brows), frames)) < 25
+    blurred = frames.copy()
+    rows, columns = scene.eye_box(1)
+    blurred[:, rows, columns] = frames[:, rows, columns].mean(axis=(1, 2), keepdims=True)
+    sharp, lost = eyes_psnr(scene, blurred)
+    assert sharp > 29 and lost < 24
+
+
+def test_who_is_given_no_look_keeps_that_of_the_portrait_and_no_prompt_says_one():
+    from demo.dataset import Casting, random_scene
+    from demo.prompts import BROWS, MOODS, prompt
+
+    scene = random_scene(np.random.default_rng(8), 30, casting=Casting(two=1, plain=1))
+    assert len(scene.people) == 2
+    assert all(not motion.smile.any() and not motion.brows.any() for _, motion in scene.people)
+    looks = {word for words in (*MOODS.values(), *BROWS.values()) for word in words}
+    random = np.random.default_rng(9)
+    said = {prompt(random, 0, 0, people) for people in (1, 2) for _ in range(50)}
+    assert not looks & {word.strip(".,") for sentence in said for word in sentence.split()}
+
+
+def test_eyes_weigh_more_than_walls_and_mouths_more_than_eyes():
+    from demo.dataset import EYE_WEIGHT, MOUTH_WEIGHT, random_scene
+
+    scene = random_scene(np.random.default_rng(10), 30, num_people=2)
+    weights = scene.weights()
+    assert weights.shape == (128 // 8, scene.width // 8)
+    assert (weights.min(), weights.max()) == (1, MOUTH_WEIGHT)
+    (rows, columns), (mouth_rows, _) = scene.eye_box(0), scene.mouth_box(0)
+    middle = (columns.start + columns.stop) // 16
+    assert weights[(rows.start + rows.stop) // 16, middle] == EYE_WEIGHT
+    assert weights[(mouth_rows.start + mouth_rows.stop) // 16, middle] == MOUTH_WEIGHT
 
 
 def test_only_the_one_who_speaks_moves_the_lips():
