@@ -61,7 +61,7 @@ PHASES = (
     Phase(1700, 4, "long", (9, 13, 21, 25), shift=5.0, overdone=1.5),
     # At text scale 3 and audio scale 4 a step is 3 (all) + (no text) - 3 (neither): the last one is to be as good.
     Phase(2300, 4, "long", (9, 13, 21, 25), shift=5.0, overdone=1.5, dropped=Dropped(text=0.2, audio=0.05, both=0.2)),
-    Phase(1000, 4, "mixed", (9, 13, 21), shift=5.0, overdone=1.5, dropped=Dropped(text=0.2, audio=0.05, both=0.2)),
+    Phase(900, 4, "mixed", (9, 13, 21), shift=5.0, overdone=1.5, dropped=Dropped(text=0.2, audio=0.05, both=0.2)),
 )  # fmt: skip
 RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25}
 

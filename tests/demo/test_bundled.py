@@ -15,20 +15,35 @@ from PIL import Image
 NUM_FRAMES = 57
 
 
+def video(folder, **asked):
+    """`f h w 3` uint8, made in ten steps."""
+    config = GenerationConfig(NUM_FRAMES, sampling=SamplingConfig(10), guidance=DEMO_GUIDANCE)
+    request = requests.Request(files=DEMO_FILES, config=config, output=folder / "talk.mp4", **asked)
+    return read_video(requests.run(request, TorchHost("cpu")))[0].numpy()
+
+
 @pytest.fixture(scope="module")
 def talking(tmp_path_factory):
-    """`f h w 3` uint8."""
-    config = GenerationConfig(NUM_FRAMES, sampling=SamplingConfig(10), guidance=DEMO_GUIDANCE)
-    asked = requests.Request(
-        files=DEMO_FILES,
+    """One person."""
+    return video(
+        tmp_path_factory.mktemp("one"),
         image=ASSETS / "drawn_portrait.png",
         audio=(ASSETS / "drawn_speech.wav",),
         prompt="a smiling person talks",
-        config=config,
         size=(128, 128),
-        output=tmp_path_factory.mktemp("bundled") / "talk.mp4",
     )
-    return read_video(requests.run(asked, TorchHost("cpu")))[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def two_people(tmp_path_factory):
+    """The left one says something, the right one keeps quiet; nothing is said of looks."""
+    return video(
+        tmp_path_factory.mktemp("two"),
+        image=ASSETS / "drawn_two.png",
+        audio=(ASSETS / "drawn_speech.wav", None),
+        prompt="A person is talking to the camera.",
+        size=(128, 192),
+    )
 
 
 def implied(name):
@@ -49,3 +64,18 @@ def test_the_face_stays_itself(talking):
     above = np.s_[:32]  # hair, forehead and background: no eyes, no mouth
     errors = np.square(talking[:, above].astype(float) - portrait[above]).mean(axis=(1, 2, 3))
     assert 10 * np.log10(255**2 / errors.max()) >= 24
+
+
+def test_of_two_people_only_the_one_who_is_heard_speaks(two_people):
+    speaking, silent = mouth_openings(two_people, 2)
+    assert measure(speaking, implied("drawn_speech.wav")).correlation >= 0.8
+    assert silent[12:].std() < 0.2 * speaking[12:].std()
+
+
+def test_eyes_and_brows_of_two_people_stay_as_in_the_picture(two_people):
+    picture = np.asarray(Image.open(ASSETS / "drawn_two.png").convert("RGB").resize((192, 128)), float)
+    eyes = np.s_[38:66]  # of both; a blink is left out by the median
+    places = [np.roll(picture, (y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    for half in (np.s_[26:78], np.s_[116:172]):
+        distances = [[np.square(frame - place)[eyes, half].mean() for place in places] for frame in two_people]
+        assert 10 * np.log10(255**2 / np.median(np.min(distances, axis=1))) >= 24
