@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from pipeline.conditioning.convolutions import OneDnnConvolutions
 from pipeline.conditioning.vae import LATENT_MEAN, LATENT_STD, VideoVae
 
 from .measure import Settings, measure
@@ -43,13 +44,16 @@ def run(settings: Settings) -> Iterator[Row]:
 
 
 def _encode(model: AutoencoderKLWan, frames: Tensor) -> Tensor:
-    moments = model.encode(frames[None].to(model.device, model.dtype)).latent_dist.mode()[0].float().cpu()
+    """By diffusers, with the convolutions that ours has, so that rounding is the same."""
+    with OneDnnConvolutions():
+        moments = model.encode(frames[None].to(model.device, model.dtype)).latent_dist.mode()[0].float().cpu()
     return (moments - _column(LATENT_MEAN)) / _column(LATENT_STD)
 
 
 def _decode(model: AutoencoderKLWan, latents: Tensor) -> Tensor:
     raw = latents * _column(LATENT_STD) + _column(LATENT_MEAN)
-    return model.decode(raw[None].to(model.device, model.dtype)).sample[0].float().cpu()
+    with OneDnnConvolutions():
+        return model.decode(raw[None].to(model.device, model.dtype)).sample[0].float().cpu()
 
 
 def _column(values: tuple[float, ...]) -> Tensor:
