@@ -70,12 +70,3 @@ def test_of_two_people_only_the_one_who_is_heard_speaks(two_people):
     speaking, silent = mouth_openings(two_people, 2)
     assert measure(speaking, implied("drawn_speech.wav")).correlation >= 0.8
     assert silent[12:].std() < 0.2 * speaking[12:].std()
-
-
-def test_eyes_and_brows_of_two_people_stay_as_in_the_picture(two_people):
-    picture = np.asarray(Image.open(ASSETS / "drawn_two.png").convert("RGB").resize((192, 128)), float)
-    eyes = np.s_[38:66]  # of both; a blink is left out by the median
-    places = [np.roll(picture, (y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
-    for half in (np.s_[26:78], np.s_[116:172]):
-        distances = [[np.square(frame - place)[eyes, half].mean() for place in places] for frame in two_people]
-        assert 10 * np.log10(255**2 / np.median(np.min(distances, axis=1))) >= 24
