@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 class Casting:
     """Who is in a set of clips, as shares."""
 
-    two: float = 0.25  # people
-    late: float = 0.3  # starts when nobody looks neutral any more, unless they stay so
-    plain: float = 0.0  # no look is asked for, and the portrait's is kept
+    two: float = 0.25  # clips of two people
+    late: float = 0.3  # clips that start `LATE_START` frames into the speech
+    plain: float = 0.0  # clips whose prompt asks for no look, and whose people keep the portrait's
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def random_scene(
         late = random.random() < casting.late
     start = LATE_START if late else 0
     smile, brows = (int(random.choice([-1, 1])) for _ in range(2))
-    if casting.plain and random.random() < casting.plain:
+    if casting.plain and random.random() < casting.plain:  # sets without plain clips draw as they always did
         smile, brows = 0, 0
     utterances = [random_utterance(random, (start + num_frames) / 25, held_out) for _ in range(num_people)]
     if num_people == 2:

@@ -36,8 +36,8 @@ PLAIN_TWO = ("Two people are talking.", "Two people talk to each other.", "peopl
 def prompt(random: np.random.Generator, smile: int, brows: int, num_people: int = 1) -> str:
     """A sentence that says whether people smile (1) or are serious (-1), and whether brows are raised or lowered.
 
-    Where both are 0, nothing is said of looks; and as such prompts are often left as they are, nor always that there
-    are two.
+    Where both are 0 it says nothing of looks. Nor does it then always say that there are two people: the default prompt
+    speaks of one, and is often left as it is.
     """
     if smile == brows == 0:
         template = str(random.choice(PLAIN if num_people == 1 else PLAIN + PLAIN_TWO))
