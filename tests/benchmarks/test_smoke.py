@@ -48,10 +48,10 @@ def test_the_benchmark_of_accelerations_tells_gain_and_price(tmp_path):
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="its people speak by espeak-ng")
 def test_the_benchmark_of_lips_tells_what_was_reached_and_wanted(tmp_path):
     out = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "benchmarks.lip_sync", "lips", "two", "--count", "1", "--frames", "17"]
+    command = [sys.executable, "-m", "benchmarks.lip_sync", "lips", "two", "turns", "--count", "1", "--frames", "17"]
     subprocess.run([*command, "--steps", "2", "--json", str(out)], check=True, capture_output=True, cwd=PACK)
     tables = json.loads(out.read_text())
-    assert [len(table["rows"]) for table in tables.values()] == [6, 3]
+    assert [len(table["rows"]) for table in tables.values()] == [7, 3, 3]
     for row in (row for table in tables.values() for row in table["rows"]):
         relation, limit = row["wanted"].split()
         assert row["holds"] == ("yes" if (row["reached"] >= float(limit)) == (relation == ">=") else "no")
