@@ -123,7 +123,7 @@ def preset(config: GenerationConfig) -> AccelerationOptions:
 
     `none` is exact. `regular` reuses steps that EasyCache finds alike, a third of the forwards of 40 steps. `high`
     runs every eighth step, forecasts the others, and takes guidance from the first twentieth of the steps: 11 of
-    120 forwards. `regular` keeps the lip sync of the bundled model, `high` loses 0.02 of its correlation (`python -m
+    120 forwards. `regular` keeps the lip sync of the bundled model, `high` loses 0.025 of its correlation (`python -m
     benchmarks acceleration`). Few-step runs have nothing to reuse; there `high` asks for guidance that fits a distilled
     LoRA.
 
