@@ -75,9 +75,8 @@ class Run:
         while self.step < self.steps:
             yield self.step
             self.step += 1
-            if time.monotonic() - self.saved_at > SAVE_EVERY_S:
+            if self.step == self.steps or time.monotonic() - self.saved_at > SAVE_EVERY_S:
                 self.save()
-        self.save()
 
     def update(self, loss: torch.Tensor, **figures: float) -> None:
         """One step of the optimiser; `figures` are logged beside the loss."""

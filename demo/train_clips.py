@@ -8,8 +8,8 @@ from . import train_audio, train_vae
 from .dataset import Casting, Encoders, make_grey_tails, make_shards, random_image_encoder
 
 SHORT_FRAMES, LONG_FRAMES = 33, 97
-SHORT, LONG, MIXED = 36, 96, 32  # shards
-MIXED_CASTING = Casting(two=0.5, plain=0.35)
+SHORT, LONG, MIXED, BRIEF = 36, 96, 32, 80  # shards
+MIXED_CASTING, BRIEF_CASTING = Casting(two=0.5, plain=0.35), Casting(two=0.5, plain=0.4)
 
 
 def encoders(seed: int, device: torch.device) -> Encoders:
@@ -25,3 +25,4 @@ def train(seed: int, device: torch.device) -> None:
     make_shards(parts, seed, "short", SHORT_FRAMES, range(SHORT))
     make_shards(parts, seed, "long", LONG_FRAMES, range(LONG))
     make_shards(parts, seed, "mixed", LONG_FRAMES, range(LONG, LONG + MIXED), MIXED_CASTING)
+    make_shards(parts, seed, "brief", SHORT_FRAMES, range(SHORT, SHORT + BRIEF), BRIEF_CASTING)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import sentencepiece
@@ -45,25 +46,31 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Phase:
-    """Clips of one kind and length for a number of steps."""
+    """Clips of some kinds and lengths for a number of steps."""
 
     steps: int
     batch: int
-    shards: str
-    lengths: tuple[int, ...]  # in latent frames
+    shards: tuple[str, ...]
+    lengths: tuple[int, ...]  # in latent frames, at most: a clip that is shorter is taken whole
     shift: float = 3.0  # of the noise levels that are trained at
     overdone: float = 0.0  # how much larger or smaller than they are motions may seem, see `_flow_loss`
     dropped: Dropped = Dropped()
+    worn: float = 0.0  # how far what is known of a continued clip may be off, see `_example`
 
 
 PHASES = (
-    Phase(800, 6, "short", (3, 5)), Phase(800, 5, "short", (7, 9)), Phase(1000, 3, "long", (13, 21, 25)),
-    Phase(1700, 4, "long", (9, 13, 21, 25), shift=5.0, overdone=1.5),
+    Phase(800, 6, ("short",), (3, 5)), Phase(800, 5, ("short",), (7, 9)), Phase(1000, 3, ("long",), (13, 21, 25)),
+    Phase(1700, 4, ("long",), (9, 13, 21, 25), shift=5.0, overdone=1.5),
     # At text scale 3 and audio scale 4 a step is 3 (all) + (no text) - 3 (neither): the last one is to be as good.
-    Phase(2300, 4, "long", (9, 13, 21, 25), shift=5.0, overdone=1.5, dropped=Dropped(text=0.2, audio=0.05, both=0.2)),
-    Phase(900, 4, "mixed", (9, 13, 21), shift=5.0, overdone=1.5, dropped=Dropped(text=0.2, audio=0.05, both=0.2)),
+    Phase(2300, 4, ("long",), (9, 13, 21, 25), shift=5.0, overdone=1.5, dropped=Dropped(0.2, 0.05, both=0.2)),
+    Phase(900, 4, ("mixed",), (9, 13, 21), shift=5.0, overdone=1.5, dropped=Dropped(0.2, 0.05, both=0.2)),
+    # Brows are painted anew while they move, in the first frames: many faces, most of them briefly.
+    Phase(
+        1000, 7, ("mixed", "brief"), (3, 5, 5, 9, 21), shift=5.0, overdone=1.5, worn=0.3,
+        dropped=Dropped(0.2, 0.05, both=0.2),
+    ),
 )  # fmt: skip
-RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25}
+RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25, 7500: 0.4}
 
 
 class TalkingModel(nn.Module):
@@ -137,12 +144,12 @@ class TrainingAttention:
 class Clips:
     """The clips on disk, more of them whenever asked again."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.known, self.clips = name, set(), []
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names, self.known, self.clips = names, set(), []
 
     def refresh(self) -> None:
         """Reads shards that are new."""
-        for path in shards(self.name):
+        for path in chain.from_iterable(map(shards, self.names)):
             if path not in self.known:
                 self.known.add(path)
                 self.clips += torch.load(path)
@@ -206,7 +213,7 @@ def _step(
         length = int(random.choice(phase.lengths))
         for clip in clips:
             silent = all_dropped or random.random() < share.audio
-            example = _example(clip, length, statistics, random)
+            example = _example(clip, length, phase.worn, statistics, random)
             size = LatentSize(*example["clean"].shape[1:])
             masks = example["masks"] if people > 1 else None
             window = model.transformer.prepare_window(size, example["condition"], clip["image"].float(), masks)
@@ -247,8 +254,14 @@ def _flow_loss(
     return (error * weights).sum() / (weights.sum() * len(error)), mouth.item()
 
 
-def _example(clip: dict, length: int, statistics: tuple[Tensor, Tensor], random: np.random.Generator) -> dict:
+def _example(
+    clip: dict, length: int, worn: float, statistics: tuple[Tensor, Tensor], random: np.random.Generator
+) -> dict:
     """A window of a clip: what is known of it, what it hears, who is where.
+
+    A window that continues another one knows frames that the model has drawn, with its errors, which stay at their
+    place. So the known frames of a continued clip may be off by the same noise in all of them, of `worn` standard
+    deviations at most, and what follows them is the clip as it is: errors are to be mended, not handed on.
 
     What the encoder makes of the grey frames after the known ones says nothing, so it is taken from a store of such
     tails instead of being encoded for every clip.
@@ -259,6 +272,9 @@ def _example(clip: dict, length: int, statistics: tuple[Tensor, Tensor], random:
     known = 1
     if clip["late"] or random.random() < CONTINUED:
         known = 7 if length > 13 and random.random() < 0.7 else int(random.integers(2, min(7, length - 1) + 1))
+        if worn:  # phases without it draw as they always did
+            error = random.standard_normal(clean[:, :1].shape, dtype=np.float32)
+            clean[:, :known] += random.uniform(0, worn) * torch.from_numpy(error)
     condition = torch.cat((clean[:, :known], _grey_tail(clean, known, statistics)), dim=1)
     mask = known_mask(num_video_frames(known), frames)
     condition = torch.cat((mask[..., None, None].expand(-1, -1, *clean.shape[2:]), condition))
