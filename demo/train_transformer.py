@@ -55,7 +55,7 @@ class Phase:
     shift: float = 3.0  # of the noise levels that are trained at
     overdone: float = 0.0  # how much larger or smaller than they are motions may seem, see `_flow_loss`
     dropped: Dropped = Dropped()
-    worn: float = 0.0  # how far what is known of a continued clip may be off, see `_example`
+    worn: float = 0.0  # how far what is known of a continued clip may be off, see `window_of`
 
 
 PHASES = (
@@ -213,7 +213,7 @@ def _step(
         length = int(random.choice(phase.lengths))
         for clip in clips:
             silent = all_dropped or random.random() < share.audio
-            example = _example(clip, length, phase.worn, statistics, random)
+            example = window_of(clip, length, phase.worn, statistics, random)
             size = LatentSize(*example["clean"].shape[1:])
             masks = example["masks"] if people > 1 else None
             window = model.transformer.prepare_window(size, example["condition"], clip["image"].float(), masks)
@@ -254,7 +254,7 @@ def _flow_loss(
     return (error * weights).sum() / (weights.sum() * len(error)), mouth.item()
 
 
-def _example(
+def window_of(
     clip: dict, length: int, worn: float, statistics: tuple[Tensor, Tensor], random: np.random.Generator
 ) -> dict:
     """A window of a clip: what is known of it, what it hears, who is where.

@@ -1,0 +1,79 @@
+"""What a training step learns from, and how a run is kept on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+PACK = Path(__file__).resolve().parents[2]
+NEUTRAL = torch.zeros(16, 1, 1, 1), torch.ones(16, 1, 1, 1)
+
+
+@pytest.fixture(autouse=True)
+def root_on_path(monkeypatch):
+    """`demo` is run from the repository's root, like the benchmarks."""
+    monkeypatch.syspath_prepend(str(PACK))
+
+
+@pytest.fixture
+def late_clip():
+    """Nine latent frames of somebody who has been speaking for a while."""
+    torch.manual_seed(0)
+    return {
+        "latents": torch.randn(16, 9, 4, 4), "features": torch.randn(1, 40, 2, 8), "weights": torch.ones(4, 4),
+        "late": True,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def grey_tails(tmp_path, monkeypatch):
+    """A store of them."""
+    from demo import train_transformer
+
+    monkeypatch.setattr(train_transformer, "RUN_FOLDER", tmp_path)
+    monkeypatch.setattr(train_transformer, "_tails", {})
+    torch.save({"tails": torch.randn(2, 16, 25, 4, 4)}, tmp_path / "grey_tails.pt")
+
+
+@pytest.mark.usefixtures("grey_tails")
+def test_known_frames_wear_one_error_that_what_follows_has_not(late_clip):
+    from demo.train_transformer import window_of
+
+    for seed in range(8):
+        made = window_of(late_clip, 9, 0.3, NEUTRAL, np.random.default_rng(seed))
+        known, error = made["known"], made["clean"] - late_clip["latents"]
+        assert 2 <= known <= 7
+        assert (error[:, known:] == 0).all()
+        torch.testing.assert_close(error[:, :known], error[:, :1].expand(-1, known, -1, -1), rtol=0, atol=1e-6)
+        assert 0 < error[:, 0].std() < 0.4
+        assert torch.equal(made["condition"][4:, :known], made["clean"][:, :known])
+        assert (made["condition"][:4, :known] == 1).all() and (made["condition"][:4, known:] == 0).all()
+
+
+@pytest.mark.usefixtures("grey_tails")
+def test_unworn_frames_are_those_of_the_clip(late_clip):
+    from demo.train_transformer import window_of
+
+    made = window_of(late_clip, 5, 0.0, NEUTRAL, np.random.default_rng(0))
+    assert torch.equal(made["clean"], late_clip["latents"][:, :5])
+    assert made["audio"].shape == (1, 17, 5, 2, 8)
+
+
+def test_a_run_goes_on_where_it_stopped_and_a_finished_one_leaves_its_file_alone(tmp_path, monkeypatch):
+    from demo import run
+
+    monkeypatch.setattr(run, "RUN_FOLDER", tmp_path)
+
+    def steps(until):
+        torch.manual_seed(0)
+        training = run.Run("line", torch.nn.Linear(9, 9), until, rate=0.1)
+        for step in training:
+            training.update(training.model(torch.ones(9)).square().sum())
+            yield step
+
+    assert list(steps(3)) == [0, 1, 2]
+    assert list(steps(5)) == [3, 4]
+    written = (tmp_path / "line.pt").stat().st_mtime_ns
+    assert list(steps(5)) == []
+    assert (tmp_path / "line.pt").stat().st_mtime_ns == written
