@@ -1,0 +1,35 @@
+"""Files as a person chooses them, and a watch over what is read of them."""
+
+from collections import Counter
+
+import pytest
+from multitalk.pipeline.weights import source
+from support.user_files import Files
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return Files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture
+def tensors_read(monkeypatch):
+    """Counts the tensors that are taken out of weights files, by name."""
+    counter = Counter()
+    for kind in (source.MappedFile, source.Loaded, source.Together):
+        monkeypatch.setattr(kind, "get", counted(kind.get, counter))
+    return counter
+
+
+@pytest.fixture
+def no_tensor_is_read(tensors_read):
+    yield
+    assert tensors_read.total() == 0
+
+
+def counted(get, counter):
+    def get_and_count(source, key):
+        counter[key] += 1
+        return get(source, key)
+
+    return get_and_count
