@@ -34,10 +34,12 @@ def main() -> None:
         "audio": train_audio.STEPS,
         "transformer": sum(phase.steps for phase in train_transformer.PHASES),
     }
-    for stage, model in (models | {"vae": models["decoder"]}).items():
+    for stage, model in {"vae": models["decoder"], **models}.items():
         if (RUN_FOLDER / f"{stage}.pt").exists():
             print(f"{stage}: is there already")
             continue
+        if stage == "decoder":
+            train_vae.freeze_encoder(model)
         run = Run(stage, model, steps[stage], rate=0.0)
         run.step = steps[stage]
         run.save()

@@ -94,8 +94,7 @@ def train_decoder(seed: int, device: torch.device) -> AutoencoderKLWan:
     """The same for the decoder alone, from the trained VAE on."""
     vae = build()
     vae.load_state_dict(torch.load(RUN_FOLDER / "vae.pt", map_location="cpu")["average"])
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
+    freeze_encoder(vae)
     run = Run("decoder", vae.to(device), sum(phase.steps for phase in DECODER_PHASES), rate=0.01)
     for step in run:
         frames, weights = batch(np.random.default_rng((seed, 1, step)), phase_at(step, DECODER_PHASES))
@@ -105,6 +104,12 @@ def train_decoder(seed: int, device: torch.device) -> AutoencoderKLWan:
         loss = _picture_loss(error, weights, DECODER_STEADINESS)
         run.update(loss, psnr=-20 * np.log10(rms / 2), flicker=flicker.item())
     return run.averaged()
+
+
+def freeze_encoder(vae: AutoencoderKLWan) -> None:
+    """From now on the decoder learns alone."""
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
 
 
 def loss_of(vae: AutoencoderKLWan, frames: Tensor, weights: Tensor, step: int) -> tuple[Tensor, float]:

@@ -18,3 +18,18 @@ def test_what_is_restored_is_exported_as_it_was(monkeypatch):
         assert state.keys() == bundled.keys()
         for key, tensor in state.items():
             torch.testing.assert_close(tensor.to(bundled[key].dtype), bundled[key], rtol=2e-3, atol=1e-6)
+
+
+def test_every_restored_stage_is_one_that_its_training_goes_on_from(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(PACK))
+    from demo import restore, run, train_audio, train_transformer, train_vae
+
+    for module in (restore, run, train_vae, train_audio, train_transformer):
+        monkeypatch.setattr(module, "RUN_FOLDER", tmp_path, raising=False)
+    restore.main()
+    bundled = restore.networks(restore.MODELS_FOLDER)
+    stages = {"decoder": train_vae.train_decoder, "audio": train_audio.train, "transformer": train_transformer.train}
+    for name, train in stages.items():
+        learned = train(1, torch.device("cpu")).state_dict()
+        for key, tensor in bundled[name].state_dict().items():
+            torch.testing.assert_close(learned[key], tensor, rtol=0, atol=0)
