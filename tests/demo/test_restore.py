@@ -24,8 +24,8 @@ def test_every_restored_stage_is_one_that_its_training_goes_on_from(monkeypatch,
     monkeypatch.syspath_prepend(str(PACK))
     from demo import restore, run, train_audio, train_transformer, train_vae
 
-    for module in (restore, run, train_vae, train_audio, train_transformer):
-        monkeypatch.setattr(module, "RUN_FOLDER", tmp_path, raising=False)
+    for module in (restore, run, train_vae, train_transformer):
+        monkeypatch.setattr(module, "RUN_FOLDER", tmp_path)
     restore.main()
     bundled = restore.networks(restore.MODELS_FOLDER)
     for train, network in (

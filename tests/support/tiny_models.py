@@ -1,5 +1,6 @@
 """One tiny set for all tests, and what its transformer makes of fixed inputs."""
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -11,10 +12,17 @@ from torch import Tensor
 SIZES = TinySizes()
 
 
+def make(
+    part: Callable[[TinySizes, torch.Generator], dict[str, Tensor]], sizes: TinySizes = SIZES
+) -> dict[str, Tensor]:
+    """A part's random weights, the same ones each time, native names."""
+    return part(sizes, torch.Generator().manual_seed(1))
+
+
 @cache
 def base_state() -> dict[str, Tensor]:
     """The base's weights, native names."""
-    return tiny_transformer(SIZES, torch.Generator().manual_seed(1))
+    return make(tiny_transformer)
 
 
 @cache

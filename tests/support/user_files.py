@@ -18,6 +18,8 @@ from multitalk.pipeline.weights.tiny import (
 from PIL import Image
 from safetensors.torch import save_file
 
+from .tiny_models import make
+
 OTHER = TinySizes(width=128, text_width=32, image_width=80, speech_width=64)
 
 
@@ -88,10 +90,6 @@ class Files:
 class Code:
     def __reduce__(self):
         return pytest.exit, ("code from a weights file ran",)
-
-
-def make(part, sizes=None):
-    return part(sizes or TinySizes(), torch.Generator().manual_seed(1))
 
 
 def patches(channels, width=256):

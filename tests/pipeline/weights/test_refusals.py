@@ -23,13 +23,9 @@ from multitalk.pipeline.weights.tiny import (
     tiny_vae,
 )
 from safetensors.torch import save_file
-from support.tiny_models import adapter_state, base_state
+from support.tiny_models import adapter_state, base_state, make
 
 E4M3 = torch.float8_e4m3fn
-
-
-def make(part):
-    return part(TinySizes(), torch.Generator().manual_seed(1))
 
 
 def write(state, path):
