@@ -21,7 +21,7 @@ from .run import RUN_FOLDER
 MODELS_FOLDER = Path(__file__).parents[1] / "models"
 STORED_DTYPE = torch.float16
 
-STAGES = ("decoder", "audio", "transformer")
+STAGES = ("eyes", "audio", "transformer")
 
 State = dict[str, Tensor]
 Statistics = tuple[Tensor, Tensor]
@@ -65,7 +65,7 @@ def parts(stages: Mapping[str, State], statistics: Statistics) -> dict[str, Stat
             key: tensor for key, tensor in transformer.items() if key not in adapter
         },
         "model_patches/multitalk_demo": adapter,
-        "vae/wan_2.1_vae_demo": vae_state(stages["decoder"], statistics),
+        "vae/wan_2.1_vae_demo": vae_state(stages["eyes"], statistics),
         "text_encoders/umt5_demo": text_state(learned),
         "clip_vision/clip_vision_h_demo": native_clip_state(random_image_encoder().model.state_dict()),
         "audio_encoders/wav2vec2_demo": speech_state(stages["audio"]),

@@ -31,10 +31,12 @@ def main() -> None:
     steps = {
         "vae": sum(phase.steps for phase in train_vae.PHASES),
         "decoder": sum(phase.steps for phase in train_vae.DECODER_PHASES),
+        "eyes": sum(phase.steps for phase in train_vae.EYE_PHASES),
         "audio": train_audio.STEPS,
         "transformer": sum(phase.steps for phase in train_transformer.PHASES),
     }
-    for stage, model in {"vae": models["decoder"], **models}.items():
+    stages = {"vae": models["eyes"], **models, "decoder": models["eyes"]}  # last, as it freezes a part
+    for stage, model in stages.items():
         if (RUN_FOLDER / f"{stage}.pt").exists():
             print(f"{stage}: is there already")
             continue
@@ -59,7 +61,7 @@ def networks(folder: Path) -> dict[str, nn.Module]:
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=prompts.tokenizer())
     talking = train_transformer.TalkingModel(tokenizer.vocab_size())
     talking.load_state_dict(_talking_state(folder))
-    return {"decoder": vae, "audio": listener, "transformer": talking}
+    return {"eyes": vae, "audio": listener, "transformer": talking}
 
 
 def _talking_state(folder: Path) -> State:

@@ -12,6 +12,7 @@ from . import train_audio, train_clips, train_transformer, train_vae
 STAGES = {
     "vae": train_vae.train,
     "decoder": train_vae.train_decoder,
+    "eyes": train_vae.train_eyes,
     "audio": train_audio.train,
     "clips": train_clips.train,
     "transformer": train_transformer.train,

@@ -14,7 +14,7 @@ MIXED_CASTING, BRIEF_CASTING = Casting(two=0.5, plain=0.35), Casting(two=0.5, pl
 
 def encoders(seed: int, device: torch.device) -> Encoders:
     """The finished parts of the stages before."""
-    return Encoders(train_vae.train(seed, device), train_audio.train(seed, device), random_image_encoder())
+    return Encoders(train_vae.train_eyes(seed, device), train_audio.train(seed, device), random_image_encoder())
 
 
 def train(seed: int, device: torch.device) -> None:

@@ -69,8 +69,13 @@ PHASES = (
         1000, 7, ("mixed", "brief"), (3, 5, 5, 9, 21), shift=5.0, overdone=1.5, worn=0.3,
         dropped=Dropped(0.2, 0.05, both=0.2),
     ),
+    # The bundled weights learnt up to here from latents of a VAE that had not yet learnt eyes (`train_vae.train_eyes`).
+    Phase(
+        2000, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, worn=0.3,
+        dropped=Dropped(0.2, 0.05, both=0.2),
+    ),
 )  # fmt: skip
-RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25, 7500: 0.4}
+RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25, 7500: 0.4, 8500: 0.5}
 
 
 class TalkingModel(nn.Module):

@@ -29,8 +29,9 @@ def test_every_restored_stage_is_one_that_its_training_goes_on_from(monkeypatch,
     restore.main()
     bundled = restore.networks(restore.MODELS_FOLDER)
     for train, network in (
-        (train_vae.train, bundled["decoder"]), (train_vae.train_decoder, bundled["decoder"]),
-        (train_audio.train, bundled["audio"].encoder), (train_transformer.train, bundled["transformer"]),
+        (train_vae.train, bundled["eyes"]), (train_vae.train_decoder, bundled["eyes"]),
+        (train_vae.train_eyes, bundled["eyes"]), (train_audio.train, bundled["audio"].encoder),
+        (train_transformer.train, bundled["transformer"]),
     ):  # fmt: skip
         learned = train(1, torch.device("cpu")).state_dict()
         for key, tensor in network.state_dict().items():
