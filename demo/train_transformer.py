@@ -71,7 +71,7 @@ PHASES = (
     ),
     # The bundled weights learnt up to here from latents of a VAE that had not yet learnt eyes (`train_vae.train_eyes`).
     Phase(
-        2000, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, worn=0.3,
+        1600, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, worn=0.3,
         dropped=Dropped(0.2, 0.05, both=0.2),
     ),
 )  # fmt: skip

@@ -4,6 +4,7 @@ import json
 
 import av
 import pytest
+from multitalk.pipeline.__main__ import DEMO_DEFLICKER, DEMO_GUIDANCE
 from support import pack
 from support.workflow_files import inputs_of, small, with_own_files, write_inputs, write_models
 from support.workflow_runner import Rejected, Runner, check
@@ -70,6 +71,13 @@ def test_a_first_look_is_one_short_window_and_tells_what_the_long_run_will_take(
     }
     report, can_run = runner.run(look)[numbers["MultiTalkPreflight"]]
     assert can_run and "for 300 frames" in report and "time: about" in report, report
+
+
+def test_the_small_workflow_is_guided_and_steadied_as_the_demos_are():
+    prompt = json.loads((PACK / "workflows" / "api" / "small_model.json").read_text())
+    asked = inputs_of(prompt, "MultiTalkSampler")
+    assert (asked["text_cfg_scale"], asked["audio_cfg_scale"]) == (DEMO_GUIDANCE.text_scale, DEMO_GUIDANCE.audio_scale)
+    assert inputs_of(prompt, "MultiTalkLongVideoOptions")["deflicker"] == DEMO_DEFLICKER
 
 
 def test_frames_video_and_sound_of_another_rate_are_equally_long(runner):
