@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from statistics import geometric_mean
 
 import pytest
 from support.pack import PACK
@@ -28,8 +29,9 @@ def test_in_bfloat16_ours_is_as_near_to_float32_as_the_plain_formulas(tmp_path):
     subprocess.run([*command, "--rounds", "1", "--json", str(out)], check=True, capture_output=True, cwd=PACK)
     (table,) = json.loads(out.read_text()).values()
     rows = [row for row in table["rows"] if row["against"] == "plain formulas"]
-    ours, plain = (sum(row[column] for row in rows) for column in ("ours, to float32", "to float32"))
-    assert len(rows) == 4 and 0 < ours <= 1.05 * plain  # a single forward differs by 10% either way, by rounding luck
+    ratios = [row["ours, to float32"] / row["to float32"] for row in rows]
+    # Where a CPU multiplies bfloat16 itself, a single forward differs by 30% either way, by rounding luck.
+    assert len(ratios) == 4 and 0 < geometric_mean(ratios) <= 1.05
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="its people speak by espeak-ng")
