@@ -63,7 +63,7 @@ class PresentConv(WanCausalConv3d):
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         """The frames of `x`, each by itself; `cache_x`, those before them, has no say."""
         del cache_x
-        weight = self.weight[:, :, -1].contiguous(memory_format=torch.channels_last)  # twice as fast on a CPU
+        weight = self.weight[:, :, -1].contiguous(memory_format=torch.channels_last)  # 1.7 times as fast on a CPU
         frames = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         frames = F.conv2d(frames, weight, self.bias, padding=1)
         return frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)

@@ -60,6 +60,20 @@ def test_unworn_frames_are_those_of_the_clip(late_clip):
     assert made["audio"].shape == (1, 17, 5, 2, 8)
 
 
+def test_what_learns_eyes_weighs_them_and_nothing_else():
+    from demo.train_vae import FRAME_SIZE, Phase, batch
+
+    def drawn(**weights):
+        return batch(np.random.default_rng(3), Phase(1, 4, 1, FRAME_SIZE, **weights))
+
+    (frames, plain), (same, heavy) = drawn(), drawn(eye_weight=4.0)
+    assert torch.equal(frames, same)
+    assert set(plain.unique().tolist()) == {1, 3}
+    assert set(heavy[heavy != plain].tolist()) == {4}
+    white = (frames[:, :, 0] > 0.9).all(dim=1)  # of eyes, which nothing else is
+    assert white.flatten(1).any(dim=1).all() and (heavy[:, 0, 0][white] == 4).all()
+
+
 def test_a_run_goes_on_where_it_stopped_and_a_finished_one_leaves_its_file_alone(tmp_path, monkeypatch):
     from demo import run
 
