@@ -43,11 +43,16 @@ class Phase:
     num_frames: int
     size: int
     eye_weight: float = 1.0  # in the loss, where mouths have 3 and the rest of the picture 1
+    codings: int = 0  # how often, at most, a clip has been coded before: what those took is to be mended
 
 
 PHASES = (Phase(400, 4, 5, 64), Phase(400, 2, 17, 64), Phase(300, 1, 33, 64), Phase(200, 1, 17, 128))
 DECODER_PHASES = (Phase(1400, 2, 17, 64), Phase(3800, 1, 17, 128))
-EYE_PHASES = (Phase(1100, 2, 17, 64, eye_weight=4.0), Phase(500, 1, 17, 128, eye_weight=4.0))
+EYE_PHASES = (
+    Phase(1100, 2, 17, 64, eye_weight=4.0), Phase(500, 1, 17, 128, eye_weight=4.0),
+    Phase(700, 2, 17, 64, eye_weight=6.0, codings=2), Phase(400, 1, 17, 128, eye_weight=6.0, codings=2),
+)  # fmt: skip
+EYE_RESTARTS = {1600: 0.5}
 STEADINESS, DECODER_STEADINESS = 0.5, 8.0  # the weight of changes from frame to frame
 HUES, STAYING = 1.0, 0.3  # while eyes are learnt: the weights of hues and of latents that move
 
@@ -106,7 +111,7 @@ def train_decoder(seed: int, device: torch.device) -> AutoencoderKLWan:
     for step in run:
         frames, weights = batch(np.random.default_rng((seed, 1, step)), phase_at(step, DECODER_PHASES))
         frames, weights = frames.to(device), weights.to(device)
-        _, error = _reconstruct(run.model, frames, step)
+        _, error = _reconstruct(run.model, frames, frames, step)
         flicker = 127.5 * error.detach().diff(dim=2).abs().mean()
         loss = _picture_loss(error, weights, DECODER_STEADINESS)
         run.update(loss, psnr=_psnr(error), flicker=flicker.item())
@@ -118,17 +123,30 @@ def train_eyes(seed: int, device: torch.device) -> AutoencoderKLWan:
     vae = build()
     vae.load_state_dict(torch.load(RUN_FOLDER / "decoder.pt", map_location="cpu")["average"])
     before = copy.deepcopy(vae).requires_grad_(False).to(device)
-    run = Run("eyes", vae.to(device), sum(phase.steps for phase in EYE_PHASES), rate=0.008)
+    steps = sum(phase.steps for phase in EYE_PHASES)
+    run = Run("eyes", vae.to(device), steps, rate=0.008, restarts=EYE_RESTARTS)
     for step in run:
-        frames, weights = batch(np.random.default_rng((seed, 2, step)), phase_at(step, EYE_PHASES))
+        phase, random = phase_at(step, EYE_PHASES), np.random.default_rng((seed, 2, step))
+        frames, weights = batch(random, phase)
         frames, weights = frames.to(device), weights.to(device)
-        latents, error = _reconstruct(run.model, frames, step)
+        worn = coded(run.model, frames, int(random.integers(phase.codings + 1)))
+        latents, error = _reconstruct(run.model, worn, frames, step)
         with torch.no_grad(), fast_numbers(device):
             moved = (latents - before.encode(frames).latent_dist.mode().float()).square().mean()
         hues = (weights * (error - error.mean(dim=1, keepdim=True)).abs()).mean()
         loss = _picture_loss(error, weights, DECODER_STEADINESS) + HUES * hues + STAYING * moved + _size_loss(latents)
         run.update(loss, psnr=_psnr(error), moved=moved.item())
     return run.averaged()
+
+
+@torch.no_grad()
+def coded(vae: AutoencoderKLWan, frames: Tensor, times: int) -> Tensor:
+    """Frames in -1..1 that have been latents, and then pictures of 8 bits, `times` times."""
+    with fast_numbers(frames.device):
+        for _ in range(times):
+            pictures = vae.decode(vae.encode(frames).latent_dist.mode()).sample.float()
+            frames = ((pictures + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+    return frames
 
 
 def freeze_encoder(vae: AutoencoderKLWan) -> None:
@@ -139,7 +157,7 @@ def freeze_encoder(vae: AutoencoderKLWan) -> None:
 
 def loss_of(vae: AutoencoderKLWan, frames: Tensor, weights: Tensor, step: int) -> tuple[Tensor, float]:
     """The pictures' loss and that of the latents' size; returns it with the pictures' PSNR in dB."""
-    latents, error = _reconstruct(vae, frames, step)
+    latents, error = _reconstruct(vae, frames, frames, step)
     loss = _picture_loss(error, weights, STEADINESS) + _size_loss(latents)
     return loss, _psnr(error)
 
@@ -149,14 +167,14 @@ def _psnr(error: Tensor) -> float:
     return 10 * math.log10(4 / error.detach().square().mean().item())
 
 
-def _reconstruct(vae: AutoencoderKLWan, frames: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """The latents, and what the frames have become through them and a little noise, less the frames."""
+def _reconstruct(vae: AutoencoderKLWan, seen: Tensor, wanted: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """The latents, and what the frames have become through them and a little noise, less what is wanted."""
     noise = torch.Generator().manual_seed(step)
-    with fast_numbers(frames.device):
-        latents = vae.encode(frames).latent_dist.mode()
+    with fast_numbers(seen.device):
+        latents = vae.encode(seen).latent_dist.mode()
         noisy = latents + LATENT_NOISE * torch.randn(latents.shape, generator=noise).to(latents)
-        seen = vae.decode(noisy).sample
-    return latents.float(), seen.float() - frames
+        drawn = vae.decode(noisy).sample
+    return latents.float(), drawn.float() - wanted
 
 
 def _picture_loss(error: Tensor, weights: Tensor, steadiness: float) -> Tensor:
