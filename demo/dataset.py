@@ -21,9 +21,11 @@ from .faces import Appearance, Motion, draw, eye_box, mouth_box, random_appearan
 from .numbers import fast_numbers
 from .run import RUN_FOLDER
 from .speech import Utterance, random_utterance
+from .train_vae import coded
 
 CLIPS_FOLDER = RUN_FOLDER / "clips"
 HEIGHT, WIDTH_ONE, WIDTH_TWO = 128, 128, 192
+KNOWN_FRAMES = 25  # at most, of a window that continues another one
 LATE_START = 40  # frames after which a late clip starts: nobody looks neutral any more
 CLIPS_PER_SHARD = 12
 EYE_WEIGHT, MOUTH_WEIGHT = 3, 5  # in the loss, where the rest of the picture has 1
@@ -38,6 +40,7 @@ class Casting:
     two: float = 0.25  # clips of two people
     late: float = 0.3  # clips that start `LATE_START` frames into the speech
     plain: float = 0.0  # clips whose prompt asks for no look, and whose people keep the portrait's
+    coded: bool = False  # whether of every other clip the first frames are kept as they are after one more coding
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,11 @@ class Encoders:
     image: ImageEncoder
 
     @torch.no_grad()
-    def latents(self, frames: np.ndarray) -> Tensor:
-        """`16 t h w`, not normalised, of `f h w 3` uint8 frames."""
-        video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    def latents(self, frames: np.ndarray, codings: int = 0) -> Tensor:
+        """`16 t h w`, not normalised, of `f h w 3` uint8 frames that have been coded that often before."""
+        video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float().to(self.vae.device) / 127.5 - 1
         with fast_numbers(self.vae.device):
-            return self.vae.encode(video.to(self.vae.device)).latent_dist.mode()[0].float().cpu()
+            return self.vae.encode(coded(self.vae, video, codings)).latent_dist.mode()[0].float().cpu()
 
     def speech(self, samples: np.ndarray, num_frames: int) -> Tensor:
         """`n layers channels`, features of the video frames and of the silence after them, as the engine makes them."""
@@ -153,12 +156,12 @@ class Encoders:
         return encode_speech(self.listener, torch.from_numpy(padded), num_frames + TAIL_FRAMES)
 
 
-def encode(scene: Scene, encoders: Encoders) -> dict:
-    """A clip for the disk."""
+def encode(scene: Scene, encoders: Encoders, with_coded: bool) -> dict:
+    """A clip for the disk, if asked with its first frames as a window knows them that continues another one."""
     frames = scene.frames()
     heard = [encoders.speech(sound, scene.start + len(frames)) for sound in scene.sounds]
     image = torch.from_numpy(frames[0]).permute(2, 0, 1).float() / 127.5 - 1
-    return {
+    clip = {
         "latents": encoders.latents(frames).half(),
         "features": torch.stack(heard)[:, scene.start :].half(),
         "image": encoders.image.encode(image).half(),
@@ -167,6 +170,9 @@ def encode(scene: Scene, encoders: Encoders) -> dict:
         "brows": scene.brows,
         "late": scene.start > 0,
     }
+    if with_coded:
+        clip["coded"] = encoders.latents(frames[:KNOWN_FRAMES], codings=1).half()
+    return clip
 
 
 def make_shards(
@@ -182,7 +188,10 @@ def make_shards(
         if path.exists():
             continue
         random = np.random.default_rng((seed, num_frames, number))
-        clips = [encode(random_scene(random, num_frames, casting=casting), encoders) for _ in range(CLIPS_PER_SHARD)]
+        clips = [
+            encode(random_scene(random, num_frames, casting=casting), encoders, casting.coded and index % 2 == 0)
+            for index in range(CLIPS_PER_SHARD)
+        ]
         torch.save(clips, path.with_suffix(".partial"))
         path.with_suffix(".partial").replace(path)
         logger.info("clips  %s", path.stem)

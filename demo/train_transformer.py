@@ -54,6 +54,7 @@ class Phase:
     lengths: tuple[int, ...]  # in latent frames, at most: a clip that is shorter is taken whole
     shift: float = 3.0  # of the noise levels that are trained at
     overdone: float = 0.0  # how much larger or smaller than they are motions may seem, see `_flow_loss`
+    uneven: float = 0.0  # the same for each latent frame by itself
     dropped: Dropped = Dropped()
     worn: float = 0.0  # how far what is known of a continued clip may be off, see `window_of`
 
@@ -74,8 +75,13 @@ PHASES = (
         1600, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, worn=0.3,
         dropped=Dropped(0.2, 0.05, both=0.2),
     ),
+    # And up to here from those of one that mended nothing. Audio scale 4 overdoes fast motions, and slow ones less.
+    Phase(
+        1600, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, uneven=1.5, worn=0.3,
+        dropped=Dropped(0.2, 0.05, both=0.2),
+    ),
 )  # fmt: skip
-RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25, 7500: 0.4, 8500: 0.5}
+RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25, 7500: 0.4, 8500: 0.5, 10100: 0.5}
 
 
 class TalkingModel(nn.Module):
@@ -225,7 +231,7 @@ def _step(
             audio = model.transformer.zero_audio(num_video_frames(size.t)) if silent else example["audio"]
             heard = model.transformer.prepare_pass(window, prompt_embeds, audio)
             shared = heard.prompt_embeds = shared or heard.prompt_embeds
-            overdone = 0.0 if silent else random.uniform(-phase.overdone, phase.overdone)
+            overdone = np.zeros(size.t) if silent else _overdone(phase, size.t, random)
             loss, mouth = _flow_loss(model.transformer, example, heard, phase.shift, overdone, random)
             losses.append(loss)
             mouths.append(mouth)
@@ -234,22 +240,31 @@ def _step(
     return total.item(), float(np.mean(mouths))
 
 
+def _overdone(phase: Phase, length: int, random: np.random.Generator) -> np.ndarray:
+    """By what share of itself the motion of each latent frame seems larger than it is."""
+    overdone = np.full(length, random.uniform(-phase.overdone, phase.overdone))
+    if phase.uneven:  # phases without it draw as they always did
+        overdone += random.uniform(-phase.uneven, phase.uneven, length)
+    return overdone
+
+
 def _flow_loss(
-    transformer: MultiTalkTransformer, example: dict, heard: object, shift: float, overdone: float,
+    transformer: MultiTalkTransformer, example: dict, heard: object, shift: float, overdone: np.ndarray,
     random: np.random.Generator,
 ) -> tuple[Tensor, float]:  # fmt: skip
     """The velocity's error at a random noise level, heavier at eyes and most at mouths; with it that of mouths alone.
 
     Guidance overdoes what a step knows of a motion, and a model that has only ever seen true motions believes its own
     latents more than the sound. So the motion in the noisy latents may be larger or smaller than the true one (after
-    Ning et al., 2023, Input Perturbation): by `overdone` at most, less where less noise is left.
+    Ning et al., 2023, Input Perturbation): by `overdone` in each latent frame, less where less noise is left.
     """
     uniform = random.uniform(0.001, 1)
     sigma = shift * uniform / (1 + (shift - 1) * uniform)
     clean, known = example["clean"], example["known"]
     noise = torch.from_numpy(random.standard_normal(clean.shape, dtype=np.float32))
     seen = clean.clone()
-    seen[:, known:] += overdone * sigma * (clean[:, known:] - clean[:, known:].mean(dim=1, keepdim=True))
+    motion = clean[:, known:] - clean[:, known:].mean(dim=1, keepdim=True)
+    seen[:, known:] += sigma * torch.from_numpy(overdone).float()[known:, None, None] * motion
     noisy = (1 - sigma) * seen + sigma * noise
     velocity = transformer(noisy.to(transformer.device), 1000 * sigma, heard).float()
     error = (velocity - ((noisy - clean) / sigma).to(velocity.device)).square().mean(dim=0)  # t h w
@@ -265,8 +280,9 @@ def window_of(
     """A window of a clip: what is known of it, what it hears, who is where.
 
     A window that continues another one knows frames that the model has drawn, with its errors, which stay at their
-    place. So the known frames of a continued clip may be off by the same noise in all of them, of `worn` standard
-    deviations at most, and what follows them is the clip as it is: errors are to be mended, not handed on.
+    place, and that have been coded once more. So the known frames of a continued clip are those after another coding,
+    where the clip has them, and may be off by the same noise in all of them, of `worn` standard deviations at most;
+    what follows them is the clip as it is. Errors are to be mended, not handed on.
 
     What the encoder makes of the grey frames after the known ones says nothing, so it is taken from a store of such
     tails instead of being encoded for every clip.
@@ -278,6 +294,8 @@ def window_of(
     if clip["late"] or random.random() < CONTINUED:
         known = 7 if length > 13 and random.random() < 0.7 else int(random.integers(2, min(7, length - 1) + 1))
         if worn:  # phases without it draw as they always did
+            if "coded" in clip:
+                clean[:, :known] = ((clip["coded"].float() - mean) / std)[:, :known]
             error = random.standard_normal(clean[:, :1].shape, dtype=np.float32)
             clean[:, :known] += random.uniform(0, worn) * torch.from_numpy(error)
     condition = torch.cat((clean[:, :known], _grey_tail(clean, known, statistics)), dim=1)

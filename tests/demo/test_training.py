@@ -52,12 +52,47 @@ def test_known_frames_wear_one_error_that_what_follows_has_not(late_clip):
 
 
 @pytest.mark.usefixtures("grey_tails")
+def test_known_frames_have_been_coded_once_more_where_a_clip_keeps_them_so(late_clip):
+    from demo.train_transformer import window_of
+
+    late_clip["coded"] = late_clip["latents"][:, :7] + 10
+    made = window_of(late_clip, 9, 0.3, NEUTRAL, np.random.default_rng(0))
+    known, moved = made["known"], made["clean"] - late_clip["latents"]
+    assert (moved[:, :known] > 5).all() and (moved[:, known:] == 0).all()
+
+
+@pytest.mark.usefixtures("grey_tails")
 def test_unworn_frames_are_those_of_the_clip(late_clip):
     from demo.train_transformer import window_of
 
     made = window_of(late_clip, 5, 0.0, NEUTRAL, np.random.default_rng(0))
     assert torch.equal(made["clean"], late_clip["latents"][:, :5])
     assert made["audio"].shape == (1, 17, 5, 2, 8)
+
+
+def test_motion_is_overdone_alike_in_all_frames_unless_asked_otherwise():
+    from demo.train_transformer import Phase, _overdone
+
+    def drawn(**phase):
+        return _overdone(Phase(1, 1, (), (), overdone=1.5, **phase), 200, np.random.default_rng(0))
+
+    even, uneven = drawn(), drawn(uneven=0.5)
+    assert np.ptp(even) == 0 < abs(even[0]) <= 1.5
+    assert 0.45 < np.abs(uneven - even).max() <= 0.5
+
+
+def test_coded_frames_are_pictures_that_a_decoder_drew():
+    from demo.train_vae import build, coded
+
+    torch.manual_seed(0)
+    vae, frames = build(), torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    assert coded(vae, frames, 0) is frames
+    once = coded(vae, frames, 1)
+    assert once.shape == frames.shape
+    assert not once.requires_grad
+    levels = (once + 1) * 127.5
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
+    assert torch.equal(coded(vae, once, 1), coded(vae, frames, 2))
 
 
 def test_what_learns_eyes_weighs_them_and_nothing_else():
