@@ -9,7 +9,8 @@ all, and a VAE that has learnt from short clips lets colours drift after a dozen
 frame is as good as the thousandth, and a step costs less.
 
 The decoder goes on learning alone, by a loss in which what should not move weighs most. Last, both learn to see eyes: a
-long video is coded anew in every window, and what a coding loses of an eye is lost again in each of them.
+long video is coded anew in every window, and what a coding loses of an eye is lost again in each of them. In the end
+they also see clips that have been coded before, and learn to give back what they were.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ PACK = Path(__file__).parents[1]
 MODELS = PACK / "models"
 SILENT = "silent"  # instead of a file of sound
 ASSETS = PACK / "demo" / "assets"
-DEMO_GUIDANCE = GuidanceConfig(text_scale=2.0, audio_scale=2.0)  # more burns the small model's colours
+DEMO_GUIDANCE = GuidanceConfig(text_scale=1.5, audio_scale=1.5)  # more burns the small model's colours
 DEMO_DEFLICKER = 3.0  # grey levels that the small VAE's walls flicker by
 DEMO_FILES = Files(
     base=MODELS / "diffusion_models" / "wan2.1_i2v_480p_demo.safetensors",

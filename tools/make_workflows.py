@@ -318,7 +318,7 @@ def build() -> dict[str, Graph]:
         small, SMALL, one, "a smiling person talks",
         condition={"resolution": "custom", "width": 128, "height": 128},
         sampler={
-            "num_frames": 0, "steps": 20, "text_cfg_scale": 2.0, "audio_cfg_scale": 2.0, "options": (steady, 0),
+            "num_frames": 0, "steps": 20, "text_cfg_scale": 1.5, "audio_cfg_scale": 1.5, "options": (steady, 0),
         },
     )  # fmt: skip
     shown = remote.add("MultiTalkExample", example=photograph)
