@@ -22,11 +22,11 @@ from pipeline.conditioning.context_frames import known_mask
 from pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT
 from pipeline.conditioning.speakers import Place, speaker_masks, to_latent_masks
 from pipeline.sampling.windows import CONTEXT
-from pipeline.shapes import LatentSize, num_video_frames
+from pipeline.shapes import LatentSize, num_latent_frames, num_video_frames
 from pipeline.transformer.model import MultiTalkTransformer
 
 from . import prompts, train_audio
-from .dataset import EYE_WEIGHT, shards
+from .dataset import EYE_WEIGHT, KNOWN_FRAMES, shards
 from .numbers import fast_numbers
 from .run import RUN_FOLDER, Run, phase_at
 
@@ -292,7 +292,8 @@ def window_of(
     length, frames = clean.shape[1], num_video_frames(clean.shape[1])
     known = 1
     if clip["late"] or random.random() < CONTINUED:
-        known = 7 if length > 13 and random.random() < 0.7 else int(random.integers(2, min(7, length - 1) + 1))
+        most = num_latent_frames(KNOWN_FRAMES)
+        known = most if length > 13 and random.random() < 0.7 else int(random.integers(2, min(most, length - 1) + 1))
         if worn:  # phases without it draw as they always did
             if "coded" in clip:
                 clean[:, :known] = ((clip["coded"].float() - mean) / std)[:, :known]
