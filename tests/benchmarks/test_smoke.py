@@ -1,13 +1,13 @@
 """Every benchmark runs at its smallest size, says the same as what it is measured against, and prints a table."""
 
 import json
-import shutil
 import subprocess
 import sys
 from statistics import geometric_mean
 
 import pytest
 from support.pack import PACK
+from support.speech import needs_espeak
 
 
 @pytest.mark.parametrize("what", ["ops", "dit", "step", "vae", "audio", "weights", "clip"])
@@ -34,7 +34,7 @@ def test_in_bfloat16_ours_is_as_near_to_float32_as_the_plain_formulas(tmp_path):
     assert len(ratios) == 4 and 0 < geometric_mean(ratios) <= 1.05
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="its people speak by espeak-ng")
+@needs_espeak
 def test_the_benchmark_of_accelerations_tells_gain_and_price(tmp_path):
     out = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks", "acceleration", "--sizes", "smoke", "--json", str(out)]
@@ -47,7 +47,7 @@ def test_the_benchmark_of_accelerations_tells_gain_and_price(tmp_path):
     assert others[0]["way"] == "preset regular" and others[0]["forwards"] < 27
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="its people speak by espeak-ng")
+@needs_espeak
 def test_the_benchmark_of_lips_tells_what_was_reached_and_wanted(tmp_path):
     out = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks.lip_sync", "lips", "two", "turns", "--count", "1", "--frames", "17"]

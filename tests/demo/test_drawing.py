@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.speech import needs_espeak
 
 PACK = Path(__file__).resolve().parents[2]
 
@@ -18,6 +19,7 @@ def root_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(PACK))
 
 
+@needs_espeak
 def test_the_same_stream_draws_the_same_clip():
     from demo.dataset import random_scene
 
@@ -26,6 +28,7 @@ def test_the_same_stream_draws_the_same_clip():
     assert one.shape == (9, 128, one.shape[2], 3)
 
 
+@needs_espeak
 def test_lips_shut_between_the_vowels_of_mama_and_papa():
     from demo.speech import normalized, speak
     from pipeline.lip_sync import implied_mouth
@@ -36,6 +39,7 @@ def test_lips_shut_between_the_vowels_of_mama_and_papa():
     assert spoken[5:].min() < 0.2
 
 
+@needs_espeak
 def test_the_measure_finds_the_drawn_mouth_in_step_with_the_voice():
     from demo.dataset import random_scene
     from pipeline.lip_sync import implied_mouth, measure, mouth_openings
@@ -57,6 +61,7 @@ def test_a_mouth_that_is_merely_wide_is_not_taken_for_an_open_one():
     assert np.corrcoef(seen[3:], opening[3:])[0, 1] > 0.99
 
 
+@needs_espeak
 def test_the_measure_of_eyes_tells_drawn_looks_from_others():
     from benchmarks.lip_sync import SETTLED, eyes_psnr
     from demo.dataset import random_scene
@@ -72,6 +77,7 @@ def test_the_measure_of_eyes_tells_drawn_looks_from_others():
     assert sharp > 29 and lost < 24
 
 
+@needs_espeak
 def test_who_is_given_no_look_keeps_that_of_the_portrait_and_no_prompt_says_one():
     from demo.dataset import Casting, random_scene
     from demo.prompts import BROWS, MOODS, prompt
@@ -85,6 +91,7 @@ def test_who_is_given_no_look_keeps_that_of_the_portrait_and_no_prompt_says_one(
     assert not looks & {word.strip(".,") for sentence in said for word in sentence.split()}
 
 
+@needs_espeak
 def test_eyes_weigh_more_than_walls_and_mouths_more_than_eyes():
     from demo.dataset import EYE_WEIGHT, MOUTH_WEIGHT, random_scene
 
@@ -98,6 +105,7 @@ def test_eyes_weigh_more_than_walls_and_mouths_more_than_eyes():
     assert weights[(mouth_rows.start + mouth_rows.stop) // 16, middle] == MOUTH_WEIGHT
 
 
+@needs_espeak
 def test_only_the_one_who_speaks_moves_the_lips():
     from demo.dataset import random_scene
     from pipeline.lip_sync import implied_mouth, mouth_openings
