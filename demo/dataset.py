@@ -40,6 +40,7 @@ class Casting:
     two: float = 0.25  # clips of two people
     late: float = 0.3  # clips that start `LATE_START` frames into the speech
     plain: float = 0.0  # clips whose prompt asks for no look, and whose people keep the portrait's
+    made_up: float = 0.0  # people who say made-up words
     coded: bool = False  # whether of every other clip the first frames are kept as they are after one more coding
 
 
@@ -93,7 +94,8 @@ def random_scene(
     smile, brows = (int(random.choice([-1, 1])) for _ in range(2))
     if casting.plain and random.random() < casting.plain:  # sets without plain clips draw as they always did
         smile, brows = 0, 0
-    utterances = [random_utterance(random, (start + num_frames) / 25, held_out) for _ in range(num_people)]
+    duration_s = (start + num_frames) / 25
+    utterances = [random_utterance(random, duration_s, held_out, casting.made_up) for _ in range(num_people)]
     if num_people == 2:
         utterances = _in_turn(random, utterances)
     people = []

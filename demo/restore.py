@@ -32,7 +32,7 @@ def main() -> None:
         "vae": sum(phase.steps for phase in train_vae.PHASES),
         "decoder": sum(phase.steps for phase in train_vae.DECODER_PHASES),
         "eyes": sum(phase.steps for phase in train_vae.EYE_PHASES),
-        "audio": train_audio.STEPS,
+        "audio": sum(phase.steps for phase in train_audio.PHASES),
         "transformer": sum(phase.steps for phase in train_transformer.PHASES),
     }
     stages = {"vae": models["eyes"], **models, "decoder": models["eyes"]}  # last, as it freezes a part

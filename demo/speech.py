@@ -60,6 +60,13 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
     "de": ("Heute haben wir wunderbar viel Platz und überhaupt keine Eile.",),
     "fi": ("Hyvää huomenta, minun nimeni on Maija ja asun pienessä kaupungissa.",),
 }
+# Words that nobody has are read aloud by rules of languages that are written in Latin letters; Finnish is held out.
+READERS = (
+    "af", "cs", "cy", "da", "de", "en", "en-gb-scotland", "en-us", "eo", "es", "et", "eu", "fr", "ga", "hr", "hu", "id",
+    "is", "it", "la", "lt", "lv", "nl", "pl", "pt", "pt-br", "ro", "sk", "sl", "sq", "sv", "sw", "tr", "vi",
+)  # fmt: skip
+SYLLABLES = ("cv", "cv", "cvc", "cvc", "cvv", "cvvc", "clv", "clvc", "cvlc")
+LETTERS = {"c": "bbcdfghjkklmmmnnppprrsssttvwyz", "l": "lrn", "v": "aaaeeiioouu"}
 VARIANTS = ("", "+m1", "+m2", "+m3", "+m4", "+m6", "+m7", "+f1", "+f2", "+f3", "+f4")
 HELD_OUT_VARIANTS = ("+m5", "+f5")
 
@@ -73,27 +80,47 @@ class Utterance:
     width: np.ndarray  # -1..1
 
 
-def random_utterance(random: np.random.Generator, duration_s: float, held_out: bool = False) -> Utterance:
-    """Somebody says sentences, with pauses, for so long; held-out sentences and voices are never trained on."""
+def random_utterance(
+    random: np.random.Generator, duration_s: float, held_out: bool = False, made_up: float = 0.0
+) -> Utterance:
+    """Somebody says sentences, with pauses, for so long.
+
+    Args:
+        held_out: sentences and voices that are never trained on.
+        made_up: how often all words are made up, and throats are of any size.
+    """
     sentences, variants = (HELD_OUT, HELD_OUT_VARIANTS) if held_out else (SENTENCES, VARIANTS)
-    voice = str(random.choice(list(sentences))) if random.random() < 0.5 else "en"
+    strange = bool(made_up) and random.random() < made_up  # without any all draws are as they always were
+    if strange:
+        voice, throat = str(random.choice(READERS)), random.uniform(0.85, 1.18)
+    else:
+        voice, throat = str(random.choice(list(sentences))) if random.random() < 0.5 else "en", 1.0
     variant = str(random.choice(variants))
     parts, length = [_silence(random.uniform(0.0, 0.6))], 0
     while length < duration_s * RATE_HZ:
-        sentence = str(random.choice(sentences[voice]))
-        spoken = speak(sentence, voice + variant, int(random.integers(120, 200)), int(random.integers(25, 76)))
+        sentence = _made_up_sentence(random) if strange else str(random.choice(sentences[voice]))
+        spoken = speak(sentence, voice + variant, int(random.integers(120, 200)), int(random.integers(25, 76)), throat)
         parts += [spoken, _silence(random.uniform(0.1, 0.9))]
         length = sum(map(len, parts))
     samples = normalized(np.concatenate(parts)[: round(duration_s * RATE_HZ)])
     return Utterance(samples, *implied_mouth(samples))
 
 
-def speak(text: str, voice: str, words_per_minute: int = 160, pitch: int = 50) -> np.ndarray:
-    """What espeak-ng says, mono at 16 kHz."""
+def _made_up_sentence(random: np.random.Generator) -> str:
+    words = ("".join(_syllable(random) for _ in range(random.integers(1, 4))) for _ in range(random.integers(3, 9)))
+    return " ".join(words) + "."
+
+
+def _syllable(random: np.random.Generator) -> str:
+    return "".join(str(random.choice(list(LETTERS[kind]))) for kind in random.choice(SYLLABLES))
+
+
+def speak(text: str, voice: str, words_per_minute: int = 160, pitch: int = 50, throat: float = 1.0) -> np.ndarray:
+    """What espeak-ng says, mono at 16 kHz; a throat of another length lowers and slows all of it by that factor."""
     command = ["espeak-ng", "-v", voice, "-s", str(words_per_minute), "-p", str(pitch), "--stdout", text]
     spoken = subprocess.run(command, capture_output=True, check=True).stdout
     samples, rate_hz = soundfile.read(io.BytesIO(spoken), dtype="float32")
-    return soxr.resample(samples, rate_hz, RATE_HZ, quality="HQ")
+    return soxr.resample(samples, rate_hz / throat, RATE_HZ, quality="HQ")
 
 
 def normalized(samples: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ from .dataset import Casting, Encoders, make_grey_tails, make_shards, random_ima
 
 SHORT_FRAMES, LONG_FRAMES = 33, 97
 SHORT, LONG, MIXED, BRIEF = 36, 96, 32, 80  # shards
-MIXED_CASTING, BRIEF_CASTING = Casting(two=0.5, plain=0.35, coded=True), Casting(two=0.5, plain=0.4, coded=True)
+MIXED_CASTING = Casting(two=0.5, plain=0.35, made_up=0.7, coded=True)
+BRIEF_CASTING = Casting(two=0.5, plain=0.4, made_up=0.7, coded=True)
 
 
 def encoders(seed: int, device: torch.device) -> Encoders:

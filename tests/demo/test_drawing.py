@@ -126,6 +126,32 @@ def test_held_out_sentences_are_not_among_those_trained_on():
     assert not set(VARIANTS) & set(HELD_OUT_VARIANTS)
 
 
+def test_made_up_words_are_ever_new_and_nobody_held_out_reads_them():
+    from demo.speech import HELD_OUT, READERS, _made_up_sentence
+
+    random = np.random.default_rng(11)
+    sentences = [_made_up_sentence(random) for _ in range(200)]
+    assert len(set(sentences)) == 200
+    assert all(sentence.removesuffix(".").replace(" ", "").isalpha() for sentence in sentences)
+    assert not set(READERS) & (set(HELD_OUT) - {"en", "de"})
+
+
+@needs_espeak
+def test_a_longer_throat_speaks_lower_and_slower_and_strangers_alone_have_one(monkeypatch):
+    from demo import speech
+
+    plain, low = (speech.speak("ah", "en", throat=throat) for throat in (1.0, 1.25))
+    assert len(low) == pytest.approx(1.25 * len(plain), rel=0.01)
+    loudest = [np.abs(np.fft.rfft(samples, 2**15)).argmax() for samples in (plain, low)]
+    assert loudest[1] == pytest.approx(loudest[0] / 1.25, rel=0.02)
+    known = {sentence for sentences in speech.SENTENCES.values() for sentence in sentences}
+    for made_up in (0.0, 1.0):
+        said = []
+        monkeypatch.setattr(speech, "speak", lambda *call, said=said: said.append(call) or np.ones(8000, np.float32))
+        speech.random_utterance(np.random.default_rng(12), 2.0, made_up=made_up)
+        assert said and all((text in known) == (throat == 1.0) == (not made_up) for text, *_, throat in said)
+
+
 def test_folding_statistics_into_the_vae_changes_no_picture():
     from diffusers import AutoencoderKLWan
 
