@@ -20,7 +20,7 @@ from pipeline.weights.stored import collect
 
 from . import prompts, train_audio, train_transformer, train_vae
 from .export import MODELS_FOLDER, PUBLISHED, State, Statistics, fold
-from .run import RUN_FOLDER, Run
+from .run import RUN_FOLDER, Run, total_steps
 
 UNIT: Statistics = (torch.zeros(train_vae.LATENT_CHANNELS), torch.ones(train_vae.LATENT_CHANNELS))
 
@@ -29,11 +29,11 @@ def main() -> None:
     """Writes the stages; those that are on disk stay as they are."""
     models = networks(MODELS_FOLDER)
     steps = {
-        "vae": sum(phase.steps for phase in train_vae.PHASES),
-        "decoder": sum(phase.steps for phase in train_vae.DECODER_PHASES),
-        "eyes": sum(phase.steps for phase in train_vae.EYE_PHASES),
-        "audio": sum(phase.steps for phase in train_audio.PHASES),
-        "transformer": sum(phase.steps for phase in train_transformer.PHASES),
+        "vae": total_steps(train_vae.PHASES),
+        "decoder": total_steps(train_vae.DECODER_PHASES),
+        "eyes": total_steps(train_vae.EYE_PHASES),
+        "audio": total_steps(train_audio.PHASES),
+        "transformer": total_steps(train_transformer.PHASES),
     }
     stages = {"vae": models["eyes"], **models, "decoder": models["eyes"]}  # last, as it freezes a part
     for stage, model in stages.items():

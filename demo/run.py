@@ -42,6 +42,11 @@ def phase_at(step: int, phases: Sequence[AnyPhase]) -> AnyPhase:
     return phases[-1]
 
 
+def total_steps(phases: Sequence[Phase]) -> int:
+    """Of all phases together."""
+    return sum(phase.steps for phase in phases)
+
+
 class Run:
     """Steps of one stage: learning rate, averaged weights, log, state on disk.
 

@@ -28,7 +28,7 @@ from pipeline.transformer.model import MultiTalkTransformer
 from . import prompts, train_audio
 from .dataset import EYE_WEIGHT, KNOWN_FRAMES, shards
 from .numbers import fast_numbers
-from .run import RUN_FOLDER, Run, phase_at
+from .run import RUN_FOLDER, Run, phase_at, total_steps
 
 TEXT_WIDTH = 64
 CONTINUED = 0.5
@@ -187,8 +187,7 @@ def train(seed: int, device: torch.device) -> TalkingModel:
     torch.manual_seed(seed)
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=prompts.tokenizer())
     model = TalkingModel(tokenizer.vocab_size()).to(device)
-    steps = sum(phase.steps for phase in PHASES)
-    run = Run("transformer", model, steps, rate=0.01, warmup=40, averaging=0.98, restarts=RESTARTS)
+    run = Run("transformer", model, total_steps(PHASES), rate=0.01, warmup=40, averaging=0.98, restarts=RESTARTS)
     clips = {phase.shards: Clips(phase.shards) for phase in PHASES}
     statistics = latent_statistics()
     for step in run:

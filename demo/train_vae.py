@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .faces import draw, eye_box, place, random_appearance, random_background, random_motion
 from .numbers import fast_numbers
-from .run import RUN_FOLDER, Run, phase_at
+from .run import RUN_FOLDER, Run, phase_at, total_steps
 
 BASE_DIM, LATENT_CHANNELS = 16, 16
 LATENT_NOISE = 0.1
@@ -95,7 +95,7 @@ def _forget_past(module: nn.Module) -> None:
 def train(seed: int, device: torch.device) -> AutoencoderKLWan:
     """Trains, or goes on training; returns the averaged model."""
     torch.manual_seed(seed)
-    run = Run("vae", build().to(device), sum(phase.steps for phase in PHASES), rate=0.02, averaging=0.98)
+    run = Run("vae", build().to(device), total_steps(PHASES), rate=0.02, averaging=0.98)
     for step in run:
         frames, weights = batch(np.random.default_rng((seed, step)), phase_at(step, PHASES))
         loss, psnr = loss_of(run.model, frames.to(device), weights.to(device), step)
@@ -108,7 +108,7 @@ def train_decoder(seed: int, device: torch.device) -> AutoencoderKLWan:
     vae = build()
     vae.load_state_dict(torch.load(RUN_FOLDER / "vae.pt", map_location="cpu")["average"])
     freeze_encoder(vae)
-    run = Run("decoder", vae.to(device), sum(phase.steps for phase in DECODER_PHASES), rate=0.01)
+    run = Run("decoder", vae.to(device), total_steps(DECODER_PHASES), rate=0.01)
     for step in run:
         frames, weights = batch(np.random.default_rng((seed, 1, step)), phase_at(step, DECODER_PHASES))
         frames, weights = frames.to(device), weights.to(device)
@@ -124,8 +124,7 @@ def train_eyes(seed: int, device: torch.device) -> AutoencoderKLWan:
     vae = build()
     vae.load_state_dict(torch.load(RUN_FOLDER / "decoder.pt", map_location="cpu")["average"])
     before = copy.deepcopy(vae).requires_grad_(False).to(device)
-    steps = sum(phase.steps for phase in EYE_PHASES)
-    run = Run("eyes", vae.to(device), steps, rate=0.008, restarts=EYE_RESTARTS)
+    run = Run("eyes", vae.to(device), total_steps(EYE_PHASES), rate=0.008, restarts=EYE_RESTARTS)
     for step in run:
         phase, random = phase_at(step, EYE_PHASES), np.random.default_rng((seed, 2, step))
         frames, weights = batch(random, phase)
