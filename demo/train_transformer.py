@@ -21,11 +21,13 @@ from transformers import UMT5Config, UMT5EncoderModel
 from pipeline.conditioning.context_frames import known_mask
 from pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT
 from pipeline.conditioning.speakers import Place, speaker_masks, to_latent_masks
+from pipeline.sampling.guidance import Pass
 from pipeline.sampling.windows import CONTEXT
 from pipeline.shapes import LatentSize, num_latent_frames, num_video_frames
 from pipeline.transformer.model import MultiTalkTransformer
+from pipeline.transformer.prepared import Constant
 
-from . import prompts, train_audio
+from . import prompts, states, train_audio
 from .dataset import EYE_WEIGHT, KNOWN_FRAMES, shards
 from .numbers import fast_numbers
 from .run import RUN_FOLDER, Run, phase_at, total_steps
@@ -53,8 +55,9 @@ class Phase:
     shards: tuple[str, ...]
     lengths: tuple[int, ...]  # in latent frames, at most: a clip that is shorter is taken whole
     shift: float = 3.0  # of the noise levels that are trained at
-    overdone: float = 0.0  # how much larger or smaller than they are motions may seem, see `_flow_loss`
+    overdone: float = 0.0  # how much larger or smaller than they are motions may seem, see `states.overdone`
     uneven: float = 0.0  # the same for each latent frame by itself
+    guided: float = 0.0  # share of the clips that stand where guidance leads instead, see `states.guided`
     dropped: Dropped = Dropped()
     worn: float = 0.0  # how far what is known of a continued clip may be off, see `window_of`
 
@@ -85,8 +88,13 @@ PHASES = (
         900, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, uneven=1.5, worn=0.3,
         dropped=Dropped(0.2, 0.05, both=0.2),
     ),
+    # And up to here from states that the model had not made itself.
+    Phase(
+        900, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, uneven=1.5, guided=0.5, worn=0.3,
+        dropped=Dropped(0.2, 0.05, both=0.2),
+    ),
 )  # fmt: skip
-RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25, 7500: 0.4, 8500: 0.5, 10100: 0.5, 11700: 0.5}
+RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25, 7500: 0.4, 8500: 0.5, 10100: 0.5, 11700: 0.5, 12600: 0.4}
 
 
 class TalkingModel(nn.Module):
@@ -218,30 +226,72 @@ def _step(
     dropped = random.random()
     share = phase.dropped
     text_dropped, all_dropped = dropped < share.text, share.text <= dropped < share.text + share.both
-    smile, brows, people = _kind(clips[0])
-    text = DEFAULT_NEGATIVE_PROMPT if text_dropped or all_dropped else prompts.prompt(random, smile, brows, people)
-    ids = torch.tensor([[*tokenizer.encode(text), tokenizer.eos_id()]], device=device)
-    losses, mouths, shared = [], [], None
-    model.attend.num_tokens = ids.shape[1]
+    kind = _kind(clips[0])
+    text = DEFAULT_NEGATIVE_PROMPT if text_dropped or all_dropped else prompts.prompt(random, *kind)
+    losses, mouths = [], []
     with fast_numbers(device):
-        prompt_embeds = model.text_encoder(input_ids=ids).last_hidden_state[0]
+        words = Words(model, tokenizer, text)
+        guides = _guides(model, tokenizer, prompts.prompt(random, *kind)) if phase.guided else {}
         length = int(random.choice(phase.lengths))
         for clip in clips:
             silent = all_dropped or random.random() < share.audio
             example = window_of(clip, length, phase.worn, statistics, random)
-            size = LatentSize(*example["clean"].shape[1:])
-            masks = example["masks"] if people > 1 else None
-            window = model.transformer.prepare_window(size, example["condition"], clip["image"].float(), masks)
-            audio = model.transformer.zero_audio(num_video_frames(size.t)) if silent else example["audio"]
-            heard = model.transformer.prepare_pass(window, prompt_embeds, audio)
-            shared = heard.prompt_embeds = shared or heard.prompt_embeds
-            overdone = np.zeros(size.t) if silent else _overdone(phase, size.t, random)
-            loss, mouth = _flow_loss(model.transformer, example, heard, phase.shift, overdone, random)
+            clean, known = example["clean"], example["known"]
+            shares = np.zeros(clean.shape[1]) if silent else _overdone(phase, clean.shape[1], random)
+            sigma = states.noise_level(phase.shift, random)
+            noise = torch.from_numpy(random.standard_normal(clean.shape, dtype=np.float32))
+            if phase.guided and random.random() < phase.guided:
+                noisy = _guided(guides, example, sigma, noise, random)
+            else:
+                noisy = states.overdone(clean, known, sigma, noise, shares)
+            velocity = words.velocity(noisy, sigma, example, silent)
+            loss, mouth = _flow_loss(velocity, (noisy - clean) / sigma, example["weights"])
             losses.append(loss)
             mouths.append(mouth)
         total = torch.stack(losses).mean()
     total.backward()
     return total.item(), float(np.mean(mouths))
+
+
+class Words:
+    """A prompt, which is read once for all clips of a step."""
+
+    def __init__(self, model: TalkingModel, tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> None:
+        self.model = model
+        ids = [*tokenizer.encode(text), tokenizer.eos_id()]
+        self.num_tokens = len(ids)
+        ids = torch.tensor([ids], device=model.transformer.device)
+        self.embeds = Constant(model.text_encoder(input_ids=ids).last_hidden_state[0])
+
+    def velocity(self, noisy: Tensor, sigma: float, example: dict, silent: bool) -> Tensor:
+        """Of latents at a noise level, in a window (`window_of`) that hears its sound or silence."""
+        transformer = self.model.transformer
+        size = LatentSize(*noisy.shape[1:])
+        window = transformer.prepare_window(size, example["condition"], example["image"], example["masks"])
+        audio = transformer.zero_audio(num_video_frames(size.t)) if silent else example["audio"]
+        heard = transformer.prepare_pass(window, self.embeds.value, audio)
+        heard.prompt_embeds = self.embeds
+        self.model.attend.num_tokens = self.num_tokens
+        return transformer(noisy.to(transformer.device), 1000 * sigma, heard).float()
+
+
+@torch.no_grad()
+def _guides(model: TalkingModel, tokenizer: sentencepiece.SentencePieceProcessor, prompt: str) -> dict[Pass, Words]:
+    """What the passes of guidance are told, without gradients."""
+    words = {hears: Words(model, tokenizer, prompt if hears else DEFAULT_NEGATIVE_PROMPT) for hears in (True, False)}
+    return {pass_: words[pass_.hears_prompt] for pass_ in Pass}
+
+
+@torch.no_grad()
+def _guided(
+    guides: dict[Pass, Words], example: dict, sigma: float, noise: Tensor, random: np.random.Generator
+) -> Tensor:
+    """Where guidance leads in a window, see `states.guided`."""
+
+    def predict(noisy: Tensor, sigma: float, pass_: Pass) -> Tensor:
+        return guides[pass_].velocity(noisy, sigma, example, silent=not pass_.hears_audio)
+
+    return states.guided(predict, example["clean"], example["known"], sigma, noise, random)
 
 
 def _overdone(phase: Phase, length: int, random: np.random.Generator) -> np.ndarray:
@@ -252,27 +302,10 @@ def _overdone(phase: Phase, length: int, random: np.random.Generator) -> np.ndar
     return overdone
 
 
-def _flow_loss(
-    transformer: MultiTalkTransformer, example: dict, heard: object, shift: float, overdone: np.ndarray,
-    random: np.random.Generator,
-) -> tuple[Tensor, float]:  # fmt: skip
-    """The velocity's error at a random noise level, heavier at eyes and most at mouths; with it that of mouths alone.
-
-    Guidance overdoes what a step knows of a motion, and a model that has only ever seen true motions believes its own
-    latents more than the sound. So the motion in the noisy latents may be larger or smaller than the true one (after
-    Ning et al., 2023, Input Perturbation): by `overdone` in each latent frame, less where less noise is left.
-    """
-    uniform = random.uniform(0.001, 1)
-    sigma = shift * uniform / (1 + (shift - 1) * uniform)
-    clean, known = example["clean"], example["known"]
-    noise = torch.from_numpy(random.standard_normal(clean.shape, dtype=np.float32))
-    seen = clean.clone()
-    motion = clean[:, known:] - clean[:, known:].mean(dim=1, keepdim=True)
-    seen[:, known:] += sigma * torch.from_numpy(overdone).float()[known:, None, None] * motion
-    noisy = (1 - sigma) * seen + sigma * noise
-    velocity = transformer(noisy.to(transformer.device), 1000 * sigma, heard).float()
-    error = (velocity - ((noisy - clean) / sigma).to(velocity.device)).square().mean(dim=0)  # t h w
-    weights = example["weights"].to(velocity.device)
+def _flow_loss(velocity: Tensor, wanted: Tensor, weights: Tensor) -> tuple[Tensor, float]:
+    """The error of a velocity, heavier at eyes and most at mouths (`weights`: `h w`); with it that of mouths alone."""
+    weights = weights.to(velocity.device)
+    error = (velocity - wanted.to(velocity.device)).square().mean(dim=0)  # t h w
     mouths = weights > EYE_WEIGHT
     mouth = (error * mouths).sum() / (mouths.sum() * len(error))
     return (error * weights).sum() / (weights.sum() * len(error)), mouth.item()
@@ -310,6 +343,7 @@ def window_of(
     heard = (torch.arange(frames)[:, None] + CONTEXT).clamp(0, features.shape[1] - 1)
     return {
         "clean": clean, "known": known, "condition": condition, "audio": features[:, heard], "weights": clip["weights"],
+        "image": clip["image"].float(),
         "masks": _masks(clean.shape[2] * 8, clean.shape[3] * 8) if len(features) > 1 else None,
     }  # fmt: skip
 

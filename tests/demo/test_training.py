@@ -22,7 +22,7 @@ def late_clip():
     torch.manual_seed(0)
     return {
         "latents": torch.randn(16, 9, 4, 4), "features": torch.randn(1, 40, 2, 8), "weights": torch.ones(4, 4),
-        "late": True,
+        "image": torch.randn(257, 80), "late": True,
     }  # fmt: skip
 
 
@@ -79,6 +79,68 @@ def test_motion_is_overdone_alike_in_all_frames_unless_asked_otherwise():
     even, uneven = drawn(), drawn(uneven=0.5)
     assert np.ptp(even) == 0 < abs(even[0]) <= 1.5
     assert 0.45 < np.abs(uneven - even).max() <= 0.5
+
+
+def test_a_guided_state_of_true_velocities_is_the_clip_with_noise_added():
+    from demo.states import guided
+
+    clean, noise = torch.randn(2, 16, 5, 4, 4)
+    arrived = guided(lambda *_: noise - clean, clean, 1, 0.6, noise, np.random.default_rng(0))
+    torch.testing.assert_close(arrived, 0.4 * clean + 0.6 * noise, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("known", [1, 3])
+def test_a_guided_state_overdoes_what_the_passes_differ_in_except_in_known_frames(known):
+    from demo.states import LARGEST_SCALE, guided
+
+    clean, noise, difference = torch.randn(3, 16, 5, 4, 4)
+    factors = []
+    for seed in range(20):
+        arrived = guided(
+            lambda noisy, sigma, pass_: noise - clean - (0 if pass_.hears_audio else difference),
+            clean, known, 0.4, noise, np.random.default_rng(seed),
+        )  # fmt: skip
+        moved = 0.6 * clean + 0.4 * noise - arrived
+        later = slice(known if known > 1 else 0, None)
+        factors.append((moved[:, later] / difference[:, later]).median().item())
+        torch.testing.assert_close(moved[:, later], factors[-1] * difference[:, later], rtol=0, atol=1e-4)
+        assert known == 1 or moved[:, :known].abs().max() < 1e-5
+    assert 0 <= min(factors) < 0.1 < 0.5 < max(factors) <= 0.4 * (LARGEST_SCALE - 1)
+
+
+def test_less_is_overdone_where_less_noise_is_left_and_nothing_of_known_frames():
+    from demo.states import overdone
+
+    clean, noise = torch.randn(2, 16, 5, 4, 4)
+
+    def moved(sigma, shares):
+        return overdone(clean, 2, sigma, noise, np.array(shares)) - ((1 - sigma) * clean + sigma * noise)
+
+    motion = clean[:, 2:] - clean[:, 2:].mean(dim=1, keepdim=True)
+    assert torch.equal(moved(0.5, np.zeros(5)), torch.zeros_like(clean))
+    found = moved(0.25, [1, 1, 1, 0, -2])
+    assert torch.equal(found[:, :2], torch.zeros_like(found[:, :2]))
+    wanted = 0.75 * 0.25 * motion * torch.tensor([1.0, 0, -2])[:, None, None]
+    torch.testing.assert_close(found[:, 2:], wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("grey_tails")
+def test_a_step_on_guided_states_teaches_every_part(late_clip):
+    import sentencepiece
+
+    from demo import prompts, train_audio
+    from demo.train_transformer import Phase, TalkingModel, _step
+
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=prompts.tokenizer())
+    model = TalkingModel(tokenizer.vocab_size())
+    features = torch.randn(1, 40, train_audio.LAYERS, train_audio.WIDTH)
+    late_clip |= {"features": features, "weights": torch.full((4, 4), 9.0), "smile": 1, "brows": 1}
+    phase = Phase(1, 2, (), (3,), guided=1.0)
+    random = np.random.default_rng(3)
+    loss, mouth = _step(model, tokenizer, [late_clip] * 2, phase, NEUTRAL, random, torch.device("cpu"))
+    assert loss > 0 and mouth > 0
+    untaught = [name for name, weight in model.named_parameters() if weight.grad is None]
+    assert untaught == []
 
 
 def test_coded_frames_are_pictures_that_a_decoder_drew():
