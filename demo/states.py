@@ -7,6 +7,7 @@ latents more than the sound.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -42,12 +43,12 @@ def overdone(clean: Tensor, known: int, sigma: float, noise: Tensor, shares: np.
 
 def guided(
     predict: Callable[[Tensor, float, Pass], Tensor], clean: Tensor, known: int, sigma: float, noise: Tensor,
-    random: np.random.Generator,
+    random: np.random.Generator, steps: int = 1,
 ) -> Tensor:  # fmt: skip
-    """`16 t h w` where a guided step of the model itself leads from a higher noise level (after DAgger, Ross, 2011).
+    """`16 t h w` where guided steps of the model itself lead from a higher noise level (after DAgger, Ross, 2011).
 
-    The step starts from the clip with noise added, at twice the noise level at most, and both scales are the same, up
-    to `LARGEST_SCALE`. What a continued window knows is put back into place, as the sampler does.
+    The first step starts from the clip with noise added, and each one halves the noise level at most. Both scales are
+    the same, up to `LARGEST_SCALE`. What a continued window knows is put back into place, as the sampler does.
 
     Args:
         predict: the velocity of latents at a noise level in one of the passes.
@@ -56,13 +57,15 @@ def guided(
         sigma: the noise level that is arrived at.
         noise: like `clean`.
         random: draws the start and the scale.
+        steps: how many.
     """
     scale = random.uniform(1, LARGEST_SCALE)
-    start = random.uniform(sigma, min(1, 2 * sigma))
+    levels = np.geomspace(random.uniform(sigma, min(1, 2**steps * sigma)), sigma, steps + 1)
     guidance = Guidance(GuidanceConfig(text_scale=scale, audio_scale=scale))
-    departed = (1 - start) * clean + start * noise
-    velocity = guidance.combine({pass_: predict(departed, start, pass_) for pass_ in guidance.passes})
-    arrived = departed - (start - sigma) * velocity.to(departed)
-    if known > 1:
-        arrived[:, :known] = ((1 - sigma) * clean + sigma * noise)[:, :known]
-    return arrived
+    latents = (1 - levels[0]) * clean + levels[0] * noise
+    for level, following in pairwise(levels.tolist()):
+        velocity = guidance.combine({pass_: predict(latents, level, pass_) for pass_ in guidance.passes})
+        latents = latents - (level - following) * velocity.to(latents)
+        if known > 1:
+            latents[:, :known] = ((1 - following) * clean + following * noise)[:, :known]
+    return latents

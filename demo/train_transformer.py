@@ -58,6 +58,7 @@ class Phase:
     overdone: float = 0.0  # how much larger or smaller than they are motions may seem, see `states.overdone`
     uneven: float = 0.0  # the same for each latent frame by itself
     guided: float = 0.0  # share of the clips that stand where guidance leads instead, see `states.guided`
+    guided_steps: int = 1  # of guidance to there
     dropped: Dropped = Dropped()
     worn: float = 0.0  # how far what is known of a continued clip may be off, see `window_of`
 
@@ -90,8 +91,12 @@ PHASES = (
     ),
     # And up to here from states that the model had not made itself.
     Phase(
-        900, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, uneven=1.5, guided=0.5, worn=0.3,
+        300, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, uneven=1.5, guided=0.5, worn=0.3,
         dropped=Dropped(0.2, 0.05, both=0.2),
+    ),
+    Phase(
+        500, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, uneven=1.5, guided=0.5, guided_steps=2,
+        worn=0.3, dropped=Dropped(0.2, 0.05, both=0.2),
     ),
 )  # fmt: skip
 RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25, 7500: 0.4, 8500: 0.5, 10100: 0.5, 11700: 0.5, 12600: 0.4}
@@ -241,7 +246,7 @@ def _step(
             sigma = states.noise_level(phase.shift, random)
             noise = torch.from_numpy(random.standard_normal(clean.shape, dtype=np.float32))
             if phase.guided and random.random() < phase.guided:
-                noisy = _guided(guides, example, sigma, noise, random)
+                noisy = _guided(guides, example, sigma, noise, random, phase.guided_steps)
             else:
                 noisy = states.overdone(clean, known, sigma, noise, shares)
             velocity = words.velocity(noisy, sigma, example, silent)
@@ -284,14 +289,14 @@ def _guides(model: TalkingModel, tokenizer: sentencepiece.SentencePieceProcessor
 
 @torch.no_grad()
 def _guided(
-    guides: dict[Pass, Words], example: dict, sigma: float, noise: Tensor, random: np.random.Generator
+    guides: dict[Pass, Words], example: dict, sigma: float, noise: Tensor, random: np.random.Generator, steps: int
 ) -> Tensor:
     """Where guidance leads in a window, see `states.guided`."""
 
     def predict(noisy: Tensor, sigma: float, pass_: Pass) -> Tensor:
         return guides[pass_].velocity(noisy, sigma, example, silent=not pass_.hears_audio)
 
-    return states.guided(predict, example["clean"], example["known"], sigma, noise, random)
+    return states.guided(predict, example["clean"], example["known"], sigma, noise, random, steps)
 
 
 def _overdone(phase: Phase, length: int, random: np.random.Generator) -> np.ndarray:

@@ -81,12 +81,22 @@ def test_motion_is_overdone_alike_in_all_frames_unless_asked_otherwise():
     assert 0.45 < np.abs(uneven - even).max() <= 0.5
 
 
-def test_a_guided_state_of_true_velocities_is_the_clip_with_noise_added():
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_guided_state_of_true_velocities_is_the_clip_with_noise_added(steps):
     from demo.states import guided
 
     clean, noise = torch.randn(2, 16, 5, 4, 4)
-    arrived = guided(lambda *_: noise - clean, clean, 1, 0.6, noise, np.random.default_rng(0))
-    torch.testing.assert_close(arrived, 0.4 * clean + 0.6 * noise, rtol=0, atol=1e-5)
+    levels = []
+
+    def predict(noisy, sigma, pass_):
+        levels.append(sigma)
+        torch.testing.assert_close(noisy, (1 - sigma) * clean + sigma * noise, rtol=0, atol=1e-5)
+        return noise - clean
+
+    arrived = guided(predict, clean, 1, 0.1, noise, np.random.default_rng(0), steps)
+    assert len(set(levels)) == steps
+    assert max(levels) <= 0.1 * 2**steps
+    torch.testing.assert_close(arrived, 0.9 * clean + 0.1 * noise, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("known", [1, 3])
