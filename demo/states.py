@@ -45,7 +45,7 @@ def guided(
     predict: Callable[[Tensor, float, Pass], Tensor], clean: Tensor, known: int, sigma: float, noise: Tensor,
     random: np.random.Generator, steps: int = 1,
 ) -> Tensor:  # fmt: skip
-    """`16 t h w` where guided steps of the model itself lead from a higher noise level (after DAgger, Ross, 2011).
+    """`16 t h w` where the model's own guided steps lead from a higher noise level (after DAgger, Ross et al., 2011).
 
     The first step starts from the clip with noise added, and each one halves the noise level at most. Both scales are
     the same, up to `LARGEST_SCALE`. What a continued window knows is put back into place, as the sampler does.
