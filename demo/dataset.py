@@ -28,7 +28,7 @@ HEIGHT, WIDTH_ONE, WIDTH_TWO = 128, 128, 192
 KNOWN_FRAMES = 25  # at most, of a window that continues another one
 LATE_START = 40  # frames after which a late clip starts: nobody looks neutral any more
 CLIPS_PER_SHARD = 12
-EYE_WEIGHT, MOUTH_WEIGHT = 3, 5  # in the loss, where the rest of the picture has 1
+EYE_WEIGHT, MOUTH_WEIGHT = 5, 7  # in the loss, where the rest of the picture has 1
 
 logger = logging.getLogger(__name__)
 

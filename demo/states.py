@@ -25,6 +25,12 @@ def noise_level(shift: float, random: np.random.Generator) -> float:
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
+def random_guidance(random: np.random.Generator) -> Guidance:
+    """Towards text and audio alike, at a scale from 1 to `LARGEST_SCALE`; of the passes `COND` and `UNCOND`."""
+    scale = random.uniform(1, LARGEST_SCALE)
+    return Guidance(GuidanceConfig(text_scale=scale, audio_scale=scale))
+
+
 def overdone(clean: Tensor, known: int, sigma: float, noise: Tensor, shares: np.ndarray) -> Tensor:
     """`16 t h w` in which motions are larger or smaller than they are (after Ning et al., 2023, Input Perturbation).
 
@@ -47,8 +53,8 @@ def guided(
 ) -> Tensor:  # fmt: skip
     """`16 t h w` where the model's own guided steps lead from a higher noise level (after DAgger, Ross et al., 2011).
 
-    The first step starts from the clip with noise added, and each one halves the noise level at most. Both scales are
-    the same, up to `LARGEST_SCALE`. What a continued window knows is put back into place, as the sampler does.
+    The first step starts from the clip with noise added, and each one halves the noise level at most. What a continued
+    window knows is put back into place, as the sampler does.
 
     Args:
         predict: the velocity of latents at a noise level in one of the passes.
@@ -56,12 +62,11 @@ def guided(
         known: latent frames that the window knows.
         sigma: the noise level that is arrived at.
         noise: like `clean`.
-        random: draws the start and the scale.
+        random: draws the guidance and the start.
         steps: how many.
     """
-    scale = random.uniform(1, LARGEST_SCALE)
+    guidance = random_guidance(random)
     levels = np.geomspace(random.uniform(sigma, min(1, 2**steps * sigma)), sigma, steps + 1)
-    guidance = Guidance(GuidanceConfig(text_scale=scale, audio_scale=scale))
     latents = (1 - levels[0]) * clean + levels[0] * noise
     for level, following in pairwise(levels.tolist()):
         velocity = guidance.combine({pass_: predict(latents, level, pass_) for pass_ in guidance.passes})

@@ -34,6 +34,7 @@ from .run import RUN_FOLDER, Run, phase_at, total_steps
 
 TEXT_WIDTH = 64
 CONTINUED = 0.5
+LOW_NOISE = (0.05, 0.8)  # noise levels at which lips are settled already, so that guidance has nothing to add
 SAME_PLACE_GAIN, SAME_PLACE_PAIRS = 4.0, 3
 
 
@@ -59,6 +60,7 @@ class Phase:
     uneven: float = 0.0  # the same for each latent frame by itself
     guided: float = 0.0  # share of the clips that stand where guidance leads instead, see `states.guided`
     guided_steps: int = 1  # of guidance to there
+    asked_guided: float = 0.0  # share of the clips, at `LOW_NOISE`, of which the guided velocity is asked as well
     dropped: Dropped = Dropped()
     worn: float = 0.0  # how far what is known of a continued clip may be off, see `window_of`
 
@@ -98,8 +100,13 @@ PHASES = (
         500, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, uneven=1.5, guided=0.5, guided_steps=2,
         worn=0.3, dropped=Dropped(0.2, 0.05, both=0.2),
     ),
+    # And up to here without being asked what guidance makes of its passes, which loosened lips at audio scale 4.
+    Phase(
+        1200, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, uneven=1.5, guided=0.3, guided_steps=2,
+        asked_guided=0.4, worn=0.3, dropped=Dropped(0.2, 0.05, both=0.2),
+    ),
 )  # fmt: skip
-RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25, 7500: 0.4, 8500: 0.5, 10100: 0.5, 11700: 0.5, 12600: 0.4}
+RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25, 7500: 0.4, 8500: 0.5, 10100: 0.5, 11700: 0.5, 12600: 0.4, 13400: 0.4}
 
 
 class TalkingModel(nn.Module):
@@ -209,8 +216,7 @@ def train(seed: int, device: torch.device) -> TalkingModel:
             clips[phase.shards].refresh()
         random = np.random.default_rng((seed, step))
         chosen = clips[phase.shards].choose(random, phase.batch)
-        loss, mouth = _step(run.model, tokenizer, chosen, phase, statistics, random, device)
-        run.apply(loss, mouth=mouth)
+        run.apply(**_step(run.model, tokenizer, chosen, phase, statistics, random, device))
     return run.averaged()
 
 
@@ -226,36 +232,50 @@ def latent_statistics() -> tuple[Tensor, Tensor]:
 def _step(
     model: TalkingModel, tokenizer: sentencepiece.SentencePieceProcessor, clips: list[dict], phase: Phase,
     statistics: tuple[Tensor, Tensor], random: np.random.Generator, device: torch.device,
-) -> tuple[float, float]:  # fmt: skip
-    """Gradients of a step are left in the model; returns its loss, and that of the mouths alone."""
+) -> dict[str, float]:  # fmt: skip
+    """Gradients of a step are left in the model; returns its `loss`, and the means of those of mouths alone."""
     dropped = random.random()
     share = phase.dropped
     text_dropped, all_dropped = dropped < share.text, share.text <= dropped < share.text + share.both
     kind = _kind(clips[0])
     text = DEFAULT_NEGATIVE_PROMPT if text_dropped or all_dropped else prompts.prompt(random, *kind)
-    losses, mouths = [], []
+    losses, mouths = [], {"mouth": [], "guided_mouth": []}
     with fast_numbers(device):
         words = Words(model, tokenizer, text)
         guides = _guides(model, tokenizer, prompts.prompt(random, *kind)) if phase.guided else {}
+        no_words = Words(model, tokenizer, DEFAULT_NEGATIVE_PROMPT) if phase.asked_guided else None
         length = int(random.choice(phase.lengths))
         for clip in clips:
-            silent = all_dropped or random.random() < share.audio
+            asked_guided = no_words is not None and random.random() < phase.asked_guided
+            silent = not asked_guided and (all_dropped or random.random() < share.audio)
             example = window_of(clip, length, phase.worn, statistics, random)
-            clean, known = example["clean"], example["known"]
-            shares = np.zeros(clean.shape[1]) if silent else _overdone(phase, clean.shape[1], random)
-            sigma = states.noise_level(phase.shift, random)
-            noise = torch.from_numpy(random.standard_normal(clean.shape, dtype=np.float32))
-            if phase.guided and random.random() < phase.guided:
-                noisy = _guided(guides, example, sigma, noise, random, phase.guided_steps)
-            else:
-                noisy = states.overdone(clean, known, sigma, noise, shares)
-            velocity = words.velocity(noisy, sigma, example, silent)
-            loss, mouth = _flow_loss(velocity, (noisy - clean) / sigma, example["weights"])
+            noisy, sigma = _state(phase, guides, example, silent, asked_guided, random)
+            velocity, wanted = words.velocity(noisy, sigma, example, silent), (noisy - example["clean"]) / sigma
+            loss, mouth = _flow_loss(velocity, wanted, example["weights"])
+            mouths["mouth"].append(mouth)
+            if asked_guided:
+                away = no_words.velocity(noisy, sigma, example, silent=True)
+                velocity = states.random_guidance(random).combine({Pass.COND: velocity, Pass.UNCOND: away})
+                guided_loss, mouth = _flow_loss(velocity, wanted, example["weights"])
+                loss = (loss + guided_loss) / 2
+                mouths["guided_mouth"].append(mouth)
             losses.append(loss)
-            mouths.append(mouth)
         total = torch.stack(losses).mean()
     total.backward()
-    return total.item(), float(np.mean(mouths))
+    return {"loss": total.item()} | {name: float(np.mean(values)) for name, values in mouths.items() if values}
+
+
+def _state(
+    phase: Phase, guides: dict[Pass, Words], example: dict, silent: bool, low_noise: bool, random: np.random.Generator
+) -> tuple[Tensor, float]:
+    """Noisy latents of a window, where noise or guidance brought them, and their noise level."""
+    clean = example["clean"]
+    shares = np.zeros(clean.shape[1]) if silent else _overdone(phase, clean.shape[1], random)
+    sigma = random.uniform(*LOW_NOISE) if low_noise else states.noise_level(phase.shift, random)
+    noise = torch.from_numpy(random.standard_normal(clean.shape, dtype=np.float32))
+    if phase.guided and random.random() < phase.guided:
+        return _guided(guides, example, sigma, noise, random, phase.guided_steps), sigma
+    return states.overdone(clean, example["known"], sigma, noise, shares), sigma
 
 
 class Words:

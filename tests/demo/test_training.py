@@ -134,23 +134,77 @@ def test_less_is_overdone_where_less_noise_is_left_and_nothing_of_known_frames()
     torch.testing.assert_close(found[:, 2:], wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.usefixtures("grey_tails")
-def test_a_step_on_guided_states_teaches_every_part(late_clip):
+@pytest.fixture
+def tokenizer():
+    """That of the prompts."""
     import sentencepiece
 
-    from demo import prompts, train_audio
-    from demo.train_transformer import Phase, TalkingModel, _step
+    from demo import prompts
 
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=prompts.tokenizer())
-    model = TalkingModel(tokenizer.vocab_size())
+    return sentencepiece.SentencePieceProcessor(model_proto=prompts.tokenizer())
+
+
+@pytest.fixture
+def model(tokenizer):
+    """One that has learnt nothing yet."""
+    from demo.train_transformer import TalkingModel
+
+    torch.manual_seed(1)
+    return TalkingModel(tokenizer.vocab_size())
+
+
+@pytest.fixture
+def step(late_clip, grey_tails, tokenizer, model):
+    """One step of a phase on two clips: `step(phase)` gives its figures."""
+    from demo import train_audio
+    from demo.train_transformer import _step
+
     features = torch.randn(1, 40, train_audio.LAYERS, train_audio.WIDTH)
     late_clip |= {"features": features, "weights": torch.full((4, 4), 9.0), "smile": 1, "brows": 1}
-    phase = Phase(1, 2, (), (3,), guided=1.0)
-    random = np.random.default_rng(3)
-    loss, mouth = _step(model, tokenizer, [late_clip] * 2, phase, NEUTRAL, random, torch.device("cpu"))
-    assert loss > 0 and mouth > 0
+
+    def run(phase):
+        random = np.random.default_rng(3)
+        return _step(model, tokenizer, [late_clip] * 2, phase, NEUTRAL, random, torch.device("cpu"))
+
+    return run
+
+
+def test_a_step_on_guided_states_teaches_every_part(step, model):
+    from demo.train_transformer import Phase
+
+    figures = step(Phase(1, 2, (), (3,), guided=1.0))
+    assert set(figures) == {"loss", "mouth"}
+    assert min(figures.values()) > 0
     untaught = [name for name, weight in model.named_parameters() if weight.grad is None]
     assert untaught == []
+
+
+def test_the_guided_velocity_is_asked_at_low_noise_of_a_pass_that_hears_and_one_that_does_not(step, model, monkeypatch):
+    from demo import train_transformer
+    from demo.train_transformer import Dropped, Phase, Words
+
+    asked, velocity = [], Words.velocity
+
+    def recorded(self, noisy, sigma, example, silent):
+        asked.append((sigma, silent))
+        return velocity(self, noisy, sigma, example, silent)
+
+    monkeypatch.setattr(Words, "velocity", recorded)
+    everything_dropped = Phase(1, 2, (), (3,), asked_guided=1.0, dropped=Dropped(0, 1, both=1))
+    figures = step(everything_dropped)
+    levels, silent = zip(*asked, strict=True)
+    assert silent == (False, True) * 2
+    assert levels[::2] == levels[1::2]
+    low, high = train_transformer.LOW_NOISE
+    assert low <= min(levels) < max(levels) <= high
+    assert figures["guided_mouth"] != pytest.approx(figures["mouth"], rel=1e-4)
+
+    for block in model.transformer.blocks:  # a model that hears nothing: guidance leads nowhere
+        torch.nn.init.zeros_(block.audio_cross_attn.proj.weight)
+        torch.nn.init.zeros_(block.audio_cross_attn.proj.bias)
+    figures = step(everything_dropped)
+    assert figures["guided_mouth"] == pytest.approx(figures["mouth"], rel=1e-4)
+    assert figures["loss"] == pytest.approx(figures["mouth"], rel=1e-4)
 
 
 def test_coded_frames_are_pictures_that_a_decoder_drew():
