@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.conditioning.vae import LATENT_MEAN, LATENT_STD
 from pipeline.weights.key_maps import native_clip_state, native_text_key, native_transformer_key
 
-from . import prompts, train_transformer, train_vae
+from . import prompts, train_vae, windows
 from .dataset import random_image_encoder
 from .run import RUN_FOLDER
 
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     stages = {stage: _average(stage) for stage in STAGES}
     total = 0
-    for name, state in parts(stages, train_transformer.latent_statistics()).items():
+    for name, state in parts(stages, windows.latent_statistics()).items():
         path = options.folder / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: _stored(tensor) for key, tensor in state.items()}, path)

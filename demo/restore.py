@@ -21,6 +21,7 @@ from pipeline.weights.stored import collect
 from . import prompts, train_audio, train_transformer, train_vae
 from .export import MODELS_FOLDER, PUBLISHED, State, Statistics, fold
 from .run import RUN_FOLDER, Run, total_steps
+from .talking_model import TalkingModel
 
 UNIT: Statistics = (torch.zeros(train_vae.LATENT_CHANNELS), torch.ones(train_vae.LATENT_CHANNELS))
 
@@ -59,7 +60,7 @@ def networks(folder: Path) -> dict[str, nn.Module]:
     state = heard.state_dict()
     listener.encoder.load_state_dict({name: state[name] for name in listener.encoder.state_dict()})
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=prompts.tokenizer())
-    talking = train_transformer.TalkingModel(tokenizer.vocab_size())
+    talking = TalkingModel(tokenizer.vocab_size())
     talking.load_state_dict(_talking_state(folder))
     return {"eyes": vae, "audio": listener, "transformer": talking}
 

@@ -172,7 +172,7 @@ def test_folding_statistics_into_the_vae_changes_no_picture():
 
 
 def test_counting_a_prompts_padding_is_the_same_as_looking_at_it():
-    from demo.train_transformer import TrainingAttention
+    from demo.talking_model import TrainingAttention
 
     attend = TrainingAttention(64)
     query, key, value = (torch.randn(1, 2, n, 16) for n in (5, 64, 64))

@@ -22,9 +22,9 @@ def test_what_is_restored_is_exported_as_it_was(monkeypatch):
 
 def test_every_restored_stage_is_one_that_its_training_goes_on_from(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(PACK))
-    from demo import restore, run, train_audio, train_transformer, train_vae
+    from demo import restore, run, train_audio, train_transformer, train_vae, windows
 
-    for module in (restore, run, train_vae, train_transformer):
+    for module in (restore, run, train_vae, windows):
         monkeypatch.setattr(module, "RUN_FOLDER", tmp_path)
     restore.main()
     bundled = restore.networks(restore.MODELS_FOLDER)

@@ -29,16 +29,16 @@ def late_clip():
 @pytest.fixture
 def grey_tails(tmp_path, monkeypatch):
     """A store of them."""
-    from demo import train_transformer
+    from demo import windows
 
-    monkeypatch.setattr(train_transformer, "RUN_FOLDER", tmp_path)
-    monkeypatch.setattr(train_transformer, "_tails", {})
+    monkeypatch.setattr(windows, "RUN_FOLDER", tmp_path)
+    monkeypatch.setattr(windows, "_tails", {})
     torch.save({"tails": torch.randn(2, 16, 25, 4, 4)}, tmp_path / "grey_tails.pt")
 
 
 @pytest.mark.usefixtures("grey_tails")
 def test_known_frames_wear_one_error_that_what_follows_has_not(late_clip):
-    from demo.train_transformer import window_of
+    from demo.windows import window_of
 
     for seed in range(8):
         made = window_of(late_clip, 9, 0.3, NEUTRAL, np.random.default_rng(seed))
@@ -53,7 +53,7 @@ def test_known_frames_wear_one_error_that_what_follows_has_not(late_clip):
 
 @pytest.mark.usefixtures("grey_tails")
 def test_known_frames_have_been_coded_once_more_where_a_clip_keeps_them_so(late_clip):
-    from demo.train_transformer import window_of
+    from demo.windows import window_of
 
     late_clip["coded"] = late_clip["latents"][:, :7] + 10
     made = window_of(late_clip, 9, 0.3, NEUTRAL, np.random.default_rng(0))
@@ -63,7 +63,7 @@ def test_known_frames_have_been_coded_once_more_where_a_clip_keeps_them_so(late_
 
 @pytest.mark.usefixtures("grey_tails")
 def test_unworn_frames_are_those_of_the_clip(late_clip):
-    from demo.train_transformer import window_of
+    from demo.windows import window_of
 
     made = window_of(late_clip, 5, 0.0, NEUTRAL, np.random.default_rng(0))
     assert torch.equal(made["clean"], late_clip["latents"][:, :5])
@@ -147,7 +147,7 @@ def tokenizer():
 @pytest.fixture
 def model(tokenizer):
     """One that has learnt nothing yet."""
-    from demo.train_transformer import TalkingModel
+    from demo.talking_model import TalkingModel
 
     torch.manual_seed(1)
     return TalkingModel(tokenizer.vocab_size())
@@ -180,8 +180,8 @@ def test_a_step_on_guided_states_teaches_every_part(step, model):
 
 
 def test_the_guided_velocity_is_asked_at_low_noise_of_a_pass_that_hears_and_one_that_does_not(step, model, monkeypatch):
-    from demo import train_transformer
-    from demo.train_transformer import Dropped, Phase, Words
+    from demo.talking_model import Words
+    from demo.train_transformer import LOW_NOISE, Dropped, Phase
 
     asked, velocity = [], Words.velocity
 
@@ -195,8 +195,7 @@ def test_the_guided_velocity_is_asked_at_low_noise_of_a_pass_that_hears_and_one_
     levels, silent = zip(*asked, strict=True)
     assert silent == (False, True) * 2
     assert levels[::2] == levels[1::2]
-    low, high = train_transformer.LOW_NOISE
-    assert low <= min(levels) < max(levels) <= high
+    assert LOW_NOISE[0] <= min(levels) < max(levels) <= LOW_NOISE[1]
     assert figures["guided_mouth"] != pytest.approx(figures["mouth"], rel=1e-4)
 
     for block in model.transformer.blocks:  # a model that hears nothing: guidance leads nowhere
