@@ -50,6 +50,7 @@ class Phase:
     uneven: float = 0.0  # the same for each latent frame by itself
     guided: float = 0.0  # share of the clips that stand where guidance leads instead, see `states.guided`
     guided_steps: int = 1  # of guidance to there
+    settled: bool = False  # at `LOW_NOISE` all clips stand where noise brought them
     asked_guided: float = 0.0  # share of the clips, at `LOW_NOISE`, of which the guided velocity is asked as well
     dropped: Dropped = Dropped()
     worn: float = 0.0  # how far what is known of a continued clip may be off, see `window_of`
@@ -95,8 +96,15 @@ PHASES = (
         1200, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, uneven=1.5, guided=0.3, guided_steps=2,
         asked_guided=0.4, worn=0.3, dropped=Dropped(0.2, 0.05, both=0.2),
     ),
+    # What guidance makes can only be the clip where those who do not hear know as much: in states without any errors.
+    Phase(
+        110, 7, ("mixed", "brief"), (3, 5, 9, 13, 21), shift=5.0, overdone=1.5, uneven=1.5, guided=0.3, guided_steps=2,
+        settled=True, asked_guided=0.5, worn=0.3, dropped=Dropped(0.2, 0.05, both=0.2),
+    ),
 )  # fmt: skip
-RESTARTS = {2600: 0.5, 4300: 0.25, 6600: 0.25, 7500: 0.4, 8500: 0.5, 10100: 0.5, 11700: 0.5, 12600: 0.4, 13400: 0.4}
+RESTARTS = {
+    2600: 0.5, 4300: 0.25, 6600: 0.25, 7500: 0.4, 8500: 0.5, 10100: 0.5, 11700: 0.5, 12600: 0.4, 13400: 0.4, 14600: 0.2,
+}  # fmt: skip
 
 
 def train(seed: int, device: torch.device) -> TalkingModel:
@@ -161,7 +169,9 @@ def _state(
     shares = np.zeros(clean.shape[1]) if silent else _overdone(phase, clean.shape[1], random)
     sigma = random.uniform(*LOW_NOISE) if low_noise else states.noise_level(phase.shift, random)
     noise = torch.from_numpy(random.standard_normal(clean.shape, dtype=np.float32))
-    if phase.guided and random.random() < phase.guided:
+    if phase.settled and sigma <= LOW_NOISE[1]:
+        shares = np.zeros(clean.shape[1])
+    elif phase.guided and random.random() < phase.guided:
         return _guided(guides, example, sigma, noise, random, phase.guided_steps), sigma
     return states.overdone(clean, example["known"], sigma, noise, shares), sigma
 

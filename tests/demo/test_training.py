@@ -206,6 +206,19 @@ def test_the_guided_velocity_is_asked_at_low_noise_of_a_pass_that_hears_and_one_
     assert figures["loss"] == pytest.approx(figures["mouth"], rel=1e-4)
 
 
+@pytest.mark.parametrize("settled", [True, False])
+def test_where_states_are_settled_nothing_but_noise_is_added_at_low_noise(settled):
+    from demo.train_transformer import Phase, _state
+
+    clean = 1000 * torch.randn(16, 5, 4, 4)
+    phase = Phase(1, 2, (), (5,), overdone=1.5, guided=float(settled), settled=settled)
+    for seed in range(8):
+        random = np.random.default_rng(seed)
+        noisy, sigma = _state(phase, {}, {"clean": clean, "known": 1}, silent=False, low_noise=True, random=random)
+        noise = (noisy - (1 - sigma) * clean) / sigma
+        assert (0.9 < noise.std() < 1.1) == settled
+
+
 def test_coded_frames_are_pictures_that_a_decoder_drew():
     from demo.train_vae import build, coded
 
