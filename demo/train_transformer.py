@@ -24,7 +24,7 @@ from .run import Run, phase_at, total_steps
 from .talking_model import TalkingModel, Words
 from .windows import Clips, kind_of, latent_statistics, window_of
 
-LOW_NOISE = (0.05, 0.8)  # noise levels at which lips are settled already, so that guidance has nothing to add
+LOW_NOISE = (0.05, 0.8)  # noise levels at which guidance is to add nothing
 SAME_PLACE_GAIN, SAME_PLACE_PAIRS = 4.0, 3
 
 

@@ -36,6 +36,41 @@ def grey_tails(tmp_path, monkeypatch):
     torch.save({"tails": torch.randn(2, 16, 25, 4, 4)}, tmp_path / "grey_tails.pt")
 
 
+@pytest.fixture
+def tokenizer():
+    """That of the prompts."""
+    import sentencepiece
+
+    from demo import prompts
+
+    return sentencepiece.SentencePieceProcessor(model_proto=prompts.tokenizer())
+
+
+@pytest.fixture
+def model(tokenizer):
+    """One that has learnt nothing yet."""
+    from demo.talking_model import TalkingModel
+
+    torch.manual_seed(1)
+    return TalkingModel(tokenizer.vocab_size())
+
+
+@pytest.fixture
+def step(late_clip, grey_tails, tokenizer, model):
+    """One step of a phase on two clips: `step(phase)` gives its figures."""
+    from demo import train_audio
+    from demo.train_transformer import _step
+
+    features = torch.randn(1, 40, train_audio.LAYERS, train_audio.WIDTH)
+    late_clip |= {"features": features, "weights": torch.full((4, 4), 9.0), "smile": 1, "brows": 1}
+
+    def run(phase):
+        random = np.random.default_rng(3)
+        return _step(model, tokenizer, [late_clip] * 2, phase, NEUTRAL, random, torch.device("cpu"))
+
+    return run
+
+
 @pytest.mark.usefixtures("grey_tails")
 def test_known_frames_wear_one_error_that_what_follows_has_not(late_clip):
     from demo.windows import window_of
@@ -132,41 +167,6 @@ def test_less_is_overdone_where_less_noise_is_left_and_nothing_of_known_frames()
     assert torch.equal(found[:, :2], torch.zeros_like(found[:, :2]))
     wanted = 0.75 * 0.25 * motion * torch.tensor([1.0, 0, -2])[:, None, None]
     torch.testing.assert_close(found[:, 2:], wanted, rtol=0, atol=1e-5)
-
-
-@pytest.fixture
-def tokenizer():
-    """That of the prompts."""
-    import sentencepiece
-
-    from demo import prompts
-
-    return sentencepiece.SentencePieceProcessor(model_proto=prompts.tokenizer())
-
-
-@pytest.fixture
-def model(tokenizer):
-    """One that has learnt nothing yet."""
-    from demo.talking_model import TalkingModel
-
-    torch.manual_seed(1)
-    return TalkingModel(tokenizer.vocab_size())
-
-
-@pytest.fixture
-def step(late_clip, grey_tails, tokenizer, model):
-    """One step of a phase on two clips: `step(phase)` gives its figures."""
-    from demo import train_audio
-    from demo.train_transformer import _step
-
-    features = torch.randn(1, 40, train_audio.LAYERS, train_audio.WIDTH)
-    late_clip |= {"features": features, "weights": torch.full((4, 4), 9.0), "smile": 1, "brows": 1}
-
-    def run(phase):
-        random = np.random.default_rng(3)
-        return _step(model, tokenizer, [late_clip] * 2, phase, NEUTRAL, random, torch.device("cpu"))
-
-    return run
 
 
 def test_a_step_on_guided_states_teaches_every_part(step, model):
