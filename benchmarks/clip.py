@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from pipeline.weights.tiny import TinySet, write_tiny
 from torch import Tensor
 
 from pipeline.audio.dialogue import Speech
@@ -18,7 +19,6 @@ from pipeline.config import Acceleration, GenerationConfig, SamplingConfig
 from pipeline.generate import generate
 from pipeline.host import TorchHost
 from pipeline.weights import build
-from pipeline.weights.tiny import TinySet, write_tiny
 
 from .measure import Settings, measure
 from .report import Row, comparison_rows

@@ -16,30 +16,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pipeline.acceleration.accelerate import AccelerationOptions, preset
+from pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT
+from pipeline.lip_sync import implied_mouth, measure, mouth_openings
+from pipeline.sampling.windows import plan_windows
 
 from demo import prompts
 from demo.dataset import HEIGHT, Scene, random_scene
 from demo.faces import Motion, draw, place
 from pipeline.__main__ import DEMO_DEFLICKER, DEMO_GUIDANCE
-from pipeline.acceleration.accelerate import AccelerationOptions, preset
 from pipeline.audio.dialogue import Arrangement, Speech
 from pipeline.audio.embeds import encode_audio
 from pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound
 from pipeline.conditioning.conditioning import Conditioning
-from pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT
 from pipeline.conditioning.speakers import Place, speaker_masks
 from pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
 from pipeline.generate import generate
 from pipeline.host import Host, TorchHost
-from pipeline.lip_sync import implied_mouth, measure, mouth_openings
-from pipeline.sampling.windows import plan_windows
 from pipeline.weights import build
 from pipeline.weights.handles import Precision
 
 from .machine import facts
 from .report import Row, Table, machine_line, markdown_of, save
 
-MODELS_FOLDER = Path(__file__).resolve().parents[1] / "models"
+MODELS_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "weights"
 SETTLED = 15  # frames after which a face looks as it was asked to
 HELD_OUT_SEED = 7_000_000  # of scenes; the training draws from other streams
 Frames = NDArray[np.uint8]

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
-from torch import Tensor
-
 from pipeline.transformer.model import MultiTalkTransformer
+from torch import Tensor
 
 from .measure import Settings, Work
 from .sizes import Told

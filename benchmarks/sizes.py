@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pipeline.transformer.model import MultiTalkTransformer
+from pipeline.transformer.prepared import PreparedPass, PreparedWindow
 from torch import Tensor
 
 from pipeline.sampling.guidance import Pass
 from pipeline.shapes import LATENT_CHANNELS, MASK_CHANNELS, LatentSize, num_video_frames
-from pipeline.transformer.model import MultiTalkTransformer
-from pipeline.transformer.prepared import PreparedPass, PreparedWindow
 
 IMAGE_TOKENS = 257
 PROMPT_TOKENS = 60

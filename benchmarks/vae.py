@@ -7,10 +7,9 @@ from functools import partial
 
 import torch
 from diffusers import AutoencoderKLWan
-from torch import Tensor
-
 from pipeline.conditioning.convolutions import OneDnnConvolutions
 from pipeline.conditioning.vae import LATENT_MEAN, LATENT_STD, VideoVae
+from torch import Tensor
 
 from .measure import Settings, measure
 from .report import Row, comparison_rows

@@ -17,10 +17,10 @@ import gguf
 import numpy as np
 import torch
 from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
+from pipeline.weights.tiny import TinySizes, adapter_shapes, transformer_shapes
 from torch import nn
 
 from pipeline.weights.build import load_transformer
-from pipeline.weights.tiny import TinySizes, adapter_shapes, transformer_shapes
 
 from .measure import PrivatePeak, Settings
 from .report import Row

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from pipeline.audio.wav2vec2 import encode as encode_speech
+from pipeline.conditioning.image_encoder import ImageEncoder
+from pipeline.lip_sync import implied_mouth
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, Wav2Vec2Model
 
 from pipeline.audio.embeds import SAMPLES_PER_FRAME, TAIL_FRAMES
-from pipeline.audio.wav2vec2 import encode as encode_speech
-from pipeline.conditioning.image_encoder import ImageEncoder
-from pipeline.lip_sync import implied_mouth
 
 from .faces import Appearance, Motion, draw, eye_box, mouth_box, random_appearance, random_background, random_motion
 from .numbers import fast_numbers

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
+from pipeline.conditioning.vae import LATENT_MEAN, LATENT_STD
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.conditioning.vae import LATENT_MEAN, LATENT_STD
 from pipeline.weights.key_maps import native_clip_state, native_text_key, native_transformer_key
 
 from . import prompts, train_vae, windows
 from .dataset import random_image_encoder
 from .run import RUN_FOLDER
 
-MODELS_FOLDER = Path(__file__).parents[1] / "models"
+MODELS_FOLDER = Path(__file__).parent / "weights"
 STORED_DTYPE = torch.float16
 
 STAGES = ("eyes", "audio", "transformer")

@@ -7,7 +7,6 @@ from itertools import product
 
 import numpy as np
 import sentencepiece
-
 from pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT
 
 MOODS = {1: ("smiling", "happy", "cheerful"), -1: ("serious", "sad", "grave")}

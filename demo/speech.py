@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 import soxr
-from pyloudnorm import Meter
-
 from pipeline.lip_sync import implied_mouth
+from pyloudnorm import Meter
 
 RATE_HZ = 16000
 FPS = 25

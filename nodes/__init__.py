@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import model_files
+from . import folders
 from .audio import MultiTalkEmbedsFromKijai, MultiTalkEmbedsToKijai, MultiTalkEncodeAudio
 from .conditioning import MultiTalkCondition, MultiTalkSpeaker
 from .example import MultiTalkExample
@@ -49,7 +49,7 @@ class MultiTalkExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes."""
-        model_files.register_folders()
+        folders.register_folders()
         for node in NODES:
             take_links_only(node)
         return NODES

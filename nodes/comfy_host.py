@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..pipeline.clock import Clock
 from ..pipeline.host import Progress
-from ..pipeline.memory import num_bytes, resident
-from ..pipeline.preview import middle_picture, to_rgb
+from ..pipeline.memory.placement import num_bytes, resident
+from .preview import middle_picture, to_rgb
 
 PREVIEW_SIDE = 512
 

@@ -8,13 +8,13 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..pipeline.conditioning.reference import bucket, check_size, fit, to_rgb
+from ..pipeline.conditioning.reference_image import bucket, check_size, fit, to_rgb
 from ..pipeline.conditioning.speakers import Place, draw_places
 from ..pipeline.config import Resolution
 from ..pipeline.errors import ConfigError
 from ..pipeline.findings import Findings
 from ..pipeline.host import Progress
-from ..pipeline.preflight import check_places
+from ..pipeline.preflight.checks import check_places
 from ..pipeline.weights.handles import Lazy
 from . import sockets
 from .comfy_host import ComfyHost, at_work
@@ -206,7 +206,7 @@ def _encode_prompts(
     text_encoder: Lazy | None, prompt: str, negative_prompt: str, positive: list | None, negative: list | None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Prompt embeddings for each window, and the negative ones."""
-    from ..pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT, split_prompts
+    from ..pipeline.models.text_encoder import DEFAULT_NEGATIVE_PROMPT, split_prompts
 
     if text_encoder is None and (positive is None or negative is None):
         raise ConfigError("There is nothing to encode the prompt with. Connect text_encoder, or positive and negative.")

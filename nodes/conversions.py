@@ -66,7 +66,7 @@ def from_conditioning(conditioning: list, name: str) -> Tensor:
     Raises:
         ConfigError: it holds no text embedding.
     """
-    from ..pipeline.conditioning.prompt import TEXT_LEN  # imports transformers, which takes seconds
+    from ..pipeline.models.text_encoder import TEXT_LEN  # imports transformers, which takes seconds
 
     if not conditioning:
         raise ConfigError(f"{name} is empty. Connect CLIP Text Encode with the Wan text encoder.")
@@ -84,7 +84,7 @@ class CoreVae:
     """ComfyUI's own VAE, as the engine's coder of frames. Its latents are Wan's before their normalisation."""
 
     def __init__(self, vae: object):
-        from ..pipeline.conditioning.vae import LATENT_MEAN, LATENT_STD  # imports diffusers, which takes seconds
+        from ..pipeline.models.vae.video_vae import LATENT_MEAN, LATENT_STD  # imports diffusers, which takes seconds
 
         self._vae = vae
         self._mean = torch.tensor(LATENT_MEAN)[:, None, None, None]

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..pipeline.audio.waveform import read
 from ..pipeline.choice import Choice
-from ..pipeline.conditioning.reference import fit, read_image
+from ..pipeline.conditioning.reference_image import fit, read_image
 from .conversions import to_audio, to_image
 
 ASSETS = Path(__file__).parents[1] / "demo" / "assets"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..pipeline.config import Recipe
-from ..pipeline.memory import Memory, MemoryConfig
+from ..pipeline.memory.placement import Memory, MemoryConfig
 from ..pipeline.weights import handles
 from ..pipeline.weights.handles import Precision
-from . import model_files, sockets
+from . import folders, sockets
 from .comfy_host import compute_device
 
 CATEGORY = "MultiTalk/loaders"
@@ -27,13 +27,13 @@ class MultiTalkLoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "base",
-                    options=model_files.names(model_files.BASE),
+                    options=folders.names(folders.BASE),
                     tooltip="Wan2.1 image-to-video 14B (480P or 720P), or a file that already holds the audio weights.",
                 ),
                 io.Combo.Input(
                     "adapter",
-                    options=[model_files.NONE, *model_files.names(model_files.ADAPTER)],
-                    default=model_files.NONE,
+                    options=[folders.NONE, *folders.names(folders.ADAPTER)],
+                    default=folders.NONE,
                     tooltip="The MultiTalk or InfiniteTalk audio weights; none when the base already holds them.",
                 ),
                 io.Combo.Input(
@@ -72,9 +72,9 @@ class MultiTalkLoadModel(io.ComfyNode):
         cls, base: str, adapter: str, recipe: str, precision: str, memory: str, resident_blocks: int
     ) -> io.NodeOutput:
         files = handles.TransformerFiles(
-            base=model_files.path(model_files.BASE, base),
-            adapter=None if adapter == model_files.NONE else model_files.path(model_files.ADAPTER, adapter),
-            recipe=handles.recipe_of(recipe, adapter if adapter != model_files.NONE else base),
+            base=folders.path(folders.BASE, base),
+            adapter=None if adapter == folders.NONE else folders.path(folders.ADAPTER, adapter),
+            recipe=handles.recipe_of(recipe, adapter if adapter != folders.NONE else base),
             dtype=Precision(precision).on(compute_device()),
             memory=MemoryConfig(Memory(memory), None if resident_blocks < 0 else resident_blocks),
         )
@@ -96,7 +96,7 @@ class MultiTalkLoadLora(io.ComfyNode):
                 sockets.Model.Input("model", tooltip="The model, or the output of another LoRA."),
                 io.Combo.Input(
                     "lora",
-                    options=model_files.names(model_files.LORA),
+                    options=folders.names(folders.LORA),
                     tooltip="A LoRA for Wan2.1 14B; what does not fit is skipped and told in the log.",
                 ),
                 io.Float.Input(
@@ -108,7 +108,7 @@ class MultiTalkLoadLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: handles.TransformerFiles, lora: str, strength: float) -> io.NodeOutput:
-        files = model.with_lora(model_files.path(model_files.LORA, lora), strength)
+        files = model.with_lora(folders.path(folders.LORA, lora), strength)
         files.check()
         return io.NodeOutput(files)
 
@@ -126,7 +126,7 @@ class MultiTalkLoadTextEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=model_files.names(model_files.TEXT_ENCODER),
+                    options=folders.names(folders.TEXT_ENCODER),
                     tooltip="umT5-XXL of Wan2.1 in any packaging; not the T5-XXL of Flux and SD3.",
                 )
             ],
@@ -135,7 +135,7 @@ class MultiTalkLoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(handles.text_encoder(model_files.path(model_files.TEXT_ENCODER, file), compute_device()))
+        return io.NodeOutput(handles.text_encoder(folders.path(folders.TEXT_ENCODER, file), compute_device()))
 
 
 class MultiTalkLoadImageEncoder(io.ComfyNode):
@@ -151,7 +151,7 @@ class MultiTalkLoadImageEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=model_files.names(model_files.IMAGE_ENCODER),
+                    options=folders.names(folders.IMAGE_ENCODER),
                     tooltip="CLIP ViT-H/14 (clip_vision_h or the open-clip XLM-RoBERTa file of Wan2.1).",
                 )
             ],
@@ -160,7 +160,7 @@ class MultiTalkLoadImageEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(handles.image_encoder(model_files.path(model_files.IMAGE_ENCODER, file)))
+        return io.NodeOutput(handles.image_encoder(folders.path(folders.IMAGE_ENCODER, file)))
 
 
 class MultiTalkLoadVAE(io.ComfyNode):
@@ -174,16 +174,14 @@ class MultiTalkLoadVAE(io.ComfyNode):
             category=CATEGORY,
             description="Wan2.1's video VAE. Core's Load VAE may be used instead; this one decodes in constant memory.",
             inputs=[
-                io.Combo.Input(
-                    "file", options=model_files.names(model_files.VAE), tooltip="wan_2.1_vae or Wan2.1_VAE.pth."
-                )
+                io.Combo.Input("file", options=folders.names(folders.VAE), tooltip="wan_2.1_vae or Wan2.1_VAE.pth.")
             ],
             outputs=[sockets.Vae.Output(display_name="vae")],
         )
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(handles.vae(model_files.path(model_files.VAE, file)))
+        return io.NodeOutput(handles.vae(folders.path(folders.VAE, file)))
 
 
 class MultiTalkLoadAudioEncoder(io.ComfyNode):
@@ -199,7 +197,7 @@ class MultiTalkLoadAudioEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=model_files.names(model_files.AUDIO_ENCODER),
+                    options=folders.names(folders.AUDIO_ENCODER),
                     tooltip="chinese-wav2vec2-base as a file or a folder; the large English one is for Wan2.2 S2V.",
                 ),
                 io.Boolean.Input(
@@ -214,4 +212,4 @@ class MultiTalkLoadAudioEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, allow_other: bool) -> io.NodeOutput:
-        return io.NodeOutput(handles.audio_encoder(model_files.path(model_files.AUDIO_ENCODER, file), allow_other))
+        return io.NodeOutput(handles.audio_encoder(folders.path(folders.AUDIO_ENCODER, file), allow_other))

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from comfy_api.latest import io
 
-from ..pipeline.acceleration.accelerate import AccelerationOptions, CacheKind
 from ..pipeline.acceleration.attention_kernels import AttentionKernel
+from ..pipeline.acceleration.presets import AccelerationOptions, CacheKind
 from ..pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig, WindowPlan
 from . import sockets
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..pipeline.audio.dialogue import Arrangement, Speech
 from ..pipeline.audio.embeds import AudioEmbeds
-from ..pipeline.conditioning.reference import bucket, check_size, to_rgb
+from ..pipeline.conditioning.reference_image import bucket, check_size, to_rgb
 from ..pipeline.conditioning.speakers import Place
 from ..pipeline.config import GenerationConfig, Resolution
 from ..pipeline.findings import Findings
-from ..pipeline.preflight import Draft, check_places, check_voices, describe, inspect
+from ..pipeline.preflight.checks import Draft, check_places, check_voices, describe, inspect
 from ..pipeline.weights.handles import Lazy, TransformerFiles
 from . import sockets
 from .audio import MAX_SPEAKERS, MultiTalkEncodeAudio, start_times_of

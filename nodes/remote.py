@@ -19,7 +19,7 @@ from ..pipeline.remote.media import Media, encode_image, encode_sound
 from ..pipeline.remote.payload import AI_AVATAR, ENDPOINTS, MAX_SEED, MULTI, Endpoint, RemoteRequest, endpoint_named
 from ..pipeline.remote.split import start_long
 from ..pipeline.shapes import VAE_STRIDE_TIME
-from . import model_files
+from . import folders
 from .comfy_host import allows_api_nodes, raise_when_interrupted, show_text
 from .conversions import from_audio
 
@@ -245,4 +245,4 @@ def _desk() -> Desk:
         raise RemoteError(
             "ComfyUI was started with --disable-api-nodes, so nothing is bought from fal. Start it without."
         )
-    return Desk.open(model_files.private_directory(), model_files.output_directory())
+    return Desk.open(folders.private_directory(), folders.output_directory())

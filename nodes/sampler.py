@@ -13,17 +13,17 @@ from comfy_api.latest import InputImpl, io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..pipeline.acceleration.accelerate import preset
+from ..pipeline.acceleration.presets import preset
 from ..pipeline.audio.embeds import AudioEmbeds
 from ..pipeline.audio.waveform import Sound, fit_length
 from ..pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
-from ..pipeline.estimate import Estimate
 from ..pipeline.findings import Findings
-from ..pipeline.preflight import Draft, describe, inspect, measuring
+from ..pipeline.media.video import resample_frame_times, write_video
+from ..pipeline.preflight.checks import Draft, describe, inspect, measuring
+from ..pipeline.preflight.estimate import Estimate
 from ..pipeline.shapes import FPS
-from ..pipeline.video import resample_frame_times, write_video
 from ..pipeline.weights.handles import TransformerFiles
-from . import model_files, sockets
+from . import folders, sockets
 from .comfy_host import ComfyHost
 from .conversions import from_audio, to_audio, to_image
 from .options import SamplerOptions
@@ -164,7 +164,7 @@ class MultiTalkSampler(io.ComfyNode):
         frames: list[Tensor] = []
         windows = _kept(windows, frames) if keep_frames else windows
         with measuring(draft, estimate, host, is_whole=not store or not any(store.folder.iterdir())):
-            path = write_video(model_files.new_video(), windows, num_frames, fps, num_output_frames, sound)
+            path = write_video(folders.new_video(), windows, num_frames, fps, num_output_frames, sound)
         images = ExecutionBlocker(
             "The frames are not handed on because keep_frames is off. Turn it on in the sampler, or use its video."
         )

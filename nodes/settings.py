@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from ..pipeline.audio.embeds import AudioEmbeds
 from ..pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, Recipe, Resolution, SamplingConfig
-from ..pipeline.preflight import Draft
+from ..pipeline.preflight.checks import Draft
 from ..pipeline.weights.fit import WeightFiles
 from ..pipeline.weights.handles import TransformerFiles
-from . import model_files
+from . import folders
 from .options import SamplerOptions
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Settings:
 
     def draft(self, model: TransformerFiles, config: GenerationConfig) -> Draft:
         """What is known of a run by the model and the settings alone."""
-        runs = model_files.runs_directory()
+        runs = folders.runs_directory()
         return Draft(
             config,
             options=self.options.acceleration,

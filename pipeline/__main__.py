@@ -27,11 +27,11 @@ from .config import (
 from .errors import MultiTalkError
 from .findings import Findings
 from .host import Progress, TorchHost
-from .memory import Memory, MemoryConfig
+from .memory.placement import Memory, MemoryConfig
 from .request import Files, Request, run
 
 PACK = Path(__file__).parents[1]
-MODELS = PACK / "models"
+MODELS = PACK / "demo" / "weights"
 SILENT = "silent"  # instead of a file of sound
 ASSETS = PACK / "demo" / "assets"
 DEMO_GUIDANCE = GuidanceConfig(text_scale=1.5, audio_scale=1.5)  # more burns the small model's colours

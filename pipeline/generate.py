@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .acceleration.accelerate import AccelerationOptions, accelerated, preset
+from .acceleration.presets import AccelerationOptions, accelerated, preset
 from .audio.embeds import AudioEmbeds
 from .conditioning.conditioning import Conditioning
 from .config import GenerationConfig
+from .generation.run import Run
+from .generation.store import FinishedWindow, WindowStore, last_frames, run_key
+from .generation.window import generate_window
+from .generation.windows import Window
 from .host import Host
-from .memory import MemoryConfig, PlacedTransformer, placed
-from .run import Run
+from .memory.placement import MemoryConfig, PlacedTransformer, placed
+from .models.transformer.model import MultiTalkTransformer
 from .sampling.noise import Noise, NoiseSource
-from .sampling.windows import Window
-from .store import FinishedWindow, WindowStore, last_frames, run_key
-from .transformer.model import MultiTalkTransformer
-from .window import generate_window
 
 
 def generate(

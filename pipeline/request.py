@@ -15,17 +15,17 @@ from torch import Tensor
 from .audio.dialogue import Arrangement, Speech, soundtrack
 from .audio.embeds import AudioEmbeds, encode_audio
 from .audio.waveform import Sound, read
-from .conditioning.reference import bucket, check_size, fit, read_image
+from .conditioning.reference_image import bucket, check_size, fit, read_image
 from .conditioning.speakers import Place
 from .config import GenerationConfig, Recipe, Resolution
 from .errors import ConfigError
-from .estimate import Estimate
 from .findings import Findings
 from .host import Host, Progress
-from .memory import MemoryConfig, resident
-from .preflight import Draft, check_places, check_voices, describe, inspect, measuring
+from .media.video import write_video
+from .memory.placement import MemoryConfig, resident
+from .preflight.checks import Draft, check_places, check_voices, describe, inspect, measuring
+from .preflight.estimate import Estimate
 from .shapes import FPS
-from .video import write_video
 from .weights import handles
 from .weights.fit import WeightFiles
 
@@ -276,7 +276,7 @@ def _hear(request: Request, speeches: list[Speech], host: Host) -> AudioEmbeds:
 def _see(request: Request, source: Tensor, masks: Tensor | None, host: Host) -> Conditioning:
     """What is seen; the text encoder, the largest of the small networks, is read for it and dropped again."""
     from .conditioning.conditioning import Conditioning  # imports diffusers
-    from .conditioning.prompt import DEFAULT_NEGATIVE_PROMPT, split_prompts
+    from .models.text_encoder import DEFAULT_NEGATIVE_PROMPT, split_prompts
 
     host.report(Progress("prompt", 0))
     encoder = handles.text_encoder(request.files.text_encoder, host.device).model

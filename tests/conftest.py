@@ -9,10 +9,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make tin
 import torch
 
 PACK = Path(__file__).resolve().parents[1]
+NAME = "multitalk_pack"  # not `multitalk`, which is the engine where it is installed
 # `python -m pytest` puts the root on sys.path, where our nodes/ would hide ComfyUI's own nodes.py.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != PACK]
-spec = importlib.util.spec_from_file_location("multitalk", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
-sys.modules["multitalk"] = importlib.util.module_from_spec(spec)  # not executed: the engine's tests need no ComfyUI
+spec = importlib.util.spec_from_file_location(NAME, PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+sys.modules[NAME] = importlib.util.module_from_spec(spec)  # not executed: the engine's tests need no ComfyUI
 sys.path.append(str(PACK / "tests"))  # the tests' own helpers: `from support import golden`
 
 torch.set_num_threads(2)

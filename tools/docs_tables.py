@@ -13,12 +13,12 @@ from typing import Any
 
 import make_workflows
 import torch
-from multitalk.benchmarks.report import Table
-from multitalk.pipeline.config import Resolution
-from multitalk.pipeline.memory import GB, Footprint, MemoryConfig, place
-from multitalk.pipeline.remote.payload import ENDPOINTS, PriceRule, dollars, estimate
-from multitalk.pipeline.shapes import FPS, LatentSize
-from multitalk.pipeline.transformer.model import MultiTalkTransformer
+from multitalk_pack.benchmarks.report import Table
+from multitalk_pack.pipeline.config import Resolution
+from multitalk_pack.pipeline.memory.placement import GB, Footprint, MemoryConfig, place
+from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
+from multitalk_pack.pipeline.remote.payload import ENDPOINTS, PriceRule, dollars, estimate
+from multitalk_pack.pipeline.shapes import FPS, LatentSize
 from support.packagings import PACKAGINGS
 
 PACK = Path(__file__).resolve().parents[1]

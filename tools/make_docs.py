@@ -16,7 +16,7 @@ from typing import Any
 
 PACK = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PACK / "tools"), str(PACK / "tests")]
-if "multitalk" not in sys.modules:
+if "multitalk_pack" not in sys.modules:
     import conftest  # noqa: F401 - puts the engine under the name that the tests use
 
 import docs_tables as tables  # noqa: E402 - needs the paths above

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..choice import Choice
-from ..transformer.attention import Attend
+from ..models.transformer.attention import Attend
 
 logger = logging.getLogger(__name__)
 

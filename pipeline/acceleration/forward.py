@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..models.transformer.model import MultiTalkTransformer
+from ..models.transformer.prepared import PreparedPass
 from ..sampling.guidance import Pass
-from ..transformer.model import MultiTalkTransformer
-from ..transformer.prepared import PreparedPass
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..config import Resolution
+from ..models.transformer.model import MultiTalkTransformer
+from ..models.transformer.prepared import PreparedPass
 from ..sampling.guidance import Pass
-from ..transformer.model import MultiTalkTransformer
-from ..transformer.prepared import PreparedPass
-from .accelerate import AccelerationOptions, CacheKind
 from .change_cache import EasyCache, FirstBlockCache
 from .forward import Forward, StepCache
+from .presets import AccelerationOptions, CacheKind
 from .residual_cache import MagCache, PlannedCache, interval_plan
 from .teacache import TEACACHE_COEFFICIENTS, teacache_plan
 

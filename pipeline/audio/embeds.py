@@ -13,9 +13,9 @@ import torch
 from torch import LongTensor, Tensor
 
 from ..errors import AudioError, ConfigError
+from ..models.wav2vec2.encoder import encode
 from ..shapes import FPS
 from .dialogue import Arrangement, Speech, arrange, plan_turns
-from .wav2vec2 import encode
 from .waveform import SAMPLE_RATE_HZ, fit_length
 
 if TYPE_CHECKING:

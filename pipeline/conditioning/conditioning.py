@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..config import Resolution
 from ..errors import ConfigError
 from ..host import Host
-from ..memory import resident
-from .image_encoder import ImageEncoder
-from .tiling import Tiling
-from .vae import VideoCoder, VideoVae
+from ..memory.placement import resident
+from ..models.image_encoder import ImageEncoder
+from ..models.vae.tiling import Tiling
+from ..models.vae.video_vae import VideoCoder, VideoVae
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..models.vae.video_vae import VideoCoder
 from ..shapes import MASK_CHANNELS, num_latent_frames
-from .vae import VideoCoder
 
 
 def condition(vae: VideoCoder, known_frames: Tensor, num_frames: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from ..errors import ImageError
 from ..shapes import PATCH_SPACE, TOKEN_PIXELS, LatentSize
-from .reference import fit_mask
+from .reference_image import fit_mask
 
 logger = logging.getLogger(__name__)
 

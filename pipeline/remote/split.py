@@ -18,8 +18,8 @@ from torch import Tensor
 from ..audio.waveform import Sound, check
 from ..config import CARD_NUM_FRAMES
 from ..errors import RemoteError
+from ..media.video import VideoWriter
 from ..shapes import FPS, VAE_STRIDE_TIME, nearest_num_frames
-from ..video import VideoWriter
 from .answers import Stopped
 from .collect import RemoteVideo
 from .desk import Desk

@@ -12,11 +12,11 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2Model
 
-from ..conditioning.image_encoder import ImageEncoder
-from ..conditioning.prompt import TextEncoder
-from ..conditioning.vae import VideoVae
 from ..errors import WeightsError
-from ..transformer.model import MultiTalkTransformer
+from ..models.image_encoder import ImageEncoder
+from ..models.text_encoder import TextEncoder
+from ..models.transformer.model import MultiTalkTransformer
+from ..models.vae.video_vae import VideoVae
 from .catalog import open_as, transformer_weights
 from .checkpoint import settings_beside
 from .configs import image_config, sizes_from, speech_config, text_config, transformer_config, vae_config

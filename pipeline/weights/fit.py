@@ -12,7 +12,7 @@ import torch
 
 from ..errors import WeightsError
 from ..findings import Findings
-from ..memory import Footprint
+from ..memory.placement import Footprint
 from .catalog import (
     Weights,
     check_audio_encoder,

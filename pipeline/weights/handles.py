@@ -16,15 +16,15 @@ import torch
 
 from ..choice import Choice
 from ..config import Recipe
-from ..memory import MemoryConfig
+from ..memory.placement import MemoryConfig
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Model
 
-    from ..conditioning.image_encoder import ImageEncoder
-    from ..conditioning.prompt import TextEncoder
-    from ..conditioning.vae import VideoVae
-    from ..transformer.model import MultiTalkTransformer
+    from ..models.image_encoder import ImageEncoder
+    from ..models.text_encoder import TextEncoder
+    from ..models.transformer.model import MultiTalkTransformer
+    from ..models.vae.video_vae import VideoVae
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from multitalk.pipeline.weights.build import load_image_encoder, load_text_encoder
+from multitalk_pack.pipeline.weights.build import load_image_encoder, load_text_encoder
 from PIL import Image
 from safetensors.torch import save_file
 from support import pack

@@ -3,13 +3,13 @@
 import librosa
 import numpy as np
 import pytest
-from multitalk.pipeline import request as requests
-from multitalk.pipeline.__main__ import ASSETS, DEMO_FILES, DEMO_GUIDANCE
-from multitalk.pipeline.audio.waveform import SAMPLE_RATE_HZ
-from multitalk.pipeline.config import GenerationConfig, SamplingConfig
-from multitalk.pipeline.host import TorchHost
-from multitalk.pipeline.lip_sync import implied_mouth, measure, mouth_openings
-from multitalk.pipeline.video import read_video
+from multitalk_pack.demo.lip_sync import implied_mouth, measure, mouth_openings
+from multitalk_pack.pipeline import request as requests
+from multitalk_pack.pipeline.__main__ import ASSETS, DEMO_FILES, DEMO_GUIDANCE
+from multitalk_pack.pipeline.audio.waveform import SAMPLE_RATE_HZ
+from multitalk_pack.pipeline.config import GenerationConfig, SamplingConfig
+from multitalk_pack.pipeline.host import TorchHost
+from multitalk_pack.pipeline.media.video import read_video
 from PIL import Image
 
 NUM_FRAMES = 57

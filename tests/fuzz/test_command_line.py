@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from multitalk.pipeline.__main__ import _parser, _request
-from multitalk.pipeline.findings import Findings
-from multitalk.pipeline.preflight import describe
-from multitalk.pipeline.request import look
-from multitalk.pipeline.weights.tiny import write_tiny
+from multitalk_pack.benchmarks.tiny_weights import write_tiny
+from multitalk_pack.pipeline.__main__ import _parser, _request
+from multitalk_pack.pipeline.findings import Findings
+from multitalk_pack.pipeline.preflight.checks import describe
+from multitalk_pack.pipeline.request import look
 from PIL import Image
 from support.fuzz import WATCH, fuzzed
 from support.run import RecordingHost

@@ -10,17 +10,17 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from multitalk.pipeline.audio.dialogue import Arrangement, Speech, arrange, plan_turns, soundtrack
-from multitalk.pipeline.audio.waveform import Sound, check, normalize_loudness, read, to_mono_16k
-from multitalk.pipeline.conditioning.prompt import clean, split_prompts
-from multitalk.pipeline.conditioning.reference import bucket, check_size, fit, read_image, to_rgb
-from multitalk.pipeline.conditioning.speakers import Place, draw_places, speaker_masks
-from multitalk.pipeline.config import Resolution
-from multitalk.pipeline.findings import Findings
-from multitalk.pipeline.preflight import check_places, check_voices
-from multitalk.pipeline.video import VideoWriter, read_video
-from multitalk.pipeline.weights.build import load_text_encoder
-from multitalk.pipeline.weights.tiny import write_tiny
+from multitalk_pack.benchmarks.tiny_weights import write_tiny
+from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, arrange, plan_turns, soundtrack
+from multitalk_pack.pipeline.audio.waveform import Sound, check, normalize_loudness, read, to_mono_16k
+from multitalk_pack.pipeline.conditioning.reference_image import bucket, check_size, fit, read_image, to_rgb
+from multitalk_pack.pipeline.conditioning.speakers import Place, draw_places, speaker_masks
+from multitalk_pack.pipeline.config import Resolution
+from multitalk_pack.pipeline.findings import Findings
+from multitalk_pack.pipeline.media.video import VideoWriter, read_video
+from multitalk_pack.pipeline.models.text_encoder import clean, split_prompts
+from multitalk_pack.pipeline.preflight.checks import check_places, check_voices
+from multitalk_pack.pipeline.weights.build import load_text_encoder
 from PIL import Image
 from support.fuzz import fuzzed, works_or_says_why
 

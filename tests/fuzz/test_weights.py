@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from multitalk.pipeline.findings import Findings
-from multitalk.pipeline.weights import build, catalog
-from multitalk.pipeline.weights.checkpoint import open_source
-from multitalk.pipeline.weights.fit import WeightFiles, check_lora, check_weights
-from multitalk.pipeline.weights.lora import LoraStack
-from multitalk.pipeline.weights.tiny import write_tiny
+from multitalk_pack.benchmarks.tiny_weights import write_tiny
+from multitalk_pack.pipeline.findings import Findings
+from multitalk_pack.pipeline.weights import build, catalog
+from multitalk_pack.pipeline.weights.checkpoint import open_source
+from multitalk_pack.pipeline.weights.fit import WeightFiles, check_lora, check_weights
+from multitalk_pack.pipeline.weights.lora import LoraStack
 from support.fuzz import WATCH, fuzzed, works_or_says_why
 
 CHECKS = (

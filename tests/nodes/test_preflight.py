@@ -204,13 +204,13 @@ def test_encoded_inputs_stand_in_for_raw_ones(nodes, loaded):
 
 
 def test_the_time_is_told_once_a_run_was_measured(nodes, loaded, folders):
-    speed = sys.modules[f"{pack.NAME}.pipeline.speed"]
+    speed = sys.modules[f"{pack.NAME}.pipeline.preflight.timings"]
     runs = folders[1] / "user" / "__multitalk" / "runs"
     runs.mkdir(parents=True)
     facts = "cpu, 2 blocks of 256"
     assert "not measured" in ask(nodes, loaded).args[0]
     host = sys.modules[f"{pack.NAME}.nodes.comfy_host"].Onlooker()
-    inspect = sys.modules[f"{pack.NAME}.pipeline.preflight"]
+    inspect = sys.modules[f"{pack.NAME}.pipeline.preflight.checks"]
     findings = sys.modules[f"{pack.NAME}.pipeline.findings"].Findings()
     settings = sys.modules[f"{pack.NAME}.nodes.settings"].Settings(
         0, 2, 5.0, 4.0, 0.0, "none", True, sys.modules[f"{pack.NAME}.nodes.options"].SamplerOptions()

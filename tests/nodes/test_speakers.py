@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from multitalk.pipeline.conditioning.speakers import to_latent_masks, to_token_masks
-from multitalk.pipeline.shapes import LATENT_CHANNELS, VAE_STRIDE_SPACE, LatentSize
-from multitalk.pipeline.transformer.audio_attention import AudioCrossAttention
-from multitalk.pipeline.transformer.speakers import speaker_map, speaker_positions
+from multitalk_pack.pipeline.conditioning.speakers import to_latent_masks, to_token_masks
+from multitalk_pack.pipeline.models.transformer.audio_attention import AudioCrossAttention
+from multitalk_pack.pipeline.models.transformer.speakers import speaker_map, speaker_positions
+from multitalk_pack.pipeline.shapes import LATENT_CHANNELS, VAE_STRIDE_SPACE, LatentSize
 from support import pack
 from support.golden import Golden
 from support.transformer import from_golden

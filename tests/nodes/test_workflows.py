@@ -4,7 +4,7 @@ import json
 
 import av
 import pytest
-from multitalk.pipeline.__main__ import DEMO_DEFLICKER, DEMO_GUIDANCE
+from multitalk_pack.pipeline.__main__ import DEMO_DEFLICKER, DEMO_GUIDANCE
 from support import pack
 from support.workflow_files import inputs_of, small, with_own_files, write_inputs, write_models
 from support.workflow_runner import Rejected, Runner, check

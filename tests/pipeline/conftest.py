@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from multitalk.pipeline.weights import source
+from multitalk_pack.pipeline.weights import source
 from support.user_files import Files
 
 

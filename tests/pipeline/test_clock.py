@@ -1,8 +1,8 @@
 """What is left of a run, told from how fast it went."""
 
 import pytest
-from multitalk.pipeline.clock import Clock, readable
-from multitalk.pipeline.host import Progress
+from multitalk_pack.pipeline.clock import Clock, readable
+from multitalk_pack.pipeline.host import Progress
 
 
 class Watch:

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from multitalk.pipeline.config import GuidanceConfig, Recipe
-from multitalk.pipeline.errors import ConfigError, NumericalError
-from multitalk.pipeline.generate import generate
-from multitalk.pipeline.memory import Memory, MemoryConfig
+from multitalk_pack.pipeline.config import GuidanceConfig, Recipe
+from multitalk_pack.pipeline.errors import ConfigError, NumericalError
+from multitalk_pack.pipeline.generate import generate
+from multitalk_pack.pipeline.memory.placement import Memory, MemoryConfig
 from support import run
 
 

@@ -5,14 +5,11 @@ from itertools import count
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from multitalk.pipeline.audio.embeds import AudioEmbeds
-from multitalk.pipeline.conditioning.conditioning import Conditioning
-from multitalk.pipeline.conditioning.image_encoder import ImageEncoder
-from multitalk.pipeline.conditioning.prompt import encode_ids
-from multitalk.pipeline.conditioning.reference import fit
-from multitalk.pipeline.conditioning.speakers import published_masks
-from multitalk.pipeline.conditioning.vae import VideoVae
-from multitalk.pipeline.config import (
+from multitalk_pack.pipeline.audio.embeds import AudioEmbeds
+from multitalk_pack.pipeline.conditioning.conditioning import Conditioning
+from multitalk_pack.pipeline.conditioning.reference_image import fit
+from multitalk_pack.pipeline.conditioning.speakers import published_masks
+from multitalk_pack.pipeline.config import (
     GenerationConfig,
     GuidanceConfig,
     Recipe,
@@ -20,11 +17,20 @@ from multitalk.pipeline.config import (
     WindowConfig,
     WindowPlan,
 )
-from multitalk.pipeline.generate import generate
-from multitalk.pipeline.host import TorchHost
-from multitalk.pipeline.shapes import VAE_STRIDE_SPACE
-from multitalk.pipeline.transformer.model import MultiTalkTransformer
-from multitalk.pipeline.weights.key_maps import for_live_keys, rename_clip, rename_text, rename_transformer, rename_vae
+from multitalk_pack.pipeline.generate import generate
+from multitalk_pack.pipeline.host import TorchHost
+from multitalk_pack.pipeline.models.image_encoder import ImageEncoder
+from multitalk_pack.pipeline.models.text_encoder import encode_ids
+from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
+from multitalk_pack.pipeline.models.vae.video_vae import VideoVae
+from multitalk_pack.pipeline.shapes import VAE_STRIDE_SPACE
+from multitalk_pack.pipeline.weights.key_maps import (
+    for_live_keys,
+    rename_clip,
+    rename_text,
+    rename_transformer,
+    rename_vae,
+)
 from support.golden import Golden
 from support.transformer import sizes
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from multitalk.pipeline import generate
-from multitalk.pipeline import request as requests
-from multitalk.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig
-from multitalk.pipeline.request import Files, Request
-from multitalk.pipeline.shapes import FPS, VAE_STRIDE_SPACE
-from multitalk.pipeline.weights.tiny import TinySizes, write_tiny
+from multitalk_pack.benchmarks.tiny_weights import TinySizes, write_tiny
+from multitalk_pack.pipeline import generate
+from multitalk_pack.pipeline import request as requests
+from multitalk_pack.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig
+from multitalk_pack.pipeline.request import Files, Request
+from multitalk_pack.pipeline.shapes import FPS, VAE_STRIDE_SPACE
 from PIL import Image
 from support.run import RecordingHost
 

@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 import torch
-from multitalk.pipeline.conditioning.speakers import Place, speaker_masks
-from multitalk.pipeline.generate import generate
+from multitalk_pack.pipeline.conditioning.speakers import Place, speaker_masks
+from multitalk_pack.pipeline.generate import generate
 from support import run
 
 SIZE = 32, 128  # eight tokens wide: two for each of four

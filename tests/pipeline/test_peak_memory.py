@@ -1,17 +1,17 @@
 """What a run holds at its fullest: a window, however long the video, and little of the weights' files."""
 
-from multitalk.pipeline.video import VideoWriter
+from multitalk_pack.pipeline.media.video import VideoWriter
 from support import run
 from support.peak import LiveTensors, linux_only, told_by
 
 LONG_VIDEO = """
 import dataclasses, torch
 from pathlib import Path
-from multitalk.benchmarks.measure import PeakMemory
-from multitalk.pipeline.config import GuidanceConfig, WindowConfig
-from multitalk.pipeline.generate import generate, open_store
-from multitalk.pipeline.host import TorchHost
-from multitalk.pipeline.video import write_video
+from multitalk_pack.benchmarks.measure import PeakMemory
+from multitalk_pack.pipeline.config import GuidanceConfig, WindowConfig
+from multitalk_pack.pipeline.generate import generate, open_store
+from multitalk_pack.pipeline.host import TorchHost
+from multitalk_pack.pipeline.media.video import write_video
 from support import run
 from support.media import hum
 num_frames, folder = int(sys.argv[1]), Path(sys.argv[2])

@@ -14,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from multitalk.pipeline import request as requests
-from multitalk.pipeline import window
-from multitalk.pipeline.__main__ import _parser, _request
-from multitalk.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig
-from multitalk.pipeline.errors import MultiTalkError
-from multitalk.pipeline.findings import Findings
-from multitalk.pipeline.request import Files, Request
-from multitalk.pipeline.video import read_video
-from multitalk.pipeline.weights import build
-from multitalk.pipeline.weights.tiny import TinySizes, write_tiny
+from multitalk_pack.benchmarks.tiny_weights import TinySizes, write_tiny
+from multitalk_pack.pipeline import request as requests
+from multitalk_pack.pipeline.__main__ import _parser, _request
+from multitalk_pack.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig
+from multitalk_pack.pipeline.errors import MultiTalkError
+from multitalk_pack.pipeline.findings import Findings
+from multitalk_pack.pipeline.generation import window
+from multitalk_pack.pipeline.media.video import read_video
+from multitalk_pack.pipeline.request import Files, Request
+from multitalk_pack.pipeline.weights import build
 from PIL import Image
+from support.pack import PACK
 from support.run import RecordingHost
 
 SIZES = TinySizes(width=128, layers=1, ffn=128, vae_width=2)
@@ -127,7 +128,7 @@ def test_a_bystander_keeps_quiet_and_boxes_say_who_is_who(asked, inputs):
 
 
 def test_every_window_has_its_prompt(asked, monkeypatch):
-    from multitalk.pipeline.conditioning.conditioning import Conditioning
+    from multitalk_pack.pipeline.conditioning.conditioning import Conditioning
 
     taken, prompt_for = [], Conditioning.prompt_for
     monkeypatch.setattr(
@@ -140,7 +141,8 @@ def test_every_window_has_its_prompt(asked, monkeypatch):
 KILLED = """
 import sys; sys.path.insert(0, {tests!r}); import conftest
 import os, pickle, signal
-from multitalk.pipeline import request, store
+from multitalk_pack.pipeline import request
+from multitalk_pack.pipeline.generation import store
 from support.run import RecordingHost
 save = store.WindowStore.save
 def save_and_die(self, *given):
@@ -162,7 +164,7 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(asked, tmp_path, monkeyp
     def in_folder(name):
         return dataclasses.replace(asked, resume_folder=tmp_path / name, output=tmp_path / f"{name}.mp4")
 
-    tests = str(Path(__file__).parents[1])
+    tests = str(PACK / "tests")
     killed = subprocess.run(
         [sys.executable, "-c", KILLED.format(tests=tests)],
         env={**os.environ, "PYTHONPATH": tests, "OMP_WAIT_POLICY": "passive"},
@@ -182,7 +184,7 @@ def test_restart_makes_every_window_again(asked, tmp_path, monkeypatch):
     kept = dataclasses.replace(asked, resume_folder=tmp_path / "runs")
     sampled = counted(monkeypatch)
     with monkeypatch.context() as unfinished:
-        unfinished.setattr("multitalk.pipeline.store.WindowStore.discard", lambda self: None)
+        unfinished.setattr("multitalk_pack.pipeline.generation.store.WindowStore.discard", lambda self: None)
         made(kept)
         assert len(sampled) == 2
         made(kept)

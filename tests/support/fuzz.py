@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
-from multitalk.pipeline.errors import MultiTalkError
+from multitalk_pack.pipeline.errors import MultiTalkError
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from multitalk.pipeline.audio.waveform import Sound
+from multitalk_pack.pipeline.audio.waveform import Sound
 
 
 def hum(duration_s: float, rate_hz: int, num_channels: int) -> Sound:

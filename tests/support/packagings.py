@@ -11,8 +11,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from multitalk.pipeline.weights.gguf import dequantize
-from multitalk.pipeline.weights.key_maps import rename_transformer
+from multitalk_pack.pipeline.weights.gguf import dequantize
+from multitalk_pack.pipeline.weights.key_maps import rename_transformer
 from safetensors.torch import save_file
 from torch import Tensor
 

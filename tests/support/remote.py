@@ -11,9 +11,9 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from multitalk.pipeline.config import Acceleration, GenerationConfig, SamplingConfig
-from multitalk.pipeline.remote import media, payload
-from multitalk.pipeline.remote.client import THREAD_NAME
+from multitalk_pack.pipeline.config import Acceleration, GenerationConfig, SamplingConfig
+from multitalk_pack.pipeline.remote import media, payload
+from multitalk_pack.pipeline.remote.client import THREAD_NAME
 
 RATE_HZ = 8000
 NUM_FRAMES = 145

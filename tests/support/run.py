@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKLWan
-from multitalk.pipeline.audio.embeds import AudioEmbeds
-from multitalk.pipeline.conditioning.conditioning import Conditioning
-from multitalk.pipeline.conditioning.vae import VideoVae
-from multitalk.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig
-from multitalk.pipeline.host import Progress, TorchHost
+from multitalk_pack.pipeline.audio.embeds import AudioEmbeds
+from multitalk_pack.pipeline.conditioning.conditioning import Conditioning
+from multitalk_pack.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig
+from multitalk_pack.pipeline.host import Progress, TorchHost
+from multitalk_pack.pipeline.models.vae.video_vae import VideoVae
 from torch import Tensor
 
 from . import transformer as tiny_transformer

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from multitalk.pipeline.shapes import LatentSize
-from multitalk.pipeline.transformer.model import MultiTalkTransformer
-from multitalk.pipeline.weights.tiny import TinySizes, tiny_adapter, tiny_transformer
+from multitalk_pack.benchmarks.tiny_weights import TinySizes, tiny_adapter, tiny_transformer
+from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
+from multitalk_pack.pipeline.shapes import LatentSize
 from torch import Tensor
 
 SIZES = TinySizes()

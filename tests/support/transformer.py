@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 import torch
-from multitalk.pipeline.shapes import LatentSize, num_video_frames
-from multitalk.pipeline.transformer.model import MultiTalkTransformer
-from multitalk.pipeline.transformer.prepared import PreparedPass, PreparedWindow
-from multitalk.pipeline.weights.key_maps import rename_transformer
+from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
+from multitalk_pack.pipeline.models.transformer.prepared import PreparedPass, PreparedWindow
+from multitalk_pack.pipeline.shapes import LatentSize, num_video_frames
+from multitalk_pack.pipeline.weights.key_maps import rename_transformer
 from torch import Tensor
 
 from support.golden import Golden

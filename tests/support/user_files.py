@@ -6,7 +6,7 @@ import wave
 import numpy as np
 import pytest
 import torch
-from multitalk.pipeline.weights.tiny import (
+from multitalk_pack.benchmarks.tiny_weights import (
     TinySizes,
     tiny_adapter,
     tiny_audio_encoder,

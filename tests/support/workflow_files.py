@@ -28,7 +28,7 @@ RATE_HZ = 16000
 
 def write_models(models: Path) -> None:
     """Tiny weights in ComfyUI's model folders."""
-    from multitalk.pipeline.weights.tiny import write_tiny
+    from multitalk_pack.benchmarks.tiny_weights import write_tiny
     from safetensors.torch import load_file, save_file
 
     files = write_tiny(models / "made")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from multitalk.pipeline.audio.waveform import read
+from multitalk_pack.pipeline.audio.waveform import read
 from PIL import Image
 
 from .pack import describe

@@ -1,11 +1,11 @@
 """How many forwards each preset runs of 40 guided steps, and which."""
 
 import torch
-from multitalk.pipeline.acceleration.accelerate import make_guidance, preset
-from multitalk.pipeline.acceleration.step_cache import cached_forward, make_cache
-from multitalk.pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, Resolution, SamplingConfig
-from multitalk.pipeline.sampling.denoise import NoAnchor, denoise
-from multitalk.pipeline.sampling.schedule import timesteps
+from multitalk_pack.pipeline.acceleration.presets import make_guidance, preset
+from multitalk_pack.pipeline.acceleration.step_cache import cached_forward, make_cache
+from multitalk_pack.pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, Resolution, SamplingConfig
+from multitalk_pack.pipeline.sampling.denoise import NoAnchor, denoise
+from multitalk_pack.pipeline.sampling.schedule import timesteps
 
 STEPS, SHIFT, RATE = 40, 5.0, 2.0
 FULL = ["cond", "drop_text", "uncond"]

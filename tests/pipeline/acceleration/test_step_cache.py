@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from multitalk.pipeline.acceleration.accelerate import AccelerationOptions, CacheKind
-from multitalk.pipeline.acceleration.change_cache import EasyCache
-from multitalk.pipeline.acceleration.forward import Forward
-from multitalk.pipeline.acceleration.residual_cache import Forecast, MagCache, PlannedCache, interval_plan
-from multitalk.pipeline.acceleration.step_cache import cached_forward, make_cache
-from multitalk.pipeline.config import GuidanceConfig, Resolution
-from multitalk.pipeline.sampling.denoise import NoAnchor, denoise
-from multitalk.pipeline.sampling.guidance import Guidance, Pass
-from multitalk.pipeline.sampling.schedule import timesteps
-from multitalk.pipeline.shapes import LatentSize
-from multitalk.pipeline.transformer.model import MultiTalkTransformer
+from multitalk_pack.pipeline.acceleration.change_cache import EasyCache
+from multitalk_pack.pipeline.acceleration.forward import Forward
+from multitalk_pack.pipeline.acceleration.presets import AccelerationOptions, CacheKind
+from multitalk_pack.pipeline.acceleration.residual_cache import Forecast, MagCache, PlannedCache, interval_plan
+from multitalk_pack.pipeline.acceleration.step_cache import cached_forward, make_cache
+from multitalk_pack.pipeline.config import GuidanceConfig, Resolution
+from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
+from multitalk_pack.pipeline.sampling.denoise import NoAnchor, denoise
+from multitalk_pack.pipeline.sampling.guidance import Guidance, Pass
+from multitalk_pack.pipeline.sampling.schedule import timesteps
+from multitalk_pack.pipeline.shapes import LatentSize
 
 STEPS, WARMUP = 12, 3
 SIZE = LatentSize(2, 2, 4)

@@ -4,16 +4,16 @@ from functools import cache
 
 import pytest
 import torch
-from multitalk.pipeline.acceleration.residual_cache import PlannedCache
-from multitalk.pipeline.acceleration.step_cache import cached_forward
-from multitalk.pipeline.acceleration.teacache import teacache_plan, time_changes
-from multitalk.pipeline.config import GuidanceConfig
-from multitalk.pipeline.sampling.denoise import NoAnchor, denoise
-from multitalk.pipeline.sampling.guidance import Guidance, Pass
-from multitalk.pipeline.sampling.schedule import timesteps
-from multitalk.pipeline.shapes import LatentSize
-from multitalk.pipeline.transformer.model import MultiTalkTransformer
-from multitalk.pipeline.transformer.prepared import PreparedPass
+from multitalk_pack.pipeline.acceleration.residual_cache import PlannedCache
+from multitalk_pack.pipeline.acceleration.step_cache import cached_forward
+from multitalk_pack.pipeline.acceleration.teacache import teacache_plan, time_changes
+from multitalk_pack.pipeline.config import GuidanceConfig
+from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
+from multitalk_pack.pipeline.models.transformer.prepared import PreparedPass
+from multitalk_pack.pipeline.sampling.denoise import NoAnchor, denoise
+from multitalk_pack.pipeline.sampling.guidance import Guidance, Pass
+from multitalk_pack.pipeline.sampling.schedule import timesteps
+from multitalk_pack.pipeline.shapes import LatentSize
 from support.golden import Golden
 from support.transformer import from_golden
 

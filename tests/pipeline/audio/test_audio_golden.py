@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from multitalk.pipeline.audio import wav2vec2
-from multitalk.pipeline.audio.dialogue import Arrangement, Speech, arrange
-from multitalk.pipeline.audio.embeds import AudioEmbeds
-from multitalk.pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound
-from multitalk.pipeline.sampling.windows import CONTEXT
+from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, arrange
+from multitalk_pack.pipeline.audio.embeds import AudioEmbeds
+from multitalk_pack.pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound
+from multitalk_pack.pipeline.generation.windows import CONTEXT
+from multitalk_pack.pipeline.models.wav2vec2 import encoder as wav2vec2
 from support.golden import Golden
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 

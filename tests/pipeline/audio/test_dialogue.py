@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multitalk.pipeline.audio.dialogue import Arrangement, Speech, arrange, soundtrack
-from multitalk.pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound, loudness_lufs
-from multitalk.pipeline.errors import AudioError
+from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, arrange, soundtrack
+from multitalk_pack.pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound, loudness_lufs
+from multitalk_pack.pipeline.errors import AudioError
 from support.media import hum
 
 TOGETHER, IN_TURN = Arrangement.PARALLEL, Arrangement.IN_TURN

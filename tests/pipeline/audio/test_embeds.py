@@ -7,17 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from multitalk.pipeline.audio import wav2vec2
-from multitalk.pipeline.audio.dialogue import Arrangement, Speech
-from multitalk.pipeline.audio.embeds import (
-    TAIL_FRAMES,
-    AudioEmbeds,
-    encode_audio,
-    num_frames_of,
-    num_model_frames,
-)
-from multitalk.pipeline.audio.waveform import Sound, normalize_loudness
-from multitalk.pipeline.errors import AudioError, ConfigError
+from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech
+from multitalk_pack.pipeline.audio.embeds import TAIL_FRAMES, AudioEmbeds, encode_audio, num_frames_of, num_model_frames
+from multitalk_pack.pipeline.audio.waveform import Sound, normalize_loudness
+from multitalk_pack.pipeline.errors import AudioError, ConfigError
+from multitalk_pack.pipeline.models.wav2vec2 import encoder as wav2vec2
 from support.media import hum
 from support.tiny_audio import tiny_encoder
 

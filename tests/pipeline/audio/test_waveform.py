@@ -10,7 +10,7 @@ import soxr
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multitalk.pipeline.audio.waveform import (
+from multitalk_pack.pipeline.audio.waveform import (
     SAMPLE_RATE_HZ,
     Sound,
     check,
@@ -21,7 +21,7 @@ from multitalk.pipeline.audio.waveform import (
     resample,
     to_mono_16k,
 )
-from multitalk.pipeline.errors import AudioError
+from multitalk_pack.pipeline.errors import AudioError
 from support.media import hum, write_sound, write_video
 
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "7.0", 8: "7.1"}

@@ -1,9 +1,9 @@
 import pytest
 import torch
 from einops import rearrange, reduce
-from multitalk.pipeline.conditioning.context_frames import condition, known_mask, motion_latents
-from multitalk.pipeline.conditioning.reference import fit
-from multitalk.pipeline.errors import ConfigError
+from multitalk_pack.pipeline.conditioning.context_frames import condition, known_mask, motion_latents
+from multitalk_pack.pipeline.conditioning.reference_image import fit
+from multitalk_pack.pipeline.errors import ConfigError
 from support.golden import Golden
 
 MSK_Y, PLAN = Golden("msk_y"), Golden("infinitetalk_plan")

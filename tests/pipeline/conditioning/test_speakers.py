@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multitalk.pipeline.conditioning.reference import bucket, check_size, fit_mask
-from multitalk.pipeline.conditioning.speakers import (
+from multitalk_pack.pipeline.conditioning.reference_image import bucket, check_size, fit_mask
+from multitalk_pack.pipeline.conditioning.speakers import (
     Place,
     draw_places,
     published_masks,
@@ -14,9 +14,9 @@ from multitalk.pipeline.conditioning.speakers import (
     to_latent_masks,
     to_token_masks,
 )
-from multitalk.pipeline.config import Resolution
-from multitalk.pipeline.errors import ImageError
-from multitalk.pipeline.shapes import TOKEN_PIXELS, LatentSize
+from multitalk_pack.pipeline.config import Resolution
+from multitalk_pack.pipeline.errors import ImageError
+from multitalk_pack.pipeline.shapes import TOKEN_PIXELS, LatentSize
 from support.golden import Golden
 
 GOLDEN = Golden("ref_masks")

@@ -7,9 +7,9 @@ import ssl
 from pathlib import Path
 
 import pytest
-from multitalk.pipeline.remote.client import Backoff
-from multitalk.pipeline.remote.credentials import Key
-from multitalk.pipeline.remote.desk import Caps, Desk
+from multitalk_pack.pipeline.remote.client import Backoff
+from multitalk_pack.pipeline.remote.credentials import Key
+from multitalk_pack.pipeline.remote.desk import Caps, Desk
 from support.fake_fal import KEY, FakeFal
 from support.remote import write_video
 

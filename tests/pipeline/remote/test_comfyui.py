@@ -28,10 +28,10 @@ TRIAL = f"""
 import asyncio, importlib.util, sys, types
 from comfy.utils import ProgressBar
 from comfy_api.latest import ComfyExtension, io
-for name, folder in (("multitalk", {str(PACK)!r}), ("multitalk.nodes", {str(PACK / "nodes")!r})):
+for name, folder in (("multitalk_pack", {str(PACK)!r}), ("multitalk_pack.nodes", {str(PACK / "nodes")!r})):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [folder]
-from multitalk.nodes.remote import MultiTalkFal, MultiTalkFalCollect
+from multitalk_pack.nodes.remote import MultiTalkFal, MultiTalkFalCollect
 
 def schema(name):
     return io.Schema(node_id=name, category="trial", inputs=[io.Float.Input("after_s", default=1.0)],

@@ -3,8 +3,8 @@
 import time
 
 import pytest
-from multitalk.pipeline.errors import RemoteError
-from multitalk.pipeline.remote.credentials import KEY_FILE, find_key, private_directory
+from multitalk_pack.pipeline.errors import RemoteError
+from multitalk_pack.pipeline.remote.credentials import KEY_FILE, find_key, private_directory
 
 SECRET = "0123-4567:89abcdef"
 

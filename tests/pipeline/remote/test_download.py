@@ -1,13 +1,13 @@
 """The finished video: only from fal's hosts, only a video, only whole, and never half-written."""
 
 import pytest
-from multitalk.pipeline.errors import RemoteError
-from multitalk.pipeline.remote import download, generate
-from multitalk.pipeline.remote.answers import MaybeSent
-from multitalk.pipeline.remote.download import check_url, file_hosts
-from multitalk.pipeline.remote.generate import Resume
-from multitalk.pipeline.remote.job import Watch
-from multitalk.pipeline.remote.ledger import Ledger, State
+from multitalk_pack.pipeline.errors import RemoteError
+from multitalk_pack.pipeline.remote import download, generate
+from multitalk_pack.pipeline.remote.answers import MaybeSent
+from multitalk_pack.pipeline.remote.download import check_url, file_hosts
+from multitalk_pack.pipeline.remote.generate import Resume
+from multitalk_pack.pipeline.remote.job import Watch
+from multitalk_pack.pipeline.remote.ledger import Ledger, State
 from support.fake_fal import KEY
 from support.remote import make_request
 

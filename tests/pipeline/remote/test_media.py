@@ -6,8 +6,8 @@ import wave
 import numpy as np
 import pytest
 import torch
-from multitalk.pipeline.errors import AudioError, ImageError, RemoteError
-from multitalk.pipeline.remote import media
+from multitalk_pack.pipeline.errors import AudioError, ImageError, RemoteError
+from multitalk_pack.pipeline.remote import media
 from PIL import Image
 from support.remote import tone, write_video
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from multitalk.pipeline.config import GenerationConfig
-from multitalk.pipeline.host import TorchHost
-from multitalk.pipeline.remote import generate, media, payload
-from multitalk.pipeline.remote.desk import Desk
+from multitalk_pack.pipeline.config import GenerationConfig
+from multitalk_pack.pipeline.host import TorchHost
+from multitalk_pack.pipeline.remote import generate, media, payload
+from multitalk_pack.pipeline.remote.desk import Desk
 from support.remote import tone
 
 PAID = os.environ.get("MULTITALK_FAL_PAID_TESTS") == "1" and "FAL_KEY" in os.environ

@@ -5,10 +5,10 @@ import sys
 from dataclasses import replace
 
 import pytest
-from multitalk.pipeline.config import Resolution
-from multitalk.pipeline.errors import ConfigError
-from multitalk.pipeline.remote import payload
-from multitalk.pipeline.remote.media import Media
+from multitalk_pack.pipeline.config import Resolution
+from multitalk_pack.pipeline.errors import ConfigError
+from multitalk_pack.pipeline.remote import payload
+from multitalk_pack.pipeline.remote.media import Media
 from support.remote import make_request
 
 

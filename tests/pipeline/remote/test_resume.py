@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from multitalk.pipeline.errors import RemoteError
-from multitalk.pipeline.remote import answers, generate
-from multitalk.pipeline.remote.credentials import Key
-from multitalk.pipeline.remote.generate import Resume
-from multitalk.pipeline.remote.job import Watch
-from multitalk.pipeline.remote.ledger import Ledger, State
-from multitalk.pipeline.remote.payload import AI_AVATAR, INFINITALK
+from multitalk_pack.pipeline.errors import RemoteError
+from multitalk_pack.pipeline.remote import answers, generate
+from multitalk_pack.pipeline.remote.credentials import Key
+from multitalk_pack.pipeline.remote.generate import Resume
+from multitalk_pack.pipeline.remote.job import Watch
+from multitalk_pack.pipeline.remote.ledger import Ledger, State
+from multitalk_pack.pipeline.remote.payload import AI_AVATAR, INFINITALK
 from support.fake_fal import DONE, KEY
 from support.remote import make_request, until
 
@@ -26,11 +26,11 @@ BUYER = textwrap.dedent(
     import runpy, sys
     runpy.run_path(sys.argv[1] + "/conftest.py")
     from pathlib import Path
-    from multitalk.pipeline.remote import generate
-    from multitalk.pipeline.remote.client import Backoff
-    from multitalk.pipeline.remote.credentials import find_key
-    from multitalk.pipeline.remote.desk import Caps, Desk
-    from multitalk.pipeline.remote.job import Watch
+    from multitalk_pack.pipeline.remote import generate
+    from multitalk_pack.pipeline.remote.client import Backoff
+    from multitalk_pack.pipeline.remote.credentials import find_key
+    from multitalk_pack.pipeline.remote.desk import Caps, Desk
+    from multitalk_pack.pipeline.remote.job import Watch
     from support.remote import make_request
     private = Path(sys.argv[2])
     desk = Desk(find_key(private), private, Path(sys.argv[3]), Caps(), Backoff(0.02))

@@ -6,10 +6,10 @@ import traceback
 from pathlib import Path
 
 import pytest
-from multitalk.pipeline.errors import RemoteError
-from multitalk.pipeline.remote import generate
-from multitalk.pipeline.remote.generate import Resume
-from multitalk.pipeline.remote.job import Watch
+from multitalk_pack.pipeline.errors import RemoteError
+from multitalk_pack.pipeline.remote import generate
+from multitalk_pack.pipeline.remote.generate import Resume
+from multitalk_pack.pipeline.remote.job import Watch
 from support.fake_fal import KEY, Reply
 from support.remote import make_request
 

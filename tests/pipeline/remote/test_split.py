@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multitalk.pipeline.audio.waveform import Sound, read
-from multitalk.pipeline.errors import AudioError, RemoteError
-from multitalk.pipeline.remote import media, split
-from multitalk.pipeline.remote.answers import JobFailed, Stopped
-from multitalk.pipeline.remote.desk import Caps
-from multitalk.pipeline.remote.generate import Resume
-from multitalk.pipeline.remote.job import Watch
-from multitalk.pipeline.remote.ledger import Ledger
+from multitalk_pack.pipeline.audio.waveform import Sound, read
+from multitalk_pack.pipeline.errors import AudioError, RemoteError
+from multitalk_pack.pipeline.remote import media, split
+from multitalk_pack.pipeline.remote.answers import JobFailed, Stopped
+from multitalk_pack.pipeline.remote.desk import Caps
+from multitalk_pack.pipeline.remote.generate import Resume
+from multitalk_pack.pipeline.remote.job import Watch
+from multitalk_pack.pipeline.remote.ledger import Ledger
 from support.fake_fal import DONE
 from support.remote import make_request, remote_threads, tone, until, write_video
 

@@ -5,14 +5,14 @@ import sys
 from dataclasses import replace
 
 import pytest
-from multitalk.pipeline.config import Resolution
-from multitalk.pipeline.errors import ConfigError, RemoteError
-from multitalk.pipeline.host import Progress, TorchHost
-from multitalk.pipeline.remote import answers, client, generate
-from multitalk.pipeline.remote.desk import Caps, Desk
-from multitalk.pipeline.remote.generate import Resume
-from multitalk.pipeline.remote.job import Watch
-from multitalk.pipeline.remote.ledger import Ledger, State
+from multitalk_pack.pipeline.config import Resolution
+from multitalk_pack.pipeline.errors import ConfigError, RemoteError
+from multitalk_pack.pipeline.host import Progress, TorchHost
+from multitalk_pack.pipeline.remote import answers, client, generate
+from multitalk_pack.pipeline.remote.desk import Caps, Desk
+from multitalk_pack.pipeline.remote.generate import Resume
+from multitalk_pack.pipeline.remote.job import Watch
+from multitalk_pack.pipeline.remote.ledger import Ledger, State
 from support.fake_fal import DONE, KEY
 from support.remote import make_request, remote_threads, until
 
@@ -55,7 +55,7 @@ def test_a_video_is_bought_and_fetched(door, request, desk, caplog):
     fal, host = request.getfixturevalue(door), Listener()
     fal.script = QUEUE_AND_LOGS
     desk = replace(desk, backoff=client.Backoff(0.15))
-    caplog.set_level("INFO", "multitalk")
+    caplog.set_level("INFO", "multitalk_pack")
     video = generate.generate(make_request(), desk, host)
     texts = [progress.stage for progress in host.told]
     assert any("2 ahead" in text and "about $1.45" in text for text in texts) and any(

@@ -5,12 +5,12 @@ import threading
 import time
 
 import pytest
-from multitalk.pipeline.errors import RemoteError
-from multitalk.pipeline.host import TorchHost
-from multitalk.pipeline.remote import answers, client, collect, generate
-from multitalk.pipeline.remote.generate import Resume
-from multitalk.pipeline.remote.job import Watch
-from multitalk.pipeline.remote.ledger import Ledger, State
+from multitalk_pack.pipeline.errors import RemoteError
+from multitalk_pack.pipeline.host import TorchHost
+from multitalk_pack.pipeline.remote import answers, client, collect, generate
+from multitalk_pack.pipeline.remote.generate import Resume
+from multitalk_pack.pipeline.remote.job import Watch
+from multitalk_pack.pipeline.remote.ledger import Ledger, State
 from support.fake_fal import DONE, Reply
 from support.remote import make_request, remote_threads, until
 

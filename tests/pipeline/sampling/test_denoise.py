@@ -1,9 +1,9 @@
 import pytest
 import torch
-from multitalk.pipeline.config import GuidanceConfig
-from multitalk.pipeline.sampling.denoise import CleanMotion, NoAnchor, NoisedMotion, denoise
-from multitalk.pipeline.sampling.guidance import Guidance
-from multitalk.pipeline.sampling.schedule import timesteps
+from multitalk_pack.pipeline.config import GuidanceConfig
+from multitalk_pack.pipeline.sampling.denoise import CleanMotion, NoAnchor, NoisedMotion, denoise
+from multitalk_pack.pipeline.sampling.guidance import Guidance
+from multitalk_pack.pipeline.sampling.schedule import timesteps
 from support.golden import Golden
 
 MULTITALK, INFINITETALK = Golden("sampling_trace"), Golden("infinitetalk_trace")

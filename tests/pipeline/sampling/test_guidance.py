@@ -2,8 +2,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from multitalk.pipeline.config import GuidanceConfig
-from multitalk.pipeline.sampling.guidance import Guidance, Pass
+from multitalk_pack.pipeline.config import GuidanceConfig
+from multitalk_pack.pipeline.sampling.guidance import Guidance, Pass
 from support.golden import Golden
 
 SCALES = st.floats(0, 10, allow_nan=False)

@@ -2,7 +2,7 @@ from itertools import islice
 
 import pytest
 import torch
-from multitalk.pipeline.sampling.noise import NoiseSource
+from multitalk_pack.pipeline.sampling.noise import NoiseSource
 from support.golden import Golden
 
 GOLDEN = Golden("sampling_trace")

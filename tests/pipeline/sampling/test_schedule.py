@@ -1,6 +1,6 @@
 import pytest
 import torch
-from multitalk.pipeline.sampling.schedule import timesteps
+from multitalk_pack.pipeline.sampling.schedule import timesteps
 from support.golden import Golden
 
 GOLDEN = Golden("schedule")

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from multitalk.pipeline.weights.build import load_transformer
+from multitalk_pack.pipeline.weights.build import load_transformer
 from safetensors.torch import save_file
 from support.tiny_models import adapter_state, base_state
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multitalk.pipeline.errors import WeightsError
-from multitalk.pipeline.weights.checkpoint import open_file, open_source
+from multitalk_pack.pipeline.errors import WeightsError
+from multitalk_pack.pipeline.weights.checkpoint import open_file, open_source
 from safetensors.torch import save_file
 
 

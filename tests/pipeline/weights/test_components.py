@@ -8,10 +8,7 @@ import pytest
 import sentencepiece
 import torch
 from diffusers import AutoencoderKLWan
-from multitalk.pipeline.errors import WeightsError
-from multitalk.pipeline.weights.build import load_audio_encoder, load_image_encoder, load_text_encoder, load_vae
-from multitalk.pipeline.weights.key_maps import native_text_key, rename_clip, rename_vae, rename_wav2vec2
-from multitalk.pipeline.weights.tiny import (
+from multitalk_pack.benchmarks.tiny_weights import (
     TinySizes,
     tiny_audio_encoder,
     tiny_image_encoder,
@@ -19,6 +16,9 @@ from multitalk.pipeline.weights.tiny import (
     tiny_tokenizer,
     tiny_vae,
 )
+from multitalk_pack.pipeline.errors import WeightsError
+from multitalk_pack.pipeline.weights.build import load_audio_encoder, load_image_encoder, load_text_encoder, load_vae
+from multitalk_pack.pipeline.weights.key_maps import native_text_key, rename_clip, rename_vae, rename_wav2vec2
 from safetensors.torch import save_file
 from support.packagings import add_to_gguf, quantize
 

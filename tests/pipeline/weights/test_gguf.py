@@ -2,7 +2,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from multitalk.pipeline.weights.gguf import BLOCKS, dequantize
+from multitalk_pack.pipeline.weights.gguf import BLOCKS, dequantize
 
 HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2),
           "Q6_K": (208,)}  # fmt: skip

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from multitalk.pipeline.weights import handles
-from multitalk.pipeline.weights.handles import Precision
+from multitalk_pack.pipeline.weights import handles
+from multitalk_pack.pipeline.weights.handles import Precision
 
 CARD, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -23,7 +23,7 @@ def test_a_card_computes_in_what_its_kernels_take(monkeypatch, tmp_path, capabil
     monkeypatch.setattr(torch.version, "hip", hip)
     assert Precision.AUTO.on(CARD) is wanted
     assert Precision.FP32.on(CARD) is torch.float32
-    monkeypatch.setattr("multitalk.pipeline.weights.catalog.check_text_encoder", lambda path: "umT5")
+    monkeypatch.setattr("multitalk_pack.pipeline.weights.catalog.check_text_encoder", lambda path: "umT5")
     texts = handles.text_encoder(tmp_path, CARD).load.keywords["dtype"]
     assert texts is (torch.bfloat16 if wanted is torch.bfloat16 else torch.float32)
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from multitalk.pipeline.transformer.model import MultiTalkTransformer
-from multitalk.pipeline.weights.key_maps import (
+from multitalk_pack.benchmarks.tiny_weights import TinySizes, tiny_image_encoder, tiny_vae
+from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
+from multitalk_pack.pipeline.weights.key_maps import (
     WRAPPERS,
     native_clip_state,
     native_transformer_key,
@@ -11,7 +12,6 @@ from multitalk.pipeline.weights.key_maps import (
     rename_vae,
     rename_wav2vec2,
 )
-from multitalk.pipeline.weights.tiny import TinySizes, tiny_image_encoder, tiny_vae
 from support.tiny_models import adapter_state, base_state
 
 

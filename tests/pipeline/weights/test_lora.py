@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from multitalk.pipeline.weights.build import load_transformer
-from multitalk.pipeline.weights.key_maps import rename_transformer
-from multitalk.pipeline.weights.lora import LoraStack
+from multitalk_pack.pipeline.weights.build import load_transformer
+from multitalk_pack.pipeline.weights.key_maps import rename_transformer
+from multitalk_pack.pipeline.weights.lora import LoraStack
 from safetensors.torch import save_file
 from support.packagings import E4M3, gguf_file, scaled
 from support.tiny_models import adapter_state, base_state, velocity

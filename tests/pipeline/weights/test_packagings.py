@@ -5,14 +5,14 @@ import time
 
 import pytest
 import torch
-from multitalk.pipeline.errors import WeightsError
-from multitalk.pipeline.findings import Findings
-from multitalk.pipeline.weights import quantization
-from multitalk.pipeline.weights.build import load_transformer
-from multitalk.pipeline.weights.catalog import check_transformer
-from multitalk.pipeline.weights.fit import WeightFiles, check_weights
-from multitalk.pipeline.weights.key_maps import rename_transformer
-from multitalk.pipeline.weights.quantization import QuantizedLinear
+from multitalk_pack.pipeline.errors import WeightsError
+from multitalk_pack.pipeline.findings import Findings
+from multitalk_pack.pipeline.weights import quantization
+from multitalk_pack.pipeline.weights.build import load_transformer
+from multitalk_pack.pipeline.weights.catalog import check_transformer
+from multitalk_pack.pipeline.weights.fit import WeightFiles, check_weights
+from multitalk_pack.pipeline.weights.key_maps import rename_transformer
+from multitalk_pack.pipeline.weights.quantization import QuantizedLinear
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.packagings import E4M3, PACKAGINGS, comfy_mixed, fp8_matrices, gguf_file, plain, scaled

@@ -1,7 +1,7 @@
 """Weights are mapped from their file: loading takes little memory of its own, whatever the file's size."""
 
 import torch
-from multitalk.pipeline.weights.tiny import TinySizes, adapter_shapes, transformer_shapes
+from multitalk_pack.benchmarks.tiny_weights import TinySizes, adapter_shapes, transformer_shapes
 from safetensors.torch import save_file
 from support.peak import linux_only, told_by
 
@@ -9,8 +9,8 @@ SIZES = TinySizes(width=1024, layers=8, ffn=4096)
 
 LOAD = """
 import torch
-from multitalk.benchmarks.measure import PrivatePeak
-from multitalk.pipeline.weights.build import load_transformer
+from multitalk_pack.benchmarks.measure import PrivatePeak
+from multitalk_pack.pipeline.weights.build import load_transformer
 load_transformer(*sys.argv[1:3])  # the libraries' own memory is there
 with PrivatePeak() as peak:
     model = load_transformer(*sys.argv[3:])

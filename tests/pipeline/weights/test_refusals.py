@@ -4,16 +4,7 @@ import json
 
 import pytest
 import torch
-from multitalk.pipeline.errors import WeightsError
-from multitalk.pipeline.weights.catalog import (
-    check_audio_encoder,
-    check_image_encoder,
-    check_text_encoder,
-    check_transformer,
-    check_vae,
-)
-from multitalk.pipeline.weights.lora import LoraStack
-from multitalk.pipeline.weights.tiny import (
+from multitalk_pack.benchmarks.tiny_weights import (
     TinySizes,
     tiny_adapter,
     tiny_audio_encoder,
@@ -22,6 +13,15 @@ from multitalk.pipeline.weights.tiny import (
     tiny_transformer,
     tiny_vae,
 )
+from multitalk_pack.pipeline.errors import WeightsError
+from multitalk_pack.pipeline.weights.catalog import (
+    check_audio_encoder,
+    check_image_encoder,
+    check_text_encoder,
+    check_transformer,
+    check_vae,
+)
+from multitalk_pack.pipeline.weights.lora import LoraStack
 from safetensors.torch import save_file
 from support.tiny_models import adapter_state, base_state, make
 

@@ -1,0 +1,180 @@
+"""The acceleration choices, as single knobs and as presets, and a transformer that runs with them for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..choice import Choice
+from ..config import Acceleration, GenerationConfig
+from ..errors import ConfigError
+from ..sampling.guidance import Guidance
+from .attention_kernels import AttentionKernel, find_kernel
+
+if TYPE_CHECKING:
+    from ..models.transformer.model import MultiTalkTransformer
+
+FEW_STEPS = 8  # up to here a checkpoint or a LoRA is distilled, and no step resembles the one before
+MIN_CACHED_STEPS = 7
+WARMUP_SHARE = 5  # `regular` runs the first fifth of the steps in any case: there the picture is laid out
+FORECAST_PARTS, HIGH_GUIDED = 5, 0.05  # `high`: into how many parts forecasts cut a run; the share that is guided
+
+
+class CacheKind(Choice):
+    """How steps are found that can do without their blocks, see `step_cache`."""
+
+    NONE = "none"
+    TEA = "TeaCache"
+    EASY = "EasyCache"
+    MAG = "MagCache"
+    FIRST_BLOCK = "first block"
+    TAYLOR = "Taylor forecast"
+
+    @property
+    def default_threshold(self) -> float:
+        """What its authors recommend for Wan; what it counts differs from cache to cache. 0 where it counts nothing."""
+        return {
+            CacheKind.TEA: 0.2,
+            CacheKind.EASY: 0.05,
+            CacheKind.MAG: 0.12,
+            CacheKind.FIRST_BLOCK: 0.06,
+        }.get(self, 0.0)
+
+    def num_kept(self, num_passes: int) -> int:
+        """Tensors of tokens x width that it keeps from step to step."""
+        return {
+            CacheKind.TEA: num_passes,
+            CacheKind.MAG: num_passes,
+            CacheKind.FIRST_BLOCK: num_passes + 1,  # and what the first block added
+            CacheKind.TAYLOR: 2 * num_passes,  # and how it changes
+        }.get(self, 0)  # EasyCache's are latents, which are small
+
+
+@dataclass(frozen=True)
+class AccelerationOptions:
+    """Single knobs. The defaults change nothing but the order of rounding.
+
+    Attributes:
+        cache: which steps reuse what an earlier one has computed.
+        threshold: how much a cache lets pass before it runs a step again; None takes its own default.
+        warmup: first steps that are always run.
+        interval: the Taylor forecast runs every n-th step.
+        guidance_every: the passes for guidance are run every n-th step, their last difference is kept in between.
+        guidance_until: the share of the steps, 0..1, after which they are not run any more; that difference stays.
+        attention: the kernel; one that fails its probe is replaced.
+        compile: compiles the blocks, which takes a minute at the first step of each size.
+    """
+
+    cache: CacheKind = CacheKind.NONE
+    threshold: float | None = None
+    warmup: int = 5
+    interval: int = 3
+    guidance_every: int = 1
+    guidance_until: float = 1.0
+    attention: AttentionKernel = AttentionKernel.AUTO
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 10:
+            raise ConfigError(
+                f"The cache threshold must be in 0..10, got {self.threshold}. The lower, the more steps run."
+            )
+        for name in ("warmup", "interval", "guidance_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.guidance_until <= 1:
+            raise ConfigError(
+                f"guidance_until is a share of the steps, above 0 and at most 1, got {self.guidance_until:g}. "
+                f"1 guides every step."
+            )
+        if self.cache is not CacheKind.NONE and self.guidance_every > 1:
+            raise ConfigError(
+                f"{self.cache.value} and guidance every {self.guidance_every} steps both skip forwards of the same "
+                f"passes. Take one of them."
+            )
+
+    @property
+    def cache_threshold(self) -> float:
+        """The threshold to use."""
+        return self.cache.default_threshold if self.threshold is None else self.threshold
+
+    def check(self, config: GenerationConfig) -> None:
+        """Raises `ConfigError` where these options and the request do not go together."""
+        steps = config.sampling.steps
+        if self.cache is not CacheKind.NONE and steps < MIN_CACHED_STEPS:
+            raise ConfigError(
+                f"{self.cache.value} finds nothing to reuse in {steps} steps. Take at least {MIN_CACHED_STEPS} steps, "
+                f"or no cache."
+            )
+
+
+def make_guidance(options: AccelerationOptions, config: GenerationConfig) -> Guidance:
+    """A window's guidance: which passes its steps run, and how they become one velocity."""
+    until = max(1, round(options.guidance_until * config.sampling.steps))
+    return Guidance(config.guidance, options.guidance_every, until)
+
+
+def preset(config: GenerationConfig) -> AccelerationOptions:
+    """The options of `config.acceleration`.
+
+    `none` is exact. `regular` reuses steps that EasyCache finds alike, a third of the forwards of 40 steps. `high`
+    runs every eighth step, forecasts the others, and takes guidance from the first twentieth of the steps: 11 of
+    120 forwards. `regular` keeps the lip sync of the bundled model, `high` loses 0.025 of its correlation (`python -m
+    benchmarks acceleration`). Few-step runs have nothing to reuse; there `high` asks for guidance that fits a distilled
+    LoRA.
+
+    Raises:
+        ConfigError: `high` with few steps and text guidance, which distilled LoRAs do not bear.
+    """
+    if config.acceleration is Acceleration.NONE:
+        return AccelerationOptions()
+    high = config.acceleration is Acceleration.HIGH
+    attention = AttentionKernel.SAGE if high else AttentionKernel.AUTO
+    steps = config.sampling.steps
+    if steps <= FEW_STEPS:
+        _check_few_steps(config)
+        return AccelerationOptions(attention=attention)
+    if high:
+        interval = max(2, round(steps / FORECAST_PARTS))
+        return AccelerationOptions(
+            CacheKind.TAYLOR, warmup=2, interval=interval, guidance_until=HIGH_GUIDED, attention=attention
+        )
+    return AccelerationOptions(CacheKind.EASY, warmup=max(2, steps // WARMUP_SHARE), attention=attention)
+
+
+def _check_few_steps(config: GenerationConfig) -> None:
+    scale = config.guidance.text_scale
+    if config.acceleration is Acceleration.HIGH and scale > 1:
+        raise ConfigError(
+            f"High acceleration with {config.sampling.steps} steps needs a distilled LoRA, and none bears a text scale "
+            f"of {scale:g}. Set the text scale to 1 (the audio's to 1 or 2), or take more than {FEW_STEPS} steps."
+        )
+
+
+@contextmanager
+def accelerated(
+    transformer: MultiTalkTransformer, options: AccelerationOptions, device: torch.device | None = None
+) -> Iterator[MultiTalkTransformer]:
+    """`transformer` with these options, left as it was found.
+
+    Args:
+        transformer: the shared model.
+        options: which kernel, and whether to compile; caches and guidance belong to the windows.
+        device: where it is going to run; None where it is.
+    """
+    before = [(block.attn1.attend, block.attn2.attend, block._compiled_call_impl) for block in transformer.blocks]
+    try:
+        head_dim = transformer.config.attention_head_dim
+        device = device or transformer.device
+        transformer.set_attention(find_kernel(options.attention, device, transformer.compute_dtype, head_dim))
+        if options.compile:
+            transformer.compile_repeated_blocks(dynamic=False)
+        yield transformer
+    finally:
+        for block, (attend_video, attend_context, compiled) in zip(transformer.blocks, before, strict=True):
+            block.attn1.attend, block.attn2.attend = attend_video, attend_context
+            block._compiled_call_impl = compiled  # torch has no public way back from `Module.compile`

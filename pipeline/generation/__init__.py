@@ -1,0 +1,1 @@
+"""One run: windows, recipes, the store of finished windows, recovery from faults."""

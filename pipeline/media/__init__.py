@@ -1,0 +1,1 @@
+"""Files of sound, pictures and video, read and written."""

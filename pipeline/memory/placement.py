@@ -1,0 +1,242 @@
+"""Where networks stay while they run: whole on the device, or the transformer's blocks streamed through it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from ..choice import Choice
+from ..errors import ConfigError
+from ..host import Host
+from ..shapes import LatentSize
+from .block_streaming import WINDOW, BlockStream, Home, tensors_of
+
+logger = logging.getLogger(__name__)
+
+GB = 10**9
+ACTIVATION_TENSORS = 12  # tokens x width tensors alive at a block's fullest moment, counted on the meta device
+RESERVE = GB // 2  # left to the allocator, the kernels' scratch and whoever else draws on the card
+TEXT_TOKENS, IMAGE_TOKENS, VOICE_TOKENS = 512, 257, 32  # what a block keeps: of a prompt, a picture, a moment's voice
+DECODE_BYTES = 20_000  # a pixel's share of the VAE decoder's memory in float32: causal caches 9, work 9, output 2
+
+
+class Memory(Choice):
+    """How much of the device a run may take for itself."""
+
+    AUTO = "auto"
+    GB8 = "8 GB"
+    GB12 = "12 GB"
+    GB16 = "16 GB"
+    GB24 = "24 GB"
+    ALL = "all"
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes, or None where free memory decides."""
+        return None if self in (Memory.AUTO, Memory.ALL) else int(self.value.split()[0]) * GB
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """How the transformer may use the device's memory."""
+
+    memory: Memory = Memory.AUTO
+    resident_blocks: int | None = None  # blocks that never leave the device; None lets `memory` decide
+
+    def __post_init__(self) -> None:
+        if self.resident_blocks is not None and self.resident_blocks < 0:
+            raise ConfigError(
+                f"resident_blocks must not be negative, got {self.resident_blocks}. 0 streams all blocks."
+            )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many blocks stay on the device, and what that means there, in bytes.
+
+    Attributes:
+        estimate: what the whole run is expected to take while it samples.
+        weights: the part of it that the transformer's weights take.
+        budget: what it may take.
+    """
+
+    resident_blocks: int
+    num_blocks: int
+    estimate: int
+    weights: int
+    budget: int
+
+    @property
+    def streams(self) -> bool:
+        """Whether any block comes and goes."""
+        return self.resident_blocks < self.num_blocks
+
+    def describe(self) -> str:
+        """One line for the log."""
+        kept = "all" if not self.streams else f"{self.resident_blocks} of"
+        return f"{kept} {self.num_blocks} blocks stay on the device; about {self.estimate / GB:.1f} GB"
+
+
+def num_bytes(module: nn.Module) -> int:
+    """Bytes of the module's parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(module))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a transformer takes, as far as its placement is concerned; known from its files' headers too.
+
+    Attributes:
+        block_bytes: of the largest block.
+        outer_bytes: of all that is in no block.
+        width: channels of a token.
+    """
+
+    num_blocks: int
+    block_bytes: int
+    outer_bytes: int
+    width: int
+
+    @classmethod
+    def of(cls, transformer: nn.Module) -> Footprint:
+        """That of a network."""
+        blocks = [num_bytes(block) for block in transformer.blocks]
+        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+        return cls(len(blocks), max(blocks), num_bytes(transformer) - sum(blocks), width)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of all weights."""
+        return self.num_blocks * self.block_bytes + self.outer_bytes
+
+    def tokens_bytes(self, size: LatentSize) -> int:
+        """A window's tokens, once, in two bytes a number."""
+        return 2 * size.num_tokens * self.width
+
+    def constant_bytes(self, size: LatentSize, num_prompts: int, num_voices: int) -> int:
+        """The keys and values that the blocks keep of prompts, picture and voices from step to step."""
+        rows = num_prompts * TEXT_TOKENS + IMAGE_TOKENS + num_voices * size.t * VOICE_TOKENS
+        return 2 * 2 * rows * self.width * self.num_blocks
+
+
+def plan_placement(
+    transformer: nn.Module, config: MemoryConfig, size: LatentSize, free: int, beside: int = 0
+) -> Placement:
+    """How to place `transformer` for windows of `size`, given `free` bytes on the device; see `place`."""
+    return place(Footprint.of(transformer), config, size, free, beside)
+
+
+def place(footprint: Footprint, config: MemoryConfig, size: LatentSize, free: int, beside: int = 0) -> Placement:
+    """How to place a transformer for windows of `size`, given `free` bytes on the device.
+
+    The estimate is weights + `ACTIVATION_TENSORS` tensors of tokens x width in two bytes + `beside`, what the run keeps
+    there besides (see `constant_bytes`), + a reserve. Whole placement is chosen where it fits; else as many blocks stay
+    as fit beside the two in flight.
+    """
+    num_blocks, block_bytes, outer = footprint.num_blocks, footprint.block_bytes, footprint.outer_bytes
+    work = ACTIVATION_TENSORS * footprint.tokens_bytes(size) + beside + RESERVE
+    budget = free if config.memory.limit is None else min(config.memory.limit, free)
+    resident = config.resident_blocks
+    if resident is None:
+        num_fitting = max(0, (budget - work - outer) // block_bytes)
+        fits = config.memory is Memory.ALL or num_fitting >= num_blocks
+        resident = num_blocks if fits else max(0, num_fitting - WINDOW)
+    resident = min(resident, num_blocks)
+    in_flight = min(WINDOW, num_blocks - resident)
+    weights = outer + block_bytes * (resident + in_flight)
+    return Placement(resident, num_blocks, weights + work, weights, budget)
+
+
+def decode_bytes(height: int, width: int, itemsize: int = 4) -> int:
+    """What Wan's VAE takes to decode frames of this size untiled, in numbers of `itemsize` bytes."""
+    return DECODE_BYTES * height * width * itemsize // 4
+
+
+@contextmanager
+def resident(module: nn.Module, host: Host) -> Iterator[nn.Module]:
+    """Keeps `module` on the host's device for a while; afterwards its tensors are where and what they were."""
+    home = Home(module)
+    module.to(host.device)
+    try:
+        yield module
+    finally:
+        home.restore()  # `to` and back would copy what a file backs
+
+
+class PlacedTransformer:
+    """A transformer that goes to the device to sample, wholly or block by block, and steps aside for others."""
+
+    def __init__(self, transformer: nn.Module, placement: Placement, host: Host):
+        self.transformer, self.host = transformer, host
+        self.placement = placement
+        self._home = Home(transformer)
+        self._stream: BlockStream | None = None
+        self._is_placed = False
+
+    def place(self) -> None:
+        """Puts the weights where the placement says, if they are not there."""
+        if self._is_placed:
+            return
+        self._is_placed = True
+        streamed = list(self.transformer.blocks)[self.placement.resident_blocks :]
+        inside = {id(tensor) for block in streamed for tensor in tensors_of(block)}
+        for tensor in tensors_of(self.transformer):
+            if id(tensor) not in inside:
+                tensor.data = tensor.data.to(self.host.device)
+        if streamed:
+            self._stream = BlockStream(streamed, self.host.device, self.host.pins)
+
+    def make_room(self, needed: int) -> bool:
+        """Steps aside when `needed` bytes are not left beside it, until `place`; whether they are there now."""
+        if self._is_placed and self._left() < needed:
+            logger.info("The transformer leaves the device: the VAE wants %.1f GB.", needed / GB)
+            self.release()
+        return self._left() >= needed
+
+    def _left(self) -> int:
+        """Bytes that the run may still take."""
+        taken = self.placement.weights if self._is_placed else 0
+        return min(self.host.free_memory(), self.placement.budget - taken)
+
+    def lower(self) -> bool:
+        """Streams all blocks from now on; False when it already did."""
+        if self.placement.resident_blocks == 0:
+            return False
+        self.release()
+        self.placement = replace(self.placement, resident_blocks=0)
+        self.place()
+        logger.warning("The device ran out of memory: all blocks are streamed from here on.")
+        return True
+
+    def release(self) -> None:
+        """Takes everything back to where it was."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self._home.restore()
+        self._is_placed = False
+
+
+@contextmanager
+def placed(
+    transformer: nn.Module, config: MemoryConfig, size: LatentSize, host: Host, beside: int = 0
+) -> Iterator[PlacedTransformer]:
+    """Plans where `transformer` stays for windows of `size`, and puts it back afterwards; `place` moves it there."""
+    placement = plan_placement(transformer, config, size, host.free_memory(), beside)
+    logger.info("memory = %s: %s of %.1f.", config.memory.value, placement.describe(), placement.budget / GB)
+    if placement.estimate > placement.budget:
+        logger.warning(
+            "The run may need %.1f GB and has %.1f. Smaller pictures, shorter windows, 8-bit weights or a few-step "
+            "LoRA with text scale 1 need less.",
+            placement.estimate / GB,
+            placement.budget / GB,
+        )
+    holder = PlacedTransformer(transformer, placement, host)
+    try:
+        yield holder
+    finally:
+        holder.release()

@@ -1,0 +1,1 @@
+"""The networks: transformer, VAE, and the encoders of text, image and speech."""

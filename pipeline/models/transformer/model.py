@@ -1,0 +1,226 @@
+"""MultiTalk's transformer: noisy latents, a prompt, a picture and voices become a velocity."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import ClassVar
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ...errors import ConfigError
+from ...shapes import LATENT_CHANNELS, MASK_CHANNELS, LatentSize, num_video_frames
+from .attention import Attend, TextTokens
+from .audio_projection import AudioProjection
+from .block import AdaptiveNorm, MultiTalkBlock, Surroundings
+from .embedding import ConditionEmbedder, Float32Linear, PatchEmbedding, Time
+from .prepared import Constant, PreparedPass, PreparedWindow
+from .rope import grid_rotation
+
+
+class MultiTalkTransformer(ModelMixin, ConfigMixin):
+    """Wan2.1-I2V with MultiTalk's audio adapter (arXiv:2505.22647).
+
+    Weights have diffusers' names for Wan and the published ones for the adapter (`audio_proj`, `audio_cross_attn`,
+    `norm_x`). There is no batch axis. Activations are in the dtype of the patch embedding's weights; modulation, gates,
+    norms, the head and the result are in float32.
+
+    Use: `window = prepare_window(...)` once a window, `heard = prepare_pass(window, ...)` once for each pass of the
+    guidance, then `transformer(latents, timestep, heard)` in every step.
+    """
+
+    _no_split_modules: ClassVar[list[str]] = ["MultiTalkBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["MultiTalkBlock"]
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = [
+        "patch_embedding", "condition_embedder", "audio_proj", "norm", "proj_out",
+    ]  # fmt: skip
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["time_embedder", "time_proj", "scale_shift_table", "proj_out"]
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 36,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        text_len: int = 512,
+        image_dim: int = 1280,
+        eps: float = 1e-6,
+        audio_window: int = 5,
+        audio_features: tuple[int, int] = (12, 768),
+        audio_intermediate_dim: int = 512,
+        audio_dim: int = 768,
+        audio_tokens: int = 32,
+        audio_norm: bool = True,
+    ):
+        super().__init__()
+        dim = num_attention_heads * attention_head_dim
+        self.patch_embedding = PatchEmbedding(in_channels, dim, patch_size)
+        self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim, image_dim)
+        self.audio_proj = AudioProjection(
+            audio_window, prod(audio_features), audio_intermediate_dim, audio_tokens, audio_dim, audio_norm
+        )
+        self.blocks = nn.ModuleList(
+            MultiTalkBlock(dim, ffn_dim, num_attention_heads, audio_dim, eps) for _ in range(num_layers)
+        )
+        self.norm_out = AdaptiveNorm(dim, eps)
+        self.proj_out = Float32Linear(dim, out_channels * prod(patch_size))
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of the activations; other weights may be stored in others, as quantised ones are."""
+        return self.patch_embedding.weight.dtype
+
+    def set_attention(self, attend: Attend) -> None:
+        """Chooses the kernel of the attentions to the video itself, to the prompt and to the picture."""
+        for block in self.blocks:
+            block.attn1.attend = block.attn2.attend = attend
+
+    def zero_audio(self, num_frames: int) -> Tensor:
+        """What an audio-free pass hears: the zero features of one person, `1 num_frames window layers channels`."""
+        return torch.zeros(1, num_frames, self.config.audio_window, *self.config.audio_features)
+
+    def prepare_window(
+        self, size: LatentSize, condition: Tensor, image_embeds: Tensor, speaker_masks: Tensor | None = None
+    ) -> PreparedWindow:
+        """What all passes of a context window share.
+
+        Args:
+            size: of the window's latents.
+            condition: `20 t h w`: the mask of the known frames and their latents.
+            image_embeds: `i d`, the reference image's tokens.
+            speaker_masks: `classes h w`, 0 or 1 at each latent, persons first, then background. Needed for two voices.
+
+        Raises:
+            ConfigError: the shapes do not fit each other.
+        """
+        known = (MASK_CHANNELS + LATENT_CHANNELS, size.t, size.h, size.w)
+        if size.h % self.config.patch_size[1] or size.w % self.config.patch_size[2]:
+            raise ConfigError(f"A window of {size.h}x{size.w} latents cannot be cut into patches. Use even sides.")
+        _check_shape("condition", condition, known)
+        _check_shape("image_embeds", image_embeds, (None, self.config.image_dim))
+        if speaker_masks is not None:
+            _check_shape("speaker_masks", speaker_masks, (None, size.h, size.w))
+        return PreparedWindow(size, condition, image_embeds, speaker_masks)
+
+    def prepare_pass(self, window: PreparedWindow, prompt_embeds: Tensor, audio: Tensor) -> PreparedPass:
+        """A window with a prompt and voices. Passes that are given the very same tensor share what is made of it.
+
+        Args:
+            window: from `prepare_window`.
+            prompt_embeds: `n d`, without padding.
+            audio: `p f window layers channels`, features around each of the window's f video frames for p persons.
+
+        Raises:
+            ConfigError: the shapes do not fit each other or the window, or there are voices but no places for them.
+        """
+        frames = num_video_frames(window.size.t)
+        _check_shape("prompt_embeds", prompt_embeds, (None, self.config.text_dim))
+        if len(prompt_embeds) > self.config.text_len:
+            raise ConfigError(
+                f"prompt_embeds has {len(prompt_embeds)} tokens; at most {self.config.text_len} can be used."
+            )
+        _check_shape("audio", audio, (None, frames, self.config.audio_window, *self.config.audio_features))
+        if len(audio) > 1 and window.num_classes != len(audio) + 1:
+            raise ConfigError(
+                f"{len(audio)} voices need {len(audio) + 1} speaker_masks, one for each person and one for the "
+                f"background, got {window.num_classes}."
+            )
+        return PreparedPass(window, prompt_embeds, audio)
+
+    def forward(self, latents: Tensor, timestep: float | Tensor, heard: PreparedPass) -> Tensor:
+        """The velocity (noise minus clean), `16 t h w` in float32.
+
+        Args:
+            latents: `16 t h w`.
+            timestep: 1000 (noise) .. 0 (clean).
+            heard: from `prepare_pass`.
+        """
+        tokens, time = self.embed(latents, timestep, heard)
+        tokens = self.run_blocks(tokens, time, heard)
+        return self.head(tokens, time, heard)
+
+    def embed(self, latents: Tensor, timestep: float | Tensor, heard: PreparedPass) -> tuple[Tensor, Time]:
+        """The tokens that enter the blocks, `n c`, and what the blocks and the head are told of the timestep."""
+        known = heard.window.condition.through(self._embed_condition)
+        return self.patch_embedding(latents, 0, onto=known), self.time(timestep)
+
+    def run_blocks(self, tokens: Tensor, time: Time, heard: PreparedPass, blocks: slice = slice(None)) -> Tensor:
+        """`n c` after all blocks, or after those that `blocks` names."""
+        around = self.surroundings(heard)
+        for block in self.blocks[blocks]:
+            tokens = block(tokens, time.projection, around)
+        return tokens
+
+    def head(self, tokens: Tensor, time: Time, heard: PreparedPass) -> Tensor:
+        """The velocity of the tokens after all blocks, `16 t h w` in float32."""
+        shift, scale = (self.scale_shift_table.float() + time.embedding[:, None]).unbind(1)
+        patches = self.proj_out(self.norm_out(tokens.float(), shift, scale))
+        (a, b, d), size = self.config.patch_size, heard.window.size
+        return rearrange(
+            patches, "(t h w) (a b d c) -> c (t a) (h b) (w d)", t=size.t // a, h=size.h // b, a=a, b=b, d=d
+        )
+
+    def time(self, timestep: float | Tensor) -> Time:
+        """The timestep's embedding, `1 c`, and its projection, `1 6 c`, on the device of the weights."""
+        return self.condition_embedder.time(timestep)
+
+    def time_projection(self, timestep: float | Tensor) -> Tensor:
+        """`1 6 c` in float32: the only thing that all blocks of all passes are told of the timestep (for TeaCache)."""
+        return self.time(timestep).projection
+
+    def surroundings(self, heard: PreparedPass) -> Surroundings:
+        """What the blocks look at and listen to in this pass; computed at the first call."""
+        window = heard.window
+        return Surroundings(
+            rope=window.place.through(self._embed_place),
+            text=heard.prompt_embeds.through(self._embed_text),
+            image=window.image_embeds.through(self._embed_image),
+            voices=heard.audio.through(self._embed_audio),
+            token_masks=window.speaker_masks.through(self._embed_masks) if heard.num_speakers > 1 else None,
+        )
+
+    def _embed_condition(self, condition: Tensor) -> Tensor:
+        return self.patch_embedding(self._here(condition), self.config.in_channels - len(condition))
+
+    def _embed_place(self, size: LatentSize) -> Tensor:
+        a, b, c = self.config.patch_size
+        rope = grid_rotation(size.t // a, size.h // b, size.w // c, self.config.attention_head_dim)
+        return rope.to(self.device)
+
+    def _embed_text(self, prompt_embeds: Tensor) -> Constant:
+        padded = pad(self._here(prompt_embeds), (0, 0, 0, 1))
+        tokens = self.condition_embedder.text_embedder(padded)
+        return Constant(TextTokens(tokens, self.config.text_len - len(prompt_embeds)))
+
+    def _embed_image(self, image_embeds: Tensor) -> Constant:
+        return Constant(self.condition_embedder.image_embedder(self._here(image_embeds)))
+
+    def _embed_audio(self, windows: Tensor) -> Constant:
+        return Constant(self.audio_proj(self._here(windows)))
+
+    def _embed_masks(self, masks: Tensor) -> Tensor:
+        _, b, c = self.config.patch_size
+        return masks[:, ::b, ::c].flatten(1).to(self.device, torch.float32)  # the nearest latent of each token
+
+    def _here(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.compute_dtype)
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    fits = tensor.ndim == len(shape) and all(
+        wanted in (None, got) for wanted, got in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        wanted = " x ".join("any" if length is None else str(length) for length in shape)
+        raise ConfigError(f"{name} must be of shape {wanted}, got {' x '.join(map(str, tensor.shape))}.")

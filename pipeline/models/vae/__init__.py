@@ -1,0 +1,1 @@
+"""Wan's video VAE: causal, streamed over time, in tiles where memory is short."""

@@ -1,0 +1,1 @@
+"""Decoded frames made ready to show: colours, seams between windows, flicker."""

@@ -1,0 +1,1 @@
+"""All that can be known of a run before any weights are read: problems, memory, time, disk."""

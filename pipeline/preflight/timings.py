@@ -1,0 +1,82 @@
+"""How long runs took on this machine, in a small file, so that the next one's time can be told before it starts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ..acceleration.presets import AccelerationOptions
+from ..memory.placement import Footprint
+
+logger = logging.getLogger(__name__)
+
+FILE = "speeds.json"
+
+
+class Speeds:
+    """Seconds of one forward, all that a run does besides shared out among them, by kind of run and number of tokens.
+
+    Args:
+        folder: where the file is, or is going to be.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = Path(folder) / FILE
+
+    def seconds(self, kind: str, num_tokens: int) -> float | None:
+        """Of a forward over `num_tokens`: as measured at the nearest number, in proportion; None where none was."""
+        measured = self._read().get(kind)
+        if not measured:
+            return None
+        nearest = min(measured, key=lambda tokens: abs(math.log(tokens / num_tokens)))
+        return measured[nearest] * num_tokens / nearest
+
+    @contextmanager
+    def measure(self, kind: str, num_tokens: int, num_forwards: int) -> Iterator[None]:
+        """Measures the run inside, if it ends well. A file that cannot be written is told in the log alone."""
+        started = time.monotonic()
+        yield
+        self._note(kind, num_tokens, (time.monotonic() - started) / num_forwards)
+
+    def _note(self, kind: str, num_tokens: int, seconds: float) -> None:
+        speeds = self._read()
+        speeds.setdefault(kind, {})[num_tokens] = seconds
+        unfinished = self.path.with_name(f"{FILE}.{os.getpid()}.part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(json.dumps(speeds, indent=1), encoding="utf-8")
+            unfinished.replace(self.path)
+        except OSError as error:
+            logger.warning("How long this run took is not kept: %s cannot be written (%s).", self.path, error.strerror)
+
+    def _read(self) -> dict[str, dict[int, float]]:
+        try:
+            stored = json.loads(self.path.read_text(encoding="utf-8"))
+            return {kind: {_above_0(int(n)): _above_0(float(s)) for n, s in of.items()} for kind, of in stored.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            logger.warning("%s cannot be read; it is written anew after the next run.", self.path)
+            return {}
+
+
+def kind_of_run(device: torch.device, footprint: Footprint, options: AccelerationOptions, streams: bool) -> str:
+    """What runs are alike: the device, the network, what leaves forwards out or makes them faster, and streaming."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    network = f"{footprint.num_blocks} blocks of {footprint.width} ({footprint.block_bytes} bytes)"
+    parts = [name, network, options.cache.value, options.attention.value]
+    return ", ".join([*parts, *(["compiled"] if options.compile else []), *(["streamed"] if streams else [])])
+
+
+def _above_0(number: float) -> float:
+    if not 0 < number < math.inf:
+        raise ValueError(f"{number} is no speed")
+    return number

@@ -1,0 +1,143 @@
+import logging
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from multitalk_pack.pipeline.acceleration import attention_kernels
+from multitalk_pack.pipeline.acceleration.attention_kernels import AttentionKernel, find_kernel
+from multitalk_pack.pipeline.acceleration.presets import (
+    AccelerationOptions,
+    CacheKind,
+    accelerated,
+    make_guidance,
+    preset,
+)
+from multitalk_pack.pipeline.acceleration.residual_cache import interval_plan
+from multitalk_pack.pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
+from multitalk_pack.pipeline.errors import ConfigError
+from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
+from torch.nn.functional import scaled_dot_product_attention
+
+CPU = torch.device("cpu")
+
+
+def request_of(acceleration: Acceleration, steps: int = 40, text_scale: float = 5.0) -> GenerationConfig:
+    sampling, guidance = SamplingConfig(steps), GuidanceConfig(text_scale)
+    return GenerationConfig(acceleration=acceleration, sampling=sampling, guidance=guidance)
+
+
+def test_no_acceleration_is_exact():
+    options = preset(request_of(Acceleration.NONE))
+    assert options == AccelerationOptions()
+    assert options.cache is CacheKind.NONE and options.guidance_every == 1
+
+
+@pytest.mark.parametrize("acceleration", [Acceleration.REGULAR, Acceleration.HIGH])
+@pytest.mark.parametrize("steps", [1, 4, 8, 9, 20, 40, 100])
+def test_a_preset_fits_its_own_request(acceleration, steps):
+    config = request_of(acceleration, steps, text_scale=1.0)
+    options = preset(config)
+    options.check(config)
+    assert (options.cache is CacheKind.NONE) == (steps <= 8)
+    assert options.warmup < max(steps, 6)
+    assert options.interval < max(steps, 4)
+
+
+def test_high_runs_a_tenth_of_the_forwards():
+    config = request_of(Acceleration.HIGH)
+    options = preset(config)
+    plan = interval_plan(40, options.interval, options.warmup)
+    guidance = make_guidance(options, config)
+    assert sum(len(guidance.passes_at(step)) for step in range(40) if plan[step]) == 11  # of 40 x 3
+
+
+def test_few_steps_with_text_guidance_are_refused_at_high():
+    with pytest.raises(ConfigError, match="text scale to 1"):
+        preset(request_of(Acceleration.HIGH, steps=4))
+    assert preset(request_of(Acceleration.REGULAR, steps=4)).cache is CacheKind.NONE
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CacheKind if kind is not CacheKind.NONE])
+def test_a_cache_of_very_few_steps_is_refused(kind):
+    with pytest.raises(ConfigError, match="finds nothing to reuse in 6 steps"):
+        AccelerationOptions(kind).check(request_of(Acceleration.NONE, steps=6))
+    AccelerationOptions(kind).check(request_of(Acceleration.NONE, steps=7))
+
+
+def test_options_that_make_no_sense_are_refused():
+    with pytest.raises(ConfigError, match="Take one of them"):
+        AccelerationOptions(CacheKind.EASY, guidance_every=2)
+    with pytest.raises(ConfigError, match="threshold"):
+        AccelerationOptions(CacheKind.EASY, threshold=-1)
+    with pytest.raises(ConfigError, match="warmup"):
+        AccelerationOptions(warmup=0)
+    with pytest.raises(ConfigError, match="guidance_until"):
+        AccelerationOptions(guidance_until=0)
+
+
+@pytest.mark.parametrize(("share", "guided"), [(1, 40), (0.5, 20), (0.001, 1)])
+def test_guidance_ends_after_its_share_of_the_steps(share, guided):
+    guidance = make_guidance(AccelerationOptions(guidance_until=share), request_of(Acceleration.NONE))
+    assert [len(guidance.passes_at(step)) for step in range(40)] == [3] * guided + [1] * (40 - guided)
+
+
+def test_a_shared_model_is_left_as_it_was_found_also_after_an_error():
+    transformer = small_transformer()
+    with (
+        pytest.raises(KeyError),
+        accelerated(transformer, AccelerationOptions(attention=AttentionKernel.MATH, compile=True)),
+    ):
+        assert transformer.blocks[0].attn1.attend is not scaled_dot_product_attention
+        assert transformer.blocks[0]._compiled_call_impl is not None
+        raise KeyError
+    assert all(block.attn1.attend is scaled_dot_product_attention for block in transformer.blocks)
+    assert all(block.attn2.attend is scaled_dot_product_attention for block in transformer.blocks)
+    assert all(block._compiled_call_impl is None for block in transformer.blocks)
+
+
+def small_transformer() -> MultiTalkTransformer:
+    small = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "ffn_dim": 16, "freq_dim": 16}
+    audio = {"audio_features": (1, 4), "audio_intermediate_dim": 8, "audio_dim": 8, "audio_tokens": 2}
+    return MultiTalkTransformer(text_dim=8, text_len=4, image_dim=8, **small, **audio)
+
+
+@pytest.mark.parametrize("kernel", AttentionKernel)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whatever_kernel_is_asked_for_the_attention_is_right(kernel, dtype):
+    attend = find_kernel(kernel, CPU, dtype, 16)
+    query, key, value = (torch.randn(1, 2, n, 16, dtype=dtype) for n in (5, 7, 7))
+    want = torch.softmax(query.float() @ key.float().mT / 4, -1) @ value.float()
+    torch.testing.assert_close(attend(query, key, value).float(), want, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_the_plain_formula_is_the_same_however_few_queries_it_takes_at_a_time(monkeypatch, rows):
+    query, key, value = (torch.randn(1, 2, n, 16, dtype=torch.float64) for n in (10, 7, 7))
+    monkeypatch.setattr(attention_kernels, "SCORES", rows * 2 * 7)
+    got = find_kernel(AttentionKernel.MATH, CPU, torch.float64, 16)(query, key, value)
+    torch.testing.assert_close(got, torch.softmax(query @ key.mT / 4, -1) @ value)
+
+
+@pytest.mark.parametrize("error", [subprocess.CalledProcessError(1, "cc"), OSError("no compiler"), Exception("PTX")])
+def test_a_kernel_that_cannot_be_compiled_here_is_replaced(monkeypatch, caplog, error):
+    def sageattn(*_, **__):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "sageattention", SimpleNamespace(sageattn=sageattn))
+    find_kernel.cache_clear()
+    assert find_kernel(AttentionKernel.SAGE, CPU, torch.float32, 16) is scaled_dot_product_attention
+    assert f"The sage attention kernel is replaced: {error}" in caplog.text
+    find_kernel.cache_clear()
+
+
+def test_a_kernel_that_fails_is_replaced_and_said_in_one_line(caplog):
+    find_kernel.cache_clear()
+    with caplog.at_level(logging.INFO):
+        attend = find_kernel(AttentionKernel.CUDNN, CPU, torch.float32, 16)
+    assert attend is scaled_dot_product_attention
+    assert len(caplog.records) == 1 and "cuDNN attention kernel is replaced" in caplog.text
+    with caplog.at_level(logging.INFO):
+        find_kernel(AttentionKernel.CUDNN, CPU, torch.float32, 16)
+    assert len(caplog.records) == 1  # tried once a process

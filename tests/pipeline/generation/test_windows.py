@@ -1,0 +1,126 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from multitalk_pack.pipeline.config import Recipe, WindowConfig, WindowPlan
+from multitalk_pack.pipeline.errors import ConfigError
+from multitalk_pack.pipeline.generation.windows import plan_windows
+from support.golden import Golden
+
+MULTITALK, INFINITETALK = Golden("clip_plan"), Golden("infinitetalk_plan")
+BOOKKEEPING = [case for case in INFINITETALK.cases if f"out.{case}.result_clip_and_frame" in INFINITETALK]
+
+
+@st.composite
+def configs(draw) -> WindowConfig:
+    """Sizes that the configuration takes, of either recipe, fitted or asked for."""
+    recipe = draw(st.sampled_from(Recipe))
+    if draw(st.booleans()):
+        return WindowConfig(recipe)
+    motion = 4 * draw(st.integers(0, 10)) + 1
+    return WindowConfig(recipe, num_frames=motion + 4 * draw(st.integers(1, 30)), motion_frames=motion)
+
+
+REQUESTS = st.integers(1, 1500) | st.integers(41, 241)
+
+
+@given(num_frames=REQUESTS, config=configs())
+def test_exactly_the_frames_asked_for_are_kept(num_frames, config):
+    windows = plan_windows(num_frames, config, [num_frames + 10])
+    kept = [window.start + frame for window in windows for frame in range(window.num_frames)[window.keep]]
+    assert kept == list(range(num_frames))
+
+
+@given(num_frames=REQUESTS, config=configs())
+def test_a_window_starts_with_frames_that_the_one_before_has_made(num_frames, config):
+    windows = plan_windows(num_frames, config, [num_frames])
+    assert windows[0].start == 0 and windows[0].overlap == 0
+    for before, window in pairwise(windows):
+        assert window.overlap == config.overlap <= before.num_frames
+        assert window.start == before.start + before.num_frames - window.overlap
+        assert len(range(window.num_frames)[window.keep]) > 0  # none is made in vain
+    assert all(window.num_frames % 4 == 1 for window in windows)
+
+
+@given(num_frames=REQUESTS, config=configs(), rows=st.lists(st.integers(1, 1600), min_size=1, max_size=4))
+def test_a_frame_hears_its_own_moment_as_far_as_there_are_features(num_frames, config, rows):
+    for window in plan_windows(num_frames, config, rows):
+        assert window.feature_frames.shape == (len(rows), window.num_frames, 5)
+        centre = torch.arange(window.start, window.start + window.num_frames)
+        for heard, count in zip(window.feature_frames, rows, strict=True):
+            assert torch.equal(heard[:, 2], centre.clamp(max=count - 1))
+            assert torch.equal(heard, (centre[:, None] + torch.arange(-2, 3)).clamp(0, count - 1))
+
+
+@given(num_frames=st.integers(1, 1500))
+def test_multitalk_takes_the_fewest_equal_windows_of_at_most_97(num_frames):
+    windows = plan_windows(num_frames, WindowConfig(), [num_frames])
+    size = windows[0].num_frames
+    assert all(window.num_frames == size <= 97 for window in windows)
+    assert len(windows) == 1 or num_frames > 97 + (len(windows) - 2) * 72
+    assert size + (len(windows) - 1) * (size - 25) - num_frames < 4 * len(windows)  # hardly more than asked for
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "count", "size"),
+    [(41, 1, 41), (81, 1, 81), (97, 1, 97), (121, 2, 73), (137, 2, 81), (145, 2, 85), (181, 3, 77), (241, 3, 97)],
+)
+def test_usual_requests_are_cut_as_the_table_says(num_frames, count, size):
+    windows = plan_windows(num_frames, WindowConfig(), [num_frames])
+    assert [window.num_frames for window in windows] == [size] * count
+
+
+@pytest.mark.parametrize(("num_frames", "count", "size"), [(41, 1, 41), (81, 1, 81), (145, 2, 81), (241, 4, 81)])
+def test_infinitetalk_keeps_its_trained_length(num_frames, count, size):
+    windows = plan_windows(num_frames, WindowConfig(Recipe.INFINITETALK), [num_frames])
+    assert [window.num_frames for window in windows] == [size] * count
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match="motion frames"):
+        plan_windows(200, WindowConfig(motion_frames=97), [200])
+    with pytest.raises(ConfigError, match="at least one frame"):
+        plan_windows(0, WindowConfig(), [10])
+    with pytest.raises(ConfigError, match="longer than a window"):
+        plan_windows(81, WindowConfig(plan=WindowPlan.PUBLISHED), [81])
+
+
+def published(recipe: Recipe, facts: dict, num_features: list[int]):
+    config = WindowConfig(
+        recipe, WindowPlan.PUBLISHED, facts["frame_num"], facts["motion_frame"], facts["max_frames_num"]
+    )
+    return plan_windows(max(num_features), config, num_features)
+
+
+def numbered(windows, offset: int) -> torch.Tensor:
+    """`clips people frames 5`: the feature rows, with each speaker's offset."""
+    people = windows[0].feature_frames.shape[0]
+    return torch.stack([window.feature_frames for window in windows]) + offset * torch.arange(people)[:, None, None]
+
+
+@pytest.mark.parametrize("case", MULTITALK.cases)
+def test_the_published_multitalk_plan(case):
+    facts = MULTITALK.cases[case]
+    windows = published(Recipe.MULTITALK, facts, [facts["audio_frames"]] * facts["people"])
+    MULTITALK.assert_close(numbered(windows, 1000), f"out.{case}.window_indices")
+    total = sum(len(range(window.num_frames)[window.keep]) for window in windows)
+    assert total == MULTITALK[f"out.{case}.total_frames"].item()
+
+
+@pytest.mark.parametrize("case", BOOKKEEPING)
+def test_the_published_infinitetalk_plan(case):
+    facts = INFINITETALK.cases[case]
+    windows = published(Recipe.INFINITETALK, facts, facts["audio_frames"])
+    offset = INFINITETALK.config["person_index_offset"]
+    INFINITETALK.assert_close(numbered(windows, offset), f"out.{case}.window_indices")
+    kept = [[window.index, frame] for window in windows for frame in range(window.num_frames)[window.keep]]
+    assert kept == INFINITETALK[f"out.{case}.result_clip_and_frame"].tolist()
+    handed_on = [list(range(window.num_frames))[-after.overlap :] for window, after in pairwise(windows)]
+    assert len(handed_on) == facts["clips"] - 1
+    if handed_on:
+        assert handed_on == INFINITETALK[f"out.{case}.motion_frames"].tolist()
+    if f"out.{case}.source_frame" in INFINITETALK:
+        seen = [min(window.start, facts["source_frames"] - 1) for window in windows]
+        assert seen == INFINITETALK[f"out.{case}.source_frame"].tolist()
