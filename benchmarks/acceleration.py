@@ -62,7 +62,7 @@ class Watcher(TorchHost):
         super().__init__(settings.device)
         self.forwards, self.denoising_s = 0, 0.0
         self.latents: list[Tensor] = []  # of every window, clean
-        self._clock, self._since = settings.clock, None
+        self._remaining, self._since = settings.clock, None
 
     @contextmanager
     def watching(self, transformer: MultiTalkTransformer) -> Iterator[Watcher]:
@@ -78,12 +78,12 @@ class Watcher(TorchHost):
     def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
         """Stops the clock after a window's last step."""
         if progress.step == progress.num_steps:
-            self.denoising_s += self._clock() - self._since
+            self.denoising_s += self._remaining() - self._since
             self._since = None
             self.latents.append(latents.flatten())
 
     def _start(self, *_: object) -> None:
-        self._since = self._since or self._clock()
+        self._since = self._since or self._remaining()
 
     def _count(self, *_: object) -> None:
         self.forwards += 1

@@ -112,7 +112,7 @@ def _audio_attention(
     layer, audio = transformer.blocks[0].audio_cross_attn, transformer.config
     voices = draw(1, grid[0], audio.audio_tokens, audio.audio_dim)
     return {
-        "ours": partial(layer, tokens, layer.of_voices(voices)),
+        "ours": partial(layer, tokens, layer.audio_kv(voices)),
         "plain formulas": lambda: plain.audio_attention(layer, tokens, voices, None, grid[0]),
     }
 

@@ -154,9 +154,9 @@ def _cross_attention(layer: nn.Module, x: Tensor, text: Tensor, image: Tensor) -
         return y.unflatten(-1, (layer.num_heads, -1))
 
     query = heads(_rms_norm(layer.to_q(x), layer.norm_q))
-    of_text = _attend(query, heads(_rms_norm(layer.to_k(text), layer.norm_k)), heads(layer.to_v(text)))
+    text_kv = _attend(query, heads(_rms_norm(layer.to_k(text), layer.norm_k)), heads(layer.to_v(text)))
     image_key = heads(_rms_norm(layer.add_k_proj(image), layer.norm_added_k))
-    return layer.to_out((of_text + _attend(query, image_key, heads(layer.add_v_proj(image)))).flatten(1))
+    return layer.to_out((text_kv + _attend(query, image_key, heads(layer.add_v_proj(image)))).flatten(1))
 
 
 def audio_attention(layer: nn.Module, x: Tensor, voices: Tensor, looks_at: Tensor, t: int) -> Tensor:

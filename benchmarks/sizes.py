@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from pipeline.transformer.model import MultiTalkTransformer
-from pipeline.transformer.prepared import PreparedPass, PreparedWindow
+from pipeline.transformer.prepared import PassInputs, WindowInputs
 from torch import Tensor
 
 from pipeline.sampling.guidance import Pass
@@ -55,12 +55,12 @@ class Told:
     audio: Tensor  # p f 5 layers channels
     speaker_masks: Tensor | None  # p+1 h w
 
-    def window(self, transformer: MultiTalkTransformer) -> PreparedWindow:
+    def window(self, transformer: MultiTalkTransformer) -> WindowInputs:
         """The window, with nothing computed yet."""
         size = LatentSize(*self.condition.shape[1:])
         return transformer.prepare_window(size, self.condition, self.image_embeds, self.speaker_masks)
 
-    def prepared(self, transformer: MultiTalkTransformer, window: PreparedWindow | None = None) -> PreparedPass:
+    def prepared(self, transformer: MultiTalkTransformer, window: WindowInputs | None = None) -> PassInputs:
         """The pass, in a window of its own or in one that it shares."""
         return transformer.prepare_pass(window or self.window(transformer), self.prompt_embeds, self.audio)
 

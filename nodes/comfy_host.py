@@ -13,8 +13,7 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor, nn
 
-from ..pipeline.clock import Clock
-from ..pipeline.host import Progress
+from ..pipeline.host import Progress, RemainingTime
 from ..pipeline.memory.placement import num_bytes, resident
 from .preview import middle_picture, to_rgb
 
@@ -31,7 +30,7 @@ class ComfyHost:
     """
 
     def __init__(self, node_id: str | None = None):
-        self._bar, self._node_id, self._clock = ProgressBar(1000), node_id, Clock()
+        self._bar, self._node_id, self._remaining = ProgressBar(1000), node_id, RemainingTime()
 
     @property
     def device(self) -> torch.device:
@@ -39,7 +38,7 @@ class ComfyHost:
         return compute_device()
 
     @property
-    def pins(self) -> bool:
+    def can_pin(self) -> bool:
         """Whether ComfyUI was started without `--disable-pinned-memory`."""
         return not cli_args.disable_pinned_memory
 
@@ -50,7 +49,7 @@ class ComfyHost:
         preview = None if picture is None else ("JPEG", Image.fromarray(picture.numpy()), PREVIEW_SIDE)
         self._bar.update_absolute(round(progress.fraction * 1000), 1000, preview)
         if self._node_id is not None:
-            show_text(progress.describe(self._clock.left_s(progress.fraction)), self._node_id)
+            show_text(progress.describe(self._remaining.left_s(progress.fraction)), self._node_id)
 
     def check_cancelled(self) -> None:
         """Raises ComfyUI's own interruption."""
@@ -74,7 +73,7 @@ class ComfyHost:
         return int(mm.get_free_memory(self.device))
 
 
-class Onlooker(ComfyHost):
+class PreflightHost(ComfyHost):
     """Looks at the device without making other nodes' models leave it: a run would be given their room."""
 
     def free_memory(self) -> int:

@@ -11,8 +11,7 @@ from torch import Tensor
 from ..pipeline.conditioning.reference_image import bucket, check_size, fit, to_rgb
 from ..pipeline.conditioning.speakers import Place, draw_places
 from ..pipeline.config import Resolution
-from ..pipeline.errors import ConfigError
-from ..pipeline.findings import Findings
+from ..pipeline.errors import ConfigError, Problems
 from ..pipeline.host import Progress
 from ..pipeline.preflight.checks import check_places
 from ..pipeline.weights.handles import Lazy
@@ -175,9 +174,9 @@ class MultiTalkCondition(io.ComfyNode):
         places = places_of(speakers, ref_target_masks, num_speakers)
         if speakers is not None and len(places) == 1:
             logger.warning("The only speaker's place is not used: one voice moves the mouth wherever it is.")
-        findings = Findings()
-        masks = check_places(places, (rows, columns), target, findings)
-        findings.raise_problems()
+        problems = Problems()
+        masks = check_places(places, (rows, columns), target, problems)
+        problems.raise_errors()
         fitted = torch.stack([fit(picture, target) for picture in pictures], 1)
         prompts, negative_embeds = _encode_prompts(text_encoder, prompt, negative_prompt, positive, negative)
         conditioning = Conditioning(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..pipeline.config import Recipe
-from ..pipeline.memory.placement import Memory, MemoryConfig
+from ..pipeline.memory.placement import MemoryConfig, MemoryLimit
 from ..pipeline.weights import handles
 from ..pipeline.weights.handles import Precision
 from . import folders, sockets
@@ -51,8 +51,8 @@ class MultiTalkLoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "memory",
-                    options=Memory,
-                    default=Memory.AUTO,
+                    options=MemoryLimit,
+                    default=MemoryLimit.AUTO,
                     tooltip="How much of the GPU the model may take; what does not fit is streamed block by block.",
                 ),
                 io.Int.Input(
@@ -76,7 +76,7 @@ class MultiTalkLoadModel(io.ComfyNode):
             adapter=None if adapter == folders.NONE else folders.path(folders.ADAPTER, adapter),
             recipe=handles.recipe_of(recipe, adapter if adapter != folders.NONE else base),
             dtype=Precision(precision).on(compute_device()),
-            memory=MemoryConfig(Memory(memory), None if resident_blocks < 0 else resident_blocks),
+            memory=MemoryConfig(MemoryLimit(memory), None if resident_blocks < 0 else resident_blocks),
         )
         files.check()
         return io.NodeOutput(files)

@@ -14,12 +14,12 @@ from ..pipeline.audio.embeds import AudioEmbeds
 from ..pipeline.conditioning.reference_image import bucket, check_size, to_rgb
 from ..pipeline.conditioning.speakers import Place
 from ..pipeline.config import GenerationConfig, Resolution
-from ..pipeline.findings import Findings
+from ..pipeline.errors import Problems
 from ..pipeline.preflight.checks import Draft, check_places, check_voices, describe, inspect
 from ..pipeline.weights.handles import Lazy, TransformerFiles
 from . import sockets
 from .audio import MAX_SPEAKERS, MultiTalkEncodeAudio, start_times_of
-from .comfy_host import Onlooker, show_text
+from .comfy_host import PreflightHost, show_text
 from .conditioning import CUSTOM, MultiTalkCondition, places_of
 from .conversions import from_audio, from_image
 from .options import SamplerOptions
@@ -120,7 +120,7 @@ class MultiTalkPreflight(io.ComfyNode):
         conditioning: Conditioning | None = None,
         **voices: dict,
     ) -> io.NodeOutput:
-        findings = Findings()
+        problems = Problems()
         settings = Settings(
             num_frames,
             steps,
@@ -137,8 +137,8 @@ class MultiTalkPreflight(io.ComfyNode):
             target = conditioning.height, conditioning.width
         elif image is not None:
             size = (height, width) if resolution == CUSTOM else Resolution(resolution)
-            target = findings.attempt("image", _look, image, size, places, findings)
-        config = findings.attempt("sampler", settings.config, model.recipe, Resolution.of(*(target or (0, 0))))
+            target = problems.attempt("image", _look, image, size, places, problems)
+        config = problems.attempt("sampler", settings.config, model.recipe, Resolution.of(*(target or (0, 0))))
         draft = settings.draft(model, config or GenerationConfig())
         encoders = {"vae": vae, "image_encoder": image_encoder, "text_encoder": text_encoder}
         paths = {name: lazy.path for name, lazy in encoders.items() if lazy is not None}
@@ -149,16 +149,16 @@ class MultiTalkPreflight(io.ComfyNode):
         if audio_embeds is not None:
             draft = hearing(draft, audio_embeds)
         elif voices:
-            draft = _listen(draft, voices, start_times, Arrangement(multi_audio_type), fps, findings)
+            draft = _listen(draft, voices, start_times, Arrangement(multi_audio_type), fps, problems)
         if (audio_embeds is None and not voices) or (conditioning is None and image is None):
-            findings.note("Connect image and audio_1, or conditioning and audio_embeds, to see what the run takes.")
-        host = Onlooker()
-        found = inspect(draft, findings, host)
-        if findings.problems:
+            problems.note("Connect image and audio_1, or conditioning and audio_embeds, to see what the run takes.")
+        host = PreflightHost()
+        found = inspect(draft, problems, host)
+        if problems.errors:
             _refusals[cls.hidden.unique_id] += 1
-        report = describe(findings, found)
+        report = describe(problems, found)
         show_text(report, cls.hidden.unique_id)
-        return io.NodeOutput(report, not findings.problems, ui=ui.PreviewText(report))
+        return io.NodeOutput(report, not problems.errors, ui=ui.PreviewText(report))
 
 
 def _widgets(node: type[io.ComfyNode], names: tuple[str, ...]) -> list:
@@ -167,22 +167,22 @@ def _widgets(node: type[io.ComfyNode], names: tuple[str, ...]) -> list:
 
 
 def _look(
-    image: Tensor, size: tuple[int, int] | Resolution, places: tuple[Place, ...], findings: Findings
+    image: Tensor, size: tuple[int, int] | Resolution, places: tuple[Place, ...], problems: Problems
 ) -> tuple[int, int]:
-    """Height and width of the video; what is wrong with the places goes to `findings`."""
+    """Height and width of the video; what is wrong with the places goes to `problems`."""
     rows, columns = to_rgb(from_image(image)).shape[:2]
     target = bucket(rows, columns, size) if isinstance(size, Resolution) else check_size(*size)
-    check_places(places, (rows, columns), target, findings)
+    check_places(places, (rows, columns), target, problems)
     return target
 
 
 def _listen(
-    draft: Draft, voices: dict[str, dict], start_times: str, arrangement: Arrangement, fps: float, findings: Findings
+    draft: Draft, voices: dict[str, dict], start_times: str, arrangement: Arrangement, fps: float, problems: Problems
 ) -> Draft:
-    """`draft` with the number and the length of the voices; what is wrong with them goes to `findings`."""
-    starts = findings.attempt("audio", start_times_of, start_times, len(voices)) or [None] * len(voices)
-    sounds = [findings.attempt("audio", from_audio, voice, name) for name, voice in sorted(voices.items())]
-    speeches = [findings.attempt("audio", Speech, sound, start) for sound, start in zip(sounds, starts, strict=True)]
+    """`draft` with the number and the length of the voices; what is wrong with them goes to `problems`."""
+    starts = problems.attempt("audio", start_times_of, start_times, len(voices)) or [None] * len(voices)
+    sounds = [problems.attempt("audio", from_audio, voice, name) for name, voice in sorted(voices.items())]
+    speeches = [problems.attempt("audio", Speech, sound, start) for sound, start in zip(sounds, starts, strict=True)]
     asked = draft.config.num_frames
-    num_frames = None if None in (*sounds, *speeches) else check_voices(speeches, arrangement, asked, fps, findings)
+    num_frames = None if None in (*sounds, *speeches) else check_voices(speeches, arrangement, asked, fps, problems)
     return replace(draft, num_voices=len(voices), num_frames=asked or num_frames)

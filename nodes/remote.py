@@ -12,7 +12,7 @@ from ..pipeline.choice import Choice
 from ..pipeline.config import CARD_NUM_FRAMES, Acceleration, GenerationConfig, Resolution, SamplingConfig
 from ..pipeline.errors import AudioError, ConfigError, MultiTalkError, RemoteError
 from ..pipeline.remote.collect import RemoteVideo
-from ..pipeline.remote.desk import Desk
+from ..pipeline.remote.context import RemoteContext
 from ..pipeline.remote.generate import Resume, start, start_collecting
 from ..pipeline.remote.job import Job
 from ..pipeline.remote.media import Media, encode_image, encode_sound
@@ -114,7 +114,7 @@ class MultiTalkFal(io.ComfyNode):
         if prompt is not None and not prompt.strip():
             return "The prompt is empty. Say what the person does: a woman speaks to the camera."
         try:
-            _desk()
+            _context()
         except MultiTalkError as error:
             return str(error)
         return True
@@ -134,7 +134,7 @@ class MultiTalkFal(io.ComfyNode):
         endpoint: str,
         audio_2: dict | None = None,
     ) -> io.NodeOutput:
-        desk, row, portrait = _desk(), endpoint_named(endpoint), encode_image(image)
+        context, row, portrait = _context(), endpoint_named(endpoint), encode_image(image)
         voices = [_voice(audio, "audio")] if audio_2 is None else [_voice(audio, "audio"), _voice(audio_2, "audio_2")]
 
         def request(sounds: list[Sound], num_frames: int) -> RemoteRequest:
@@ -146,9 +146,9 @@ class MultiTalkFal(io.ComfyNode):
         if LongAudio(long_audio) is LongAudio.SPLIT:
             if len(voices) != 1:
                 raise ConfigError(f"Only one voice can be split at pauses, got {len(voices)}. Set long_audio to cut.")
-            job = start_long(voices[0], lambda sound, frames: request([sound], frames), desk, Resume(resume))
+            job = start_long(voices[0], lambda sound, frames: request([sound], frames), context, Resume(resume))
         else:
-            job = start(request(voices, num_frames), desk, Resume(resume))
+            job = start(request(voices, num_frames), context, Resume(resume))
         return _output(await _watched(job, cls.hidden.unique_id))
 
 
@@ -174,7 +174,7 @@ class MultiTalkFalCollect(io.ComfyNode):
 
     @classmethod
     async def execute(cls, request_id: str, endpoint: str) -> io.NodeOutput:
-        job = start_collecting(request_id, ENDPOINTS[endpoint], _desk())
+        job = start_collecting(request_id, ENDPOINTS[endpoint], _context())
         return _output(await _watched(job, cls.hidden.unique_id))
 
 
@@ -219,13 +219,13 @@ async def _watched(job: Job[RemoteVideo], node_id: str) -> RemoteVideo:
     try:
         while job.alive:
             raise_when_interrupted()
-            if (job.watch.text, job.watch.fraction) != told:
-                told = job.watch.text, job.watch.fraction
+            if (job.monitor.text, job.monitor.fraction) != told:
+                told = job.monitor.text, job.monitor.fraction
                 await _tell(*told, node_id)
             await asyncio.sleep(LOOK_S)
         return job.result()
     finally:
-        job.watch.stop()
+        job.monitor.stop()
 
 
 async def _tell(text: str, fraction: float, node_id: str) -> None:
@@ -235,7 +235,7 @@ async def _tell(text: str, fraction: float, node_id: str) -> None:
     await ComfyAPI().execution.set_progress(round(BAR * fraction), BAR, node_id=node_id)
 
 
-def _desk() -> Desk:
+def _context() -> RemoteContext:
     """The key, the caps and the folders of this ComfyUI.
 
     Raises:
@@ -245,4 +245,4 @@ def _desk() -> Desk:
         raise RemoteError(
             "ComfyUI was started with --disable-api-nodes, so nothing is bought from fal. Start it without."
         )
-    return Desk.open(folders.private_directory(), folders.output_directory())
+    return RemoteContext.open(folders.private_directory(), folders.output_directory())

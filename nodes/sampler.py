@@ -17,10 +17,10 @@ from ..pipeline.acceleration.presets import preset
 from ..pipeline.audio.embeds import AudioEmbeds
 from ..pipeline.audio.waveform import Sound, fit_length
 from ..pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
-from ..pipeline.findings import Findings
+from ..pipeline.errors import Problems
 from ..pipeline.media.video import resample_frame_times, write_video
 from ..pipeline.preflight.checks import Draft, describe, inspect, measuring
-from ..pipeline.preflight.estimate import Estimate
+from ..pipeline.preflight.estimate import RunEstimate
 from ..pipeline.shapes import FPS
 from ..pipeline.weights.handles import TransformerFiles
 from . import folders, sockets
@@ -178,16 +178,16 @@ class MultiTalkSampler(io.ComfyNode):
         return io.NodeOutput(images, InputImpl.VideoFromFile(str(path)), audio, float(fps))
 
 
-def _look(draft: Draft, host: ComfyHost) -> tuple[Draft, Estimate | None]:
+def _look(draft: Draft, host: ComfyHost) -> tuple[Draft, RunEstimate | None]:
     """`draft` with its knobs, and what it will take.
 
     Raises:
         ConfigError: with all that keeps it from running.
     """
-    findings = Findings()
-    estimate = inspect(draft, findings, host)
-    findings.raise_problems()
-    logger.info("%s", describe(findings, estimate))
+    problems = Problems()
+    estimate = inspect(draft, problems, host)
+    problems.raise_errors()
+    logger.info("%s", describe(problems, estimate))
     return replace(draft, options=draft.options or preset(draft.config)), estimate
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .clock import Clock
 from .config import (
     CARD_NUM_FRAMES,
     Acceleration,
@@ -24,10 +23,9 @@ from .config import (
     SamplingConfig,
     WindowConfig,
 )
-from .errors import MultiTalkError
-from .findings import Findings
-from .host import Progress, TorchHost
-from .memory.placement import Memory, MemoryConfig
+from .errors import MultiTalkError, Problems
+from .host import Progress, RemainingTime, TorchHost
+from .memory.placement import MemoryConfig, MemoryLimit
 from .request import Files, Request, run
 
 PACK = Path(__file__).parents[1]
@@ -51,13 +49,13 @@ class TerminalHost(TorchHost):
 
     def __init__(self, device: str | None):
         super().__init__(device)
-        self._clock = Clock()
+        self._remaining = RemainingTime()
 
     def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
         """Rewrites the line."""
         filled = round(progress.fraction * 30)
         bar = "#" * filled + "-" * (30 - filled)
-        text = progress.describe(self._clock.left_s(progress.fraction))
+        text = progress.describe(self._remaining.left_s(progress.fraction))
         print(f"\r\033[K[{bar}] {text}", end="", file=sys.stderr, flush=True)
 
 
@@ -65,9 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; 0 when the video is written, 2 when the request cannot be served."""
     args = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
-    findings = Findings()
+    problems = Problems()
     try:
-        path = run(_request(args, findings), TerminalHost(args.device), findings)
+        path = run(_request(args, problems), TerminalHost(args.device), problems)
     except MultiTalkError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
@@ -120,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--in-turn", action="store_true", help="several voices one after the other instead of together")
     add("--recipe", type=Recipe, choices=list(Recipe), help="how the adapter was trained; the default goes by its name")
-    add("--memory", type=Memory, choices=list(Memory), default=Memory.AUTO)
+    add("--memory", type=MemoryLimit, choices=list(MemoryLimit), default=MemoryLimit.AUTO)
     add("--device", type=_device, help="cpu, cuda, cuda:1 ...")
     add("--fps", type=_rate, default=25.0, help="frames a second of the video, such as 24 or 30000/1001")
     for part in ("base", "adapter", "vae", "text-encoder", "image-encoder", "audio-encoder"):
@@ -173,10 +171,10 @@ def _device(text: str) -> str:
     return text
 
 
-def _request(args: argparse.Namespace, findings: Findings) -> Request:
+def _request(args: argparse.Namespace, problems: Problems) -> Request:
     """The request that the arguments describe; the demos fill in what is not given.
 
-    What is wrong with an option goes to `findings`, and its default takes its place.
+    What is wrong with an option goes to `problems`, and its default takes its place.
     """
     demo = args.demo or args.demo_two
     if args.demo_two:
@@ -187,11 +185,11 @@ def _request(args: argparse.Namespace, findings: Findings) -> Request:
     num_frames = args.num_frames if args.num_frames is not None else (0 if demo else GenerationConfig.num_frames)
     size = args.size or (((128, 192) if args.demo_two else (128, 128)) if demo else None)
     steps = args.steps if args.steps is not None else (20 if demo else SamplingConfig.steps)
-    sampling = findings.attempt("", SamplingConfig, steps, args.shift, args.seed) or SamplingConfig()
+    sampling = problems.attempt("", SamplingConfig, steps, args.shift, args.seed) or SamplingConfig()
     usual = DEMO_GUIDANCE if demo else GuidanceConfig()
     text_scale = usual.text_scale if args.text_scale is None else args.text_scale
     audio_scale = usual.audio_scale if args.audio_scale is None else args.audio_scale
-    guidance = findings.attempt("", GuidanceConfig, text_scale, audio_scale) or usual
+    guidance = problems.attempt("", GuidanceConfig, text_scale, audio_scale) or usual
     deflicker = args.deflicker
     if deflicker is None:
         deflicker = DEMO_DEFLICKER if demo else GenerationConfig.deflicker
@@ -212,10 +210,10 @@ def _request(args: argparse.Namespace, findings: Findings) -> Request:
         size=size,
         in_turn=args.in_turn or args.demo_two,
         fps=args.fps,
-        files=_files(args, demo, findings),
+        files=_files(args, demo, problems),
         recipe=args.recipe,
         memory=MemoryConfig(args.memory),
-        config=findings.attempt(
+        config=problems.attempt(
             "", partial(config, num_frames, allow_long=args.long or num_frames == 0, deflicker=deflicker)
         )
         or config(),
@@ -227,13 +225,13 @@ def _request(args: argparse.Namespace, findings: Findings) -> Request:
     )
 
 
-def _files(args: argparse.Namespace, demo: bool, findings: Findings) -> Files:
+def _files(args: argparse.Namespace, demo: bool, problems: Problems) -> Files:
     """The weights that are named; the small bundled ones where none is, and for what a demo leaves open."""
     files = Files(**{name: getattr(args, name) for name in Files.names()}, loras=tuple(args.lora))
     if not demo:
         if any(getattr(files, name) for name in Files.names()):
             return files
-        findings.note("No weights are named, so the small bundled model is used, which knows drawn faces only.")
+        problems.note("No weights are named, so the small bundled model is used, which knows drawn faces only.")
     bundled = DEMO_FILES if files.base is None else replace(DEMO_FILES, adapter=None)  # a base may have audio weights
     return replace(files, **{name: getattr(files, name) or getattr(bundled, name) for name in Files.names()})
 

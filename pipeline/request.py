@@ -18,13 +18,12 @@ from .audio.waveform import Sound, read
 from .conditioning.reference_image import bucket, check_size, fit, read_image
 from .conditioning.speakers import Place
 from .config import GenerationConfig, Recipe, Resolution
-from .errors import ConfigError
-from .findings import Findings
+from .errors import ConfigError, Problems
 from .host import Host, Progress
 from .media.video import write_video
 from .memory.placement import MemoryConfig, resident
 from .preflight.checks import Draft, check_places, check_voices, describe, inspect, measuring
-from .preflight.estimate import Estimate
+from .preflight.estimate import RunEstimate
 from .shapes import FPS
 from .weights import handles
 from .weights.fit import WeightFiles
@@ -104,24 +103,24 @@ class Seen:
     heard: Sound | None
     draft: Draft
     masks: Tensor | None
-    estimate: Estimate | None
+    estimate: RunEstimate | None
 
 
 @torch.inference_mode()
-def run(request: Request, host: Host, findings: Findings | None = None) -> Path:
+def run(request: Request, host: Host, problems: Problems | None = None) -> Path:
     """Makes the video and returns its path.
 
     Args:
-        findings: what is known to be wrong already.
+        problems: what is known to be wrong already.
 
     Raises:
         ConfigError: the request cannot be served; all that is known before the weights are read is told at once.
         MultiTalkError: it turned out later.
     """
-    findings = findings or Findings()
-    seen = look(request, findings, host)
-    findings.raise_problems()
-    logger.log(logging.WARNING if findings.notes else logging.INFO, "%s", describe(findings, seen.estimate))
+    problems = problems or Problems()
+    seen = look(request, problems, host)
+    problems.raise_errors()
+    logger.log(logging.WARNING if problems.notes else logging.INFO, "%s", describe(problems, seen.estimate))
     from .generate import generate, open_store  # imports diffusers, which takes seconds
 
     model = _files(request, host.device)
@@ -145,46 +144,46 @@ def run(request: Request, host: Host, findings: Findings | None = None) -> Path:
     return request.output
 
 
-def look(request: Request, findings: Findings, host: Host) -> Seen:
-    """Everything that can be known without weights; all that is wrong goes to `findings`."""
-    picture = _picture(request, findings)
-    target = None if picture is None else findings.attempt("size", _target, request, picture)
-    speeches = _speeches(request, findings)
-    heard = None if request.heard is None else findings.attempt("heard", read, request.heard)
-    places = _places(request, findings)
+def look(request: Request, problems: Problems, host: Host) -> Seen:
+    """Everything that can be known without weights; all that is wrong goes to `problems`."""
+    picture = _picture(request, problems)
+    target = None if picture is None else problems.attempt("size", _target, request, picture)
+    speeches = _speeches(request, problems)
+    heard = None if request.heard is None else problems.attempt("heard", read, request.heard)
+    places = _places(request, problems)
     if len(request.boxes) not in (0, len(request.audio)):
-        findings.problem("box", f"{len(request.audio)} voices need as many boxes, got {len(request.boxes)}.")
+        problems.add("box", f"{len(request.audio)} voices need as many boxes, got {len(request.boxes)}.")
         places = []
     for name in Files.names():
         if getattr(request.files, name) is None and name != "adapter":
             option = name.replace("_", "-")
-            findings.problem(option, f"There is none. Name its weights with --{option}.")
-    masks = check_places(places, tuple(picture.shape[:2]), target, findings) if target else None
-    num_frames = check_voices(speeches, _arrangement(request), request.config.num_frames, request.fps, findings)
-    draft = _draft(request, target, num_frames, findings, host.device)
-    return Seen(picture, speeches, heard, draft, masks, inspect(draft, findings, host))
+            problems.add(option, f"There is none. Name its weights with --{option}.")
+    masks = check_places(places, tuple(picture.shape[:2]), target, problems) if target else None
+    num_frames = check_voices(speeches, _arrangement(request), request.config.num_frames, request.fps, problems)
+    draft = _draft(request, target, num_frames, problems, host.device)
+    return Seen(picture, speeches, heard, draft, masks, inspect(draft, problems, host))
 
 
-def _picture(request: Request, findings: Findings) -> Tensor | None:
+def _picture(request: Request, problems: Problems) -> Tensor | None:
     if request.image is None:
-        findings.problem("image", "There is none. Name a portrait with --image.")
+        problems.add("image", "There is none. Name a portrait with --image.")
         return None
-    return findings.attempt("image", read_image, request.image)
+    return problems.attempt("image", read_image, request.image)
 
 
 def _target(request: Request, picture: Tensor) -> tuple[int, int]:
     return check_size(*request.size) if request.size else bucket(*picture.shape[:2], request.config.resolution)
 
 
-def _speeches(request: Request, findings: Findings) -> list[Speech]:
+def _speeches(request: Request, problems: Problems) -> list[Speech]:
     if not request.audio:
-        findings.problem("audio", "There is none. Name a voice with --audio, once for each speaker.")
+        problems.add("audio", "There is none. Name a voice with --audio, once for each speaker.")
     starts = request.starts or (None,) * len(request.audio)
     if len(starts) != len(request.audio):
-        findings.problem("start", f"{len(request.audio)} voices need as many starts, got {len(starts)}.")
+        problems.add("start", f"{len(request.audio)} voices need as many starts, got {len(starts)}.")
         starts = (None,) * len(request.audio)
     pairs = zip(request.audio, starts, strict=True)
-    speeches = [findings.attempt("audio", _speech, path, start_s) for path, start_s in pairs]
+    speeches = [problems.attempt("audio", _speech, path, start_s) for path, start_s in pairs]
     return [speech for speech in speeches if speech is not None]
 
 
@@ -192,21 +191,21 @@ def _speech(path: Path | None, start_s: float | None) -> Speech:
     return Speech(None if path is None else read(path), start_s)
 
 
-def _places(request: Request, findings: Findings) -> list[Place]:
+def _places(request: Request, problems: Problems) -> list[Place]:
     if not request.boxes:
         return [Place()] * len(request.audio)
-    places = [findings.attempt("box", Place, None, box, True) for box in request.boxes]
+    places = [problems.attempt("box", Place, None, box, True) for box in request.boxes]
     return [place for place in places if place is not None]
 
 
 def _draft(
-    request: Request, target: tuple[int, int] | None, num_frames: int | None, findings: Findings, device: torch.device
+    request: Request, target: tuple[int, int] | None, num_frames: int | None, problems: Problems, device: torch.device
 ) -> Draft:
     files, voices = request.files, max(1, len(request.audio))
     trained = files.adapter or files.base
     recipe = request.recipe or handles.recipe_of("auto", trained.name if trained else "")
-    windows = findings.attempt("windows", lambda: replace(request.config.windows, recipe=recipe))
-    loras = [findings.attempt("lora", parse_lora, lora) for lora in files.loras]
+    windows = problems.attempt("windows", lambda: replace(request.config.windows, recipe=recipe))
+    loras = [problems.attempt("lora", parse_lora, lora) for lora in files.loras]
     resolution = Resolution.of(*target) if target else request.config.resolution
     return Draft(
         config=replace(request.config, windows=windows or request.config.windows, resolution=resolution),

@@ -64,7 +64,7 @@ def test_every_file_that_a_workflow_names_is_described():
 SOURCES = [*(PACK / "pipeline").rglob("*.py"), *(PACK / "nodes").glob("*.py")]
 NODES = [node for path in SOURCES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
 KEYS = re.findall(r"(?m)^### `(.*)`$", TROUBLESHOOTING) + re.findall(r"(?m)^\| `(.*?)` \|", TROUBLESHOOTING)
-TELLING = ("problem", "note", "warning", "ExecutionBlocker")  # beside errors: what findings, log and graph are told
+TELLING = ("problem", "note", "warning", "ExecutionBlocker")  # beside errors: what problems, log and graph are told
 
 
 def text_of(node):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models.transformer.model import MultiTalkTransformer
-from ..models.transformer.prepared import PreparedPass
+from ..models.transformer.prepared import PassInputs
 from ..sampling.guidance import Pass
 
 
@@ -21,7 +21,7 @@ class Forward:
     latents: Tensor
     timestep: Tensor
     step: int
-    heard: PreparedPass
+    heard: PassInputs
     pass_: Pass
 
 

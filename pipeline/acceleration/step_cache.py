@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import Resolution
 from ..models.transformer.model import MultiTalkTransformer
-from ..models.transformer.prepared import PreparedPass
+from ..models.transformer.prepared import PassInputs
 from ..sampling.guidance import Pass
 from .change_cache import EasyCache, FirstBlockCache
 from .forward import Forward, StepCache
@@ -26,7 +26,7 @@ def cached_forward(
     latents: Tensor,
     timestep: Tensor,
     step: int,
-    heard: PreparedPass,
+    heard: PassInputs,
     pass_: Pass,
 ) -> Tensor:
     """The velocity `c t h w` of step number `step` in `pass_`, through `cache` if there is one."""

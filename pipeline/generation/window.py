@@ -18,7 +18,7 @@ from ..config import WindowPlan
 from ..errors import NumericalError
 from ..host import Host
 from ..memory.placement import GB, PlacedTransformer
-from ..models.transformer.prepared import PreparedPass
+from ..models.transformer.prepared import PassInputs
 from ..postprocess.color import match_colors
 from ..postprocess.deflicker import hold_still
 from ..postprocess.seam import fade_seam
@@ -153,7 +153,7 @@ def _denoise(run: Run, transformer: PlacedTransformer, window: Window, start: Wi
     return denoise(predict, noise, run.timesteps, guidance, start.anchor, partial(_after_step, run, window))
 
 
-def _prepare_passes(run: Run, window: Window, start: WindowStart, guidance: Guidance) -> dict[Pass, PreparedPass]:
+def _prepare_passes(run: Run, window: Window, start: WindowStart, guidance: Guidance) -> dict[Pass, PassInputs]:
     """The passes that the guidance needs, each with its prompt and its voices."""
     size, conditioning, device = run.size(window), run.conditioning, run.host.device
     masks = conditioning.speaker_masks
@@ -179,7 +179,7 @@ def _prepare_passes(run: Run, window: Window, start: WindowStart, guidance: Guid
 def _predict(
     run: Run,
     transformer: PlacedTransformer,
-    heard: dict[Pass, PreparedPass],
+    heard: dict[Pass, PassInputs],
     cache: StepCache | None,
     latents: Tensor,
     timestep: Tensor,

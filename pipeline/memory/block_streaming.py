@@ -21,12 +21,12 @@ class BlockStream:
     and fill it with copies. Elsewhere they are plain copies.
 
     Args:
-        pins: whether the host's memory may be pinned; where it cannot be, copies are slower.
+        can_pin: whether the host's memory may be pinned; where it cannot be, copies are slower.
     """
 
-    def __init__(self, blocks: list[nn.Module], device: torch.device, pins: bool = True):
-        self._blocks, self._device, self._pins = blocks, device, pins
-        self._homes = [Home(block) for block in blocks]
+    def __init__(self, blocks: list[nn.Module], device: torch.device, can_pin: bool = True):
+        self._blocks, self._device, self._can_pin = blocks, device, can_pin
+        self._homes = [OriginalTensors(block) for block in blocks]
         self._copies: dict[int, list[Tensor]] = {}
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ran: torch.cuda.Event | None = None  # the block before
@@ -75,12 +75,12 @@ class BlockStream:
             self._copies[index] = [source.to(self._device, non_blocking=True) for source in self._pinned(sources)]
 
     def _pinned(self, sources: list[Tensor]) -> list[Tensor]:
-        if not self._pins:
+        if not self._can_pin:
             return sources
         try:
             return [source.pin_memory() for source in sources]
         except RuntimeError as error:
-            self._pins, reason = False, str(error).partition("\n")[0]
+            self._can_pin, reason = False, str(error).partition("\n")[0]
             logger.warning("No more memory can be pinned (%s): blocks are copied more slowly.", reason)
             return sources
 
@@ -90,7 +90,7 @@ def _untraced(work: Callable[[int], None], index: int) -> Callable[..., None]:
     return torch.compiler.disable(lambda *_: work(index))
 
 
-class Home:
+class OriginalTensors:
     """Remembers where a module's tensors were, and brings them back without a copy."""
 
     def __init__(self, module: nn.Module):

@@ -13,7 +13,7 @@ from ..choice import Choice
 from ..errors import ConfigError
 from ..host import Host
 from ..shapes import LatentSize
-from .block_streaming import WINDOW, BlockStream, Home, tensors_of
+from .block_streaming import WINDOW, BlockStream, OriginalTensors, tensors_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ TEXT_TOKENS, IMAGE_TOKENS, VOICE_TOKENS = 512, 257, 32  # what a block keeps: of
 DECODE_BYTES = 20_000  # a pixel's share of the VAE decoder's memory in float32: causal caches 9, work 9, output 2
 
 
-class Memory(Choice):
+class MemoryLimit(Choice):
     """How much of the device a run may take for itself."""
 
     AUTO = "auto"
@@ -37,14 +37,14 @@ class Memory(Choice):
     @property
     def limit(self) -> int | None:
         """Bytes, or None where free memory decides."""
-        return None if self in (Memory.AUTO, Memory.ALL) else int(self.value.split()[0]) * GB
+        return None if self in (MemoryLimit.AUTO, MemoryLimit.ALL) else int(self.value.split()[0]) * GB
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
     """How the transformer may use the device's memory."""
 
-    memory: Memory = Memory.AUTO
+    memory: MemoryLimit = MemoryLimit.AUTO
     resident_blocks: int | None = None  # blocks that never leave the device; None lets `memory` decide
 
     def __post_init__(self) -> None:
@@ -124,26 +124,26 @@ class Footprint:
 
 
 def plan_placement(
-    transformer: nn.Module, config: MemoryConfig, size: LatentSize, free: int, beside: int = 0
+    transformer: nn.Module, config: MemoryConfig, size: LatentSize, free: int, extra_bytes: int = 0
 ) -> Placement:
     """How to place `transformer` for windows of `size`, given `free` bytes on the device; see `place`."""
-    return place(Footprint.of(transformer), config, size, free, beside)
+    return place(Footprint.of(transformer), config, size, free, extra_bytes)
 
 
-def place(footprint: Footprint, config: MemoryConfig, size: LatentSize, free: int, beside: int = 0) -> Placement:
+def place(footprint: Footprint, config: MemoryConfig, size: LatentSize, free: int, extra_bytes: int = 0) -> Placement:
     """How to place a transformer for windows of `size`, given `free` bytes on the device.
 
-    The estimate is weights + `ACTIVATION_TENSORS` tensors of tokens x width in two bytes + `beside`, what the run keeps
+    The estimate is weights + `ACTIVATION_TENSORS` tensors of tokens x width in two bytes + `extra_bytes`, what the run keeps
     there besides (see `constant_bytes`), + a reserve. Whole placement is chosen where it fits; else as many blocks stay
     as fit beside the two in flight.
     """
     num_blocks, block_bytes, outer = footprint.num_blocks, footprint.block_bytes, footprint.outer_bytes
-    work = ACTIVATION_TENSORS * footprint.tokens_bytes(size) + beside + RESERVE
+    work = ACTIVATION_TENSORS * footprint.tokens_bytes(size) + extra_bytes + RESERVE
     budget = free if config.memory.limit is None else min(config.memory.limit, free)
     resident = config.resident_blocks
     if resident is None:
         num_fitting = max(0, (budget - work - outer) // block_bytes)
-        fits = config.memory is Memory.ALL or num_fitting >= num_blocks
+        fits = config.memory is MemoryLimit.ALL or num_fitting >= num_blocks
         resident = num_blocks if fits else max(0, num_fitting - WINDOW)
     resident = min(resident, num_blocks)
     in_flight = min(WINDOW, num_blocks - resident)
@@ -159,7 +159,7 @@ def decode_bytes(height: int, width: int, itemsize: int = 4) -> int:
 @contextmanager
 def resident(module: nn.Module, host: Host) -> Iterator[nn.Module]:
     """Keeps `module` on the host's device for a while; afterwards its tensors are where and what they were."""
-    home = Home(module)
+    home = OriginalTensors(module)
     module.to(host.device)
     try:
         yield module
@@ -173,7 +173,7 @@ class PlacedTransformer:
     def __init__(self, transformer: nn.Module, placement: Placement, host: Host):
         self.transformer, self.host = transformer, host
         self.placement = placement
-        self._home = Home(transformer)
+        self._home = OriginalTensors(transformer)
         self._stream: BlockStream | None = None
         self._is_placed = False
 
@@ -188,7 +188,7 @@ class PlacedTransformer:
             if id(tensor) not in inside:
                 tensor.data = tensor.data.to(self.host.device)
         if streamed:
-            self._stream = BlockStream(streamed, self.host.device, self.host.pins)
+            self._stream = BlockStream(streamed, self.host.device, self.host.can_pin)
 
     def make_room(self, needed: int) -> bool:
         """Steps aside when `needed` bytes are not left beside it, until `place`; whether they are there now."""
@@ -223,10 +223,10 @@ class PlacedTransformer:
 
 @contextmanager
 def placed(
-    transformer: nn.Module, config: MemoryConfig, size: LatentSize, host: Host, beside: int = 0
+    transformer: nn.Module, config: MemoryConfig, size: LatentSize, host: Host, extra_bytes: int = 0
 ) -> Iterator[PlacedTransformer]:
     """Plans where `transformer` stays for windows of `size`, and puts it back afterwards; `place` moves it there."""
-    placement = plan_placement(transformer, config, size, host.free_memory(), beside)
+    placement = plan_placement(transformer, config, size, host.free_memory(), extra_bytes)
     logger.info("memory = %s: %s of %.1f.", config.memory.value, placement.describe(), placement.budget / GB)
     if placement.estimate > placement.budget:
         logger.warning(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..acceleration.presets import AccelerationOptions, make_guidance
-from ..clock import readable
 from ..config import GenerationConfig
 from ..generation.windows import Window
+from ..host import readable
 from ..memory.placement import GB, Footprint, Placement
 from ..shapes import LatentSize
 
@@ -16,7 +16,7 @@ MOTION_BYTES = 12  # a pixel of a motion frame, three floats
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """What a run will take.
 
     Attributes:
@@ -70,11 +70,11 @@ def count_forwards(config: GenerationConfig, options: AccelerationOptions, num_w
 
 def estimate(
     config: GenerationConfig, options: AccelerationOptions, windows: list[Window], target: tuple[int, int]
-) -> Estimate:
+) -> RunEstimate:
     """What the plan and the sizes tell; memory and time are for the caller to add."""
     frames = sum(window.keep.stop - window.keep.start for window in windows)
     made, motion = sum(window.num_frames for window in windows), len(windows) * config.windows.overlap
-    return Estimate(
+    return RunEstimate(
         frames,
         tuple(window.num_frames for window in windows),
         LatentSize.of_video(windows[0].num_frames, *target),

@@ -10,13 +10,13 @@ from pathlib import Path
 from ..errors import RemoteError
 from .answers import BadAnswer, JobFailed, Lost, Result, Stopped, printable
 from .client import FalClient
-from .desk import Desk
+from .context import RemoteContext
 from .download import RemoteFile, fetch, target_stem
-from .job import Watch
+from .job import JobMonitor
 from .ledger import Ledger, Row, State
 from .media import VideoFacts, inspect
-from .payload import Endpoint, Estimate, dollars
-from .progress import RUN_SHARE, Tale
+from .payload import Endpoint, PriceEstimate, dollars
+from .progress import RUN_SHARE, ProgressText
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class RemoteVideo:
     seed: int
     request_id: str
     facts: VideoFacts
-    estimate: Estimate
+    estimate: PriceEstimate
     units: float | None
     billed_usd: float | None
     waited_s: float
@@ -54,7 +54,7 @@ class RemoteVideo:
         return f"{self.estimate}; {billed}\n{waited}\n{self.path.name}: {self.facts}"
 
 
-def on_disk(row: Row, estimate: Estimate, waited_s: float = 0) -> RemoteVideo:
+def on_disk(row: Row, estimate: PriceEstimate, waited_s: float = 0) -> RemoteVideo:
     """The video of a row that is done."""
     billed = row.usd if row.units is not None else None
     return RemoteVideo(row.path, row.seed, row.request_id, inspect(row.path), estimate, row.units, billed, waited_s)
@@ -68,13 +68,19 @@ class Collector:
     """
 
     def __init__(
-        self, client: FalClient, ledger: Ledger, desk: Desk, endpoint: Endpoint, watch: Watch, cancels: bool = True
+        self,
+        client: FalClient,
+        ledger: Ledger,
+        context: RemoteContext,
+        endpoint: Endpoint,
+        monitor: JobMonitor,
+        cancels: bool = True,
     ):
-        self.client, self.ledger, self.desk, self.endpoint, self.watch = client, ledger, desk, endpoint, watch
+        self.client, self.ledger, self.context, self.endpoint, self.monitor = client, ledger, context, endpoint, monitor
         self.cancels = cancels
         self.began = time.monotonic()
 
-    def video(self, row: Row, estimate: Estimate) -> RemoteVideo:
+    def video(self, row: Row, estimate: PriceEstimate) -> RemoteVideo:
         """The video of a row that has a request id.
 
         Raises:
@@ -90,7 +96,7 @@ class Collector:
         except Stopped:
             if row.state is State.DONE or not self.cancels:
                 raise
-            with self.watch.urgently():
+            with self.monitor.urgently():
                 self.ledger.update(row, state=State.CANCEL_REQUESTED)
                 logger.info("Cancelled at fal: %s.", printable(self.client.cancel(row.request_id), 60))
             raise
@@ -101,18 +107,18 @@ class Collector:
             self.ledger.update(row, state=State.LOST)
             raise
 
-    def _wait_for(self, row: Row, estimate: Estimate) -> None:
+    def _wait_for(self, row: Row, estimate: PriceEstimate) -> None:
         """Returns when the job is completed.
 
         Raises:
             JobFailed, Lost, KeyRefused: it will not be.
             RemoteError: it is not yet; the row stays, and the next run goes on waiting.
         """
-        unit_s, tale = self.desk.backoff.unit_s, Tale(estimate)
+        unit_s, progress_text = self.context.backoff.unit_s, ProgressText(estimate)
         last_good, bad, running_since = time.monotonic(), 0, None
         while True:
-            waited_s, pause = time.monotonic() - self.began, self.desk.backoff.poll(time.monotonic() - self.began)
-            self.watch.wait(0)
+            waited_s, pause = time.monotonic() - self.began, self.context.backoff.poll(time.monotonic() - self.began)
+            self.monitor.wait(0)
             try:
                 poll = self.client.status(row.request_id)
             except BadAnswer as error:
@@ -120,7 +126,7 @@ class Collector:
                 logger.warning("Looking at the job at fal, try %d: %s", bad, error)
                 if time.monotonic() - last_good > SILENCE_UNITS * unit_s:
                     raise RemoteError(f"{error} The job goes on at fal: run again to collect it.") from None
-                self.watch.wait(self.desk.backoff.after(bad))
+                self.monitor.wait(self.context.backoff.after(bad))
                 continue
             last_good, bad = time.monotonic(), 0
             if poll.word == "COMPLETED":
@@ -131,15 +137,15 @@ class Collector:
                 running_since = running_since or time.monotonic()
                 if time.monotonic() - running_since > PATIENCE_UNITS * unit_s:
                     raise RemoteError("The job is still running at fal after two hours. Run again to collect it.")
-            self.watch.say(*tale.of(poll, waited_s))
-            self.watch.wait(pause)
+            self.monitor.say(*progress_text.of(poll, waited_s))
+            self.monitor.wait(pause)
 
     def _fetched(self, row: Row) -> Row:
-        self.watch.say("fetching the result", RUN_SHARE)
+        self.monitor.say("fetching the result", RUN_SHARE)
         result = self._result(row.request_id)
         file = RemoteFile.of(result.body)
-        stem = target_stem(self.desk.output, row.request_id)
-        path = fetch(file, stem, self.desk.backoff, self.watch.wait, self._say_bytes)
+        stem = target_stem(self.context.output, row.request_id)
+        path = fetch(file, stem, self.context.backoff, self.monitor.wait, self._say_bytes)
         seed, usd = result.body.get("seed"), row.usd
         if result.units is not None:
             usd = round(result.units * self.endpoint.price.usd_per_s, 4)
@@ -152,10 +158,10 @@ class Collector:
                 return self.client.result(request_id)
             except BadAnswer as error:
                 last = error
-                self.watch.wait(self.desk.backoff.after(tries))
+                self.monitor.wait(self.context.backoff.after(tries))
         raise RemoteError(f"{last} The video is ready at fal: run again to fetch it.")
 
     def _say_bytes(self, here: int, total: int) -> None:
         of = f" of {total / 1e6:.1f}" if total else ""
         share = here / total if total else 0
-        self.watch.say(f"downloading {here / 1e6:.1f}{of} MB", RUN_SHARE + (1 - RUN_SHARE) * share)
+        self.monitor.say(f"downloading {here / 1e6:.1f}{of} MB", RUN_SHARE + (1 - RUN_SHARE) * share)

@@ -11,10 +11,10 @@ from ..host import Host, Progress
 from .answers import BadAnswer, JobFailed, KeyRefused, Lost, MaybeSent, NotSent, Rejected, Stopped
 from .client import FalClient
 from .collect import Collector, RemoteVideo, on_disk
-from .desk import Caps, Desk
-from .job import Job, Watch, turn
+from .context import Caps, RemoteContext
+from .job import Job, JobMonitor, exclusive
 from .ledger import Ledger, Row, State, check_day
-from .payload import ENDPOINTS, Endpoint, Estimate, RemoteRequest
+from .payload import ENDPOINTS, Endpoint, PriceEstimate, RemoteRequest
 
 DOUBT_S = 600  # after so long, a job that fal does not list was never there
 CLOCK_SKEW_S = 120
@@ -28,13 +28,13 @@ class Resume(Choice):
     ALWAYS_NEW = "always new"
 
 
-def generate(request: RemoteRequest, desk: Desk, host: Host, resume: Resume = Resume.AUTO) -> RemoteVideo:
+def generate(request: RemoteRequest, context: RemoteContext, host: Host, resume: Resume = Resume.AUTO) -> RemoteVideo:
     """The video of a request, made by fal or found here; `host` is told and may cancel.
 
     Raises:
         RemoteError: it could not be had. Whatever was bought stays in the ledger, and the next run collects it.
     """
-    return watched(start(request, desk, resume), host)
+    return watched(start(request, context, resume), host)
 
 
 def watched(job: Job[RemoteVideo], host: Host) -> RemoteVideo:
@@ -42,45 +42,45 @@ def watched(job: Job[RemoteVideo], host: Host) -> RemoteVideo:
     try:
         while job.alive:
             host.check_cancelled()
-            host.report(Progress(job.watch.text, job.watch.fraction))
+            host.report(Progress(job.monitor.text, job.monitor.fraction))
             job.join(0.1)
         return job.result()
     finally:
-        job.watch.stop()
+        job.monitor.stop()
 
 
-def start(request: RemoteRequest, desk: Desk, resume: Resume = Resume.AUTO) -> Job[RemoteVideo]:
-    """The same in a thread of its own, which the caller watches; `job.watch.stop()` ends it and cancels at fal."""
-    return Job(lambda watch: run(request, desk, resume, watch))
+def start(request: RemoteRequest, context: RemoteContext, resume: Resume = Resume.AUTO) -> Job[RemoteVideo]:
+    """The same in a thread of its own, which the caller watches; `job.monitor.stop()` ends it and cancels at fal."""
+    return Job(lambda monitor: run(request, context, resume, monitor))
 
 
-def run(request: RemoteRequest, desk: Desk, resume: Resume, watch: Watch) -> RemoteVideo:
+def run(request: RemoteRequest, context: RemoteContext, resume: Resume, monitor: JobMonitor) -> RemoteVideo:
     """The same in the present thread."""
-    with turn(request.job_key(desk.key.fingerprint), watch):
-        return _Run(request, desk, watch).video(resume)
+    with exclusive(request.job_key(context.key.fingerprint), monitor):
+        return _Run(request, context, monitor).video(resume)
 
 
-def start_collecting(request_id: str, endpoint: Endpoint, desk: Desk) -> Job[RemoteVideo]:
+def start_collecting(request_id: str, endpoint: Endpoint, context: RemoteContext) -> Job[RemoteVideo]:
     """The video of a job that fal knows by this id, whoever bought it; never buys, and never cancels."""
-    return Job(lambda watch: collect(request_id.strip(), endpoint, desk, watch))
+    return Job(lambda monitor: collect(request_id.strip(), endpoint, context, monitor))
 
 
-def collect(request_id: str, endpoint: Endpoint, desk: Desk, watch: Watch) -> RemoteVideo:
+def collect(request_id: str, endpoint: Endpoint, context: RemoteContext, monitor: JobMonitor) -> RemoteVideo:
     """The same in the present thread."""
     _check_one(request_id)
-    ledger = Ledger(desk.private)
+    ledger = Ledger(context.private)
     known = ledger.by_request_id(request_id)
-    with turn(known.job_key if known else f"{ELSEWHERE}{request_id}", watch):
+    with exclusive(known.job_key if known else f"{ELSEWHERE}{request_id}", monitor):
         row = ledger.by_request_id(request_id) or _found_row(request_id, endpoint, ledger)
         if row.job_key.startswith(ELSEWHERE):  # only whoever asks knows what made it
             row = ledger.update(row, endpoint=endpoint.id)
-        estimate = Estimate(row.usd, row.usd)
+        estimate = PriceEstimate(row.usd, row.usd)
         if row.state is State.DONE and row.path.exists():
             return on_disk(row, estimate)
         maker = replace(ENDPOINTS.get(row.endpoint, endpoint), id=row.endpoint)
-        with FalClient(desk.key, maker, desk.backoff) as client:
+        with FalClient(context.key, maker, context.backoff) as client:
             try:
-                return Collector(client, ledger, desk, maker, watch, cancels=False).video(row, estimate)
+                return Collector(client, ledger, context, maker, monitor, cancels=False).video(row, estimate)
             except Lost as error:
                 raise Lost(f"{error} Choose the endpoint that made it, and the key of the account that did.") from None
 
@@ -103,26 +103,28 @@ def _found_row(request_id: str, endpoint: Endpoint, ledger: Ledger) -> Row:
     return row
 
 
-def check_affordable(requests: list[RemoteRequest], desk: Desk, caps: Caps, resume: Resume, ledger: Ledger) -> None:
+def check_affordable(
+    requests: list[RemoteRequest], context: RemoteContext, caps: Caps, resume: Resume, ledger: Ledger
+) -> None:
     """Raises RemoteError when `requests` would pass the cap of a run, or what is still to be bought that of the day."""
-    caps.check_run(sum((request.estimate for request in requests), Estimate(0, 0)))
-    still = [r.estimate for r in requests if resume is Resume.ALWAYS_NEW or not _is_bought(r, desk, ledger)]
+    caps.check_run(sum((request.estimate for request in requests), PriceEstimate(0, 0)))
+    still = [r.estimate for r in requests if resume is Resume.ALWAYS_NEW or not _is_bought(r, context, ledger)]
     if still:
         check_day(ledger.spent_usd(), sum(estimate.usd_at_most for estimate in still), caps.day_usd)
 
 
-def _is_bought(request: RemoteRequest, desk: Desk, ledger: Ledger) -> bool:
-    row = ledger.newest(request.job_key(desk.key.fingerprint))
+def _is_bought(request: RemoteRequest, context: RemoteContext, ledger: Ledger) -> bool:
+    row = ledger.newest(request.job_key(context.key.fingerprint))
     return row is not None and row.state in (State.SUBMITTED, State.CANCEL_REQUESTED, State.DONE)
 
 
 class _Run:
     """One run of one request."""
 
-    def __init__(self, request: RemoteRequest, desk: Desk, watch: Watch):
-        self.request, self.desk, self.watch = request, desk, watch
-        self.job_key = request.job_key(desk.key.fingerprint)
-        self.ledger = Ledger(desk.private)
+    def __init__(self, request: RemoteRequest, context: RemoteContext, monitor: JobMonitor):
+        self.request, self.context, self.monitor = request, context, monitor
+        self.job_key = request.job_key(context.key.fingerprint)
+        self.ledger = Ledger(context.private)
 
     def video(self, resume: Resume) -> RemoteVideo:
         """Found in the ledger, or bought."""
@@ -130,7 +132,7 @@ class _Run:
         wanted = row if resume is Resume.AUTO else None
         if wanted and wanted.state is State.DONE and wanted.path and wanted.path.exists():
             return on_disk(wanted, self.request.estimate)
-        with FalClient(self.desk.key, self.request.endpoint, self.desk.backoff) as self.client:
+        with FalClient(self.context.key, self.request.endpoint, self.context.backoff) as self.client:
             if wanted:
                 found = self._collected(wanted)
                 if found:
@@ -138,7 +140,7 @@ class _Run:
             return self._followed(self._bought(1 + row.attempt if row else 1))
 
     def _followed(self, row: Row) -> RemoteVideo:
-        collector = Collector(self.client, self.ledger, self.desk, self.request.endpoint, self.watch)
+        collector = Collector(self.client, self.ledger, self.context, self.request.endpoint, self.monitor)
         try:
             return collector.video(row, self.request.estimate)
         except Lost as error:
@@ -167,7 +169,7 @@ class _Run:
         Raises:
             MaybeSent: it is too early to say, or fal does not tell.
         """
-        self.watch.say("looking for the job at fal", 0)
+        self.monitor.say("looking for the job at fal", 0)
         sent = self.request.arguments(row.urls)
         doubt = MaybeSent(
             "fal may or may not have received this job (request may have been sent; connection lost). It was not sent "
@@ -186,20 +188,20 @@ class _Run:
 
     def _bought(self, attempt: int) -> Row:
         """A new attempt: the row is on disk before the POST, the id before anything else happens."""
-        check_affordable([self.request], self.desk, self.desk.caps, Resume.ALWAYS_NEW, self.ledger)
+        check_affordable([self.request], self.context, self.context.caps, Resume.ALWAYS_NEW, self.ledger)
         urls = self._uploaded()
-        self.watch.wait(0)
+        self.monitor.wait(0)
         now, usd = time.time(), self.request.estimate.usd_at_most
         seed, endpoint = self.request.config.sampling.seed, self.request.endpoint.id
         row = Row(self.job_key, attempt, endpoint, State.SUBMITTING, None, urls, seed, now, now, usd, None, None)
-        self.ledger.begin(row, self.desk.caps.day_usd)
-        self.watch.say(f"buying - {self.request.estimate}", 0)
-        with self.watch.urgently():
+        self.ledger.begin(row, self.context.caps.day_usd)
+        self.monitor.say(f"buying - {self.request.estimate}", 0)
+        with self.monitor.urgently():
             return self._submitted(row)
 
     def _submitted(self, row: Row) -> Row:
         try:
-            request_id = self.client.submit(self.request.arguments(row.urls), self.watch.wait)
+            request_id = self.client.submit(self.request.arguments(row.urls), self.monitor.wait)
         except (NotSent, Stopped):
             self.ledger.update(row, state=State.NOT_SENT)
             raise
@@ -214,8 +216,8 @@ class _Run:
     def _uploaded(self) -> dict[str, str]:
         urls = {}
         for name, media in self.request.media.items():
-            self.watch.say(f"sending {media.file_name} - {self.request.estimate}", 0)
-            self.watch.wait(0)
-            urls[name] = self.ledger.uploaded(media.sha256) or self.client.upload(media, self.watch.wait)
+            self.monitor.say(f"sending {media.file_name} - {self.request.estimate}", 0)
+            self.monitor.wait(0)
+            urls[name] = self.ledger.uploaded(media.sha256) or self.client.upload(media, self.monitor.wait)
             self.ledger.remember_upload(media.sha256, urls[name])
         return urls

@@ -21,7 +21,7 @@ _changed = threading.Condition()
 _jobs: list[Job] = []
 
 
-class Watch:
+class JobMonitor:
     """What a run and its watcher share: a wish to stop, how far the run is, and whether it may be left alone."""
 
     def __init__(self, stop: threading.Event | None = None):
@@ -38,9 +38,9 @@ class Watch:
         """Asks for the end; returns at once."""
         self._stop.set()
 
-    def child(self) -> Watch:
+    def child(self) -> JobMonitor:
         """For a part of the run: it stops with the whole, and tells its own progress."""
-        return Watch(self._stop)
+        return JobMonitor(self._stop)
 
     def wait(self, seconds: float) -> None:
         """Sleeps, and raises Stopped as soon as the user wants an end."""
@@ -64,8 +64,8 @@ class Watch:
 class Job(Generic[T]):
     """A run in a daemon thread of its own. ComfyUI makes an event loop a prompt; this outlives them all."""
 
-    def __init__(self, work: Callable[[Watch], T], watch: Watch | None = None):
-        self.watch = watch or Watch()
+    def __init__(self, work: Callable[[JobMonitor], T], monitor: JobMonitor | None = None):
+        self.monitor = monitor or JobMonitor()
         self._work = work
         self._outcome: T | None = None
         self.error: BaseException | None = None  # what it ended with
@@ -92,18 +92,18 @@ class Job(Generic[T]):
 
     def _run(self) -> None:
         try:
-            self._outcome = self._work(self.watch)
+            self._outcome = self._work(self.monitor)
         except BaseException as error:  # noqa: BLE001 - handed to the thread that asks for the result
             self.error = error
 
 
 @contextmanager
-def turn(job_key: str, watch: Watch) -> Iterator[None]:
+def exclusive(job_key: str, monitor: JobMonitor) -> Iterator[None]:
     """Lets one thread at a time work at a job of this key; the others wait, and then find what it has done."""
     with _changed:
         while job_key in _running:
-            watch.say("waiting for the same job", 0)
-            watch.wait(0)
+            monitor.say("waiting for the same job", 0)
+            monitor.wait(0)
             _changed.wait(0.1)
         _running.add(job_key)
     try:
@@ -119,5 +119,5 @@ def _let_speak() -> None:
     """Gives threads in the middle of a purchase or a cancel the time to write it down or send it."""
     end = time.monotonic() + LAST_WORDS_S
     for job in list(_jobs):
-        while job.alive and (job.watch.urgent.is_set() or job.watch.stopping) and time.monotonic() < end:
+        while job.alive and (job.monitor.urgent.is_set() or job.monitor.stopping) and time.monotonic() < end:
             job.join(0.05)

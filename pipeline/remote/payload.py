@@ -39,14 +39,14 @@ class PriceRule:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PriceEstimate:
     """Dollars that a request will cost: as the card reads, and as its least favourable reading."""
 
     usd: float
     usd_at_most: float
 
-    def __add__(self, other: Estimate) -> Estimate:
-        return Estimate(round(self.usd + other.usd, 4), round(self.usd_at_most + other.usd_at_most, 4))
+    def __add__(self, other: PriceEstimate) -> PriceEstimate:
+        return PriceEstimate(round(self.usd + other.usd, 4), round(self.usd_at_most + other.usd_at_most, 4))
 
     def __str__(self) -> str:
         """For the user: `about $1.45`."""
@@ -177,7 +177,7 @@ class RemoteRequest:
             raise ConfigError(f"{self.endpoint.id} takes {wanted}; got {came}.")
 
     @property
-    def estimate(self) -> Estimate:
+    def estimate(self) -> PriceEstimate:
         """What it will cost."""
         return estimate(self.endpoint.price, self.config.num_frames, self.config.resolution)
 
@@ -200,10 +200,10 @@ class RemoteRequest:
         return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def estimate(price: PriceRule, num_frames: int, resolution: Resolution) -> Estimate:
+def estimate(price: PriceRule, num_frames: int, resolution: Resolution) -> PriceEstimate:
     """`usd = num_frames / 25 * usd_per_s`, times the surcharge of a long request."""
     usd = num_frames / FPS * price.usd_per_s
     if price.surcharge_above is not None and num_frames > price.surcharge_above:
         usd *= price.surcharge
     doubled = price.doubled_at_720p and resolution is Resolution.P720
-    return Estimate(round(usd, 4), round(2 * usd if doubled else usd, 4))
+    return PriceEstimate(round(usd, 4), round(2 * usd if doubled else usd, 4))

@@ -6,7 +6,7 @@ import logging
 import re
 
 from .answers import Poll, printable
-from .payload import Estimate
+from .payload import PriceEstimate
 
 logger = logging.getLogger(__name__)
 
@@ -14,10 +14,10 @@ QUEUE_SHARE, RUN_SHARE = 0.05, 0.9  # of the bar, when the queue and the run are
 LOG_LENGTH = 120
 
 
-class Tale:
+class ProgressText:
     """Turns what fal says of a job into a line and a share of the bar."""
 
-    def __init__(self, estimate: Estimate):
+    def __init__(self, estimate: PriceEstimate):
         self.estimate, self.seen, self.line = estimate, set(), ""
         self.running_since: float | None = None
 

@@ -22,12 +22,12 @@ from ..media.video import VideoWriter
 from ..shapes import FPS, VAE_STRIDE_TIME, nearest_num_frames
 from .answers import Stopped
 from .collect import RemoteVideo
-from .desk import Desk
+from .context import RemoteContext
 from .generate import Resume, check_affordable, run
-from .job import Job, Watch
+from .job import Job, JobMonitor
 from .ledger import Ledger
 from .media import inspect
-from .payload import Estimate, RemoteRequest
+from .payload import PriceEstimate, RemoteRequest
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +98,12 @@ def piece(sound: Sound, part: Part) -> Sound:
     return Sound(torch.nn.functional.pad(said, (0, max(0, missing))), sound.rate_hz)
 
 
-def start_long(sound: Sound, make: Make, desk: Desk, resume: Resume = Resume.AUTO) -> Job[RemoteVideo]:
+def start_long(sound: Sound, make: Make, context: RemoteContext, resume: Resume = Resume.AUTO) -> Job[RemoteVideo]:
     """The video of a sound of any length, made in a thread of its own."""
-    return Job(lambda watch: run_long(sound, make, desk, resume, watch))
+    return Job(lambda monitor: run_long(sound, make, context, resume, monitor))
 
 
-def run_long(sound: Sound, make: Make, desk: Desk, resume: Resume, watch: Watch) -> RemoteVideo:
+def run_long(sound: Sound, make: Make, context: RemoteContext, resume: Resume, monitor: JobMonitor) -> RemoteVideo:
     """The same in the present thread. Each part is a job of its own in the ledger.
 
     Raises:
@@ -115,33 +115,35 @@ def run_long(sound: Sound, make: Make, desk: Desk, resume: Resume, watch: Watch)
     parts = plan_parts(sound)
     requests = [make(piece(sound, part), part.requested) for part in parts]
     if len(parts) == 1:
-        return run(requests[0], desk, resume, watch)
-    check_affordable(requests, desk, desk.caps.of_long_run, resume, Ledger(desk.private))
-    videos = _all_videos(requests, desk, resume, watch)
-    watch.say(f"joining {len(parts)} parts", 0.99)
+        return run(requests[0], context, resume, monitor)
+    check_affordable(requests, context, context.caps.of_long_run, resume, Ledger(context.private))
+    videos = _all_videos(requests, context, resume, monitor)
+    monitor.say(f"joining {len(parts)} parts", 0.99)
     return _joined(videos, parts, sound)
 
 
-def _all_videos(requests: list[RemoteRequest], desk: Desk, resume: Resume, watch: Watch) -> list[RemoteVideo]:
+def _all_videos(
+    requests: list[RemoteRequest], context: RemoteContext, resume: Resume, monitor: JobMonitor
+) -> list[RemoteVideo]:
     """Runs `CONCURRENT` requests at a time; after a failure the running ones end, and no other is begun."""
     jobs: list[Job[RemoteVideo]] = []
     waiting = deque(requests)
     try:
         while waiting or any(job.alive for job in jobs):
-            watch.wait(TICK_S)
+            monitor.wait(TICK_S)
             if any(not job.alive and job.error for job in jobs):
                 waiting.clear()
             while waiting and sum(job.alive for job in jobs) < CONCURRENT:
-                jobs.append(_part_job(waiting.popleft(), desk, resume, watch.child()))
-            _tell(jobs, len(requests), watch)
+                jobs.append(_part_job(waiting.popleft(), context, resume, monitor.child()))
+            _tell(jobs, len(requests), monitor)
     finally:
         for job in jobs:  # told to stop with the whole; their cancels go out first
             job.join()
     return [_result(job, index, len(requests)) for index, job in enumerate(jobs, 1)]
 
 
-def _part_job(request: RemoteRequest, desk: Desk, resume: Resume, watch: Watch) -> Job[RemoteVideo]:
-    return Job(lambda own: run(request, desk, resume, own), watch)
+def _part_job(request: RemoteRequest, context: RemoteContext, resume: Resume, monitor: JobMonitor) -> Job[RemoteVideo]:
+    return Job(lambda own: run(request, context, resume, own), monitor)
 
 
 def _result(job: Job[RemoteVideo], index: int, num_parts: int) -> RemoteVideo:
@@ -153,10 +155,10 @@ def _result(job: Job[RemoteVideo], index: int, num_parts: int) -> RemoteVideo:
     return job.result()
 
 
-def _tell(jobs: list[Job[RemoteVideo]], num_parts: int, watch: Watch) -> None:
-    shares = sum(job.watch.fraction if job.alive else 1.0 for job in jobs) / num_parts
-    busy = [f"part {index} of {num_parts}: {job.watch.text}" for index, job in enumerate(jobs, 1) if job.alive]
-    watch.say(busy[0] if busy else watch.text, 0.99 * shares)
+def _tell(jobs: list[Job[RemoteVideo]], num_parts: int, monitor: JobMonitor) -> None:
+    shares = sum(job.monitor.fraction if job.alive else 1.0 for job in jobs) / num_parts
+    busy = [f"part {index} of {num_parts}: {job.monitor.text}" for index, job in enumerate(jobs, 1) if job.alive]
+    monitor.say(busy[0] if busy else monitor.text, 0.99 * shares)
 
 
 def _joined(videos: list[RemoteVideo], parts: list[Part], sound: Sound) -> RemoteVideo:
@@ -173,7 +175,7 @@ def _joined(videos: list[RemoteVideo], parts: list[Part], sound: Sound) -> Remot
         seed=videos[0].seed,
         request_id=ids,
         facts=inspect(path),
-        estimate=sum((video.estimate for video in videos), Estimate(0, 0)),
+        estimate=sum((video.estimate for video in videos), PriceEstimate(0, 0)),
         units=sum(units) if known else None,
         billed_usd=sum(video.billed_usd for video in videos) if known else None,
         waited_s=max(video.waited_s for video in videos),

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import WeightsError
-from ..findings import Findings
+from ..errors import Problems, WeightsError
 from ..memory.placement import Footprint
 from .catalog import (
     Weights,
@@ -70,27 +69,27 @@ class TransformerFacts:
     image_dim: int
 
 
-def check_weights(files: WeightFiles, dtype: torch.dtype, findings: Findings) -> TransformerFacts | None:
+def check_weights(files: WeightFiles, dtype: torch.dtype, problems: Problems) -> TransformerFacts | None:
     """Looks at every file, and at all of them together; None where the transformer cannot be told."""
-    found = _transformer(files, findings)
-    facts = None if found is None else findings.attempt("base", _facts, *found, files, dtype)
+    found = _transformer(files, problems)
+    facts = None if found is None else problems.attempt("base", _facts, *found, files, dtype)
     if files.vae is not None:
-        findings.attempt("vae", check_vae, files.vae)
-    _text_encoder(files.text_encoder, facts, findings)
-    _image_encoder(files.image_encoder, facts, findings)
-    _audio_encoder(files, facts, findings)
+        problems.attempt("vae", check_vae, files.vae)
+    _text_encoder(files.text_encoder, facts, problems)
+    _image_encoder(files.image_encoder, facts, problems)
+    _audio_encoder(files, facts, problems)
     return facts
 
 
-def _transformer(files: WeightFiles, findings: Findings) -> tuple[Weights, list[Source]] | None:
+def _transformer(files: WeightFiles, problems: Problems) -> tuple[Weights, list[Source]] | None:
     if files.base is None:
         return None
-    parts = [findings.attempt("base", open_as, files.base, Component.TRANSFORMER)]
+    parts = [problems.attempt("base", open_as, files.base, Component.TRANSFORMER)]
     if files.adapter is not None:
-        parts.append(findings.attempt("adapter", open_as, files.adapter, Component.ADAPTER))
-    together = None if None in parts else findings.attempt("adapter", transformer_weights, files.base, files.adapter)
+        parts.append(problems.attempt("adapter", open_as, files.adapter, Component.ADAPTER))
+    together = None if None in parts else problems.attempt("adapter", transformer_weights, files.base, files.adapter)
     for path, strength in files.loras:
-        findings.attempt("lora", check_lora, path, strength, together and together[0])
+        problems.attempt("lora", check_lora, path, strength, together and together[0])
     return together
 
 
@@ -169,37 +168,37 @@ def _facts(weights: Weights, sources: list[Source], files: WeightFiles, dtype: t
         )
 
 
-def _text_encoder(path: Path | None, facts: TransformerFacts | None, findings: Findings) -> None:
-    if path is None or findings.attempt("text_encoder", check_text_encoder, path) is None:
+def _text_encoder(path: Path | None, facts: TransformerFacts | None, problems: Problems) -> None:
+    if path is None or problems.attempt("text_encoder", check_text_encoder, path) is None:
         return
     source, _ = open_as(path, Component.TEXT_ENCODER)
-    findings.attempt("text_encoder", check_tokenizer, source)
+    problems.attempt("text_encoder", check_tokenizer, source)
     table = collect(source, rename_text).get("shared.weight")
     if facts and table is not None and table.shape[-1:] != (facts.text_dim,):
         message = _of_other_width(source.name, table.shape[-1:], facts.text_dim, "UMT5-XXL")
-        findings.problem("text_encoder", message)
+        problems.add("text_encoder", message)
 
 
-def _image_encoder(path: Path | None, facts: TransformerFacts | None, findings: Findings) -> None:
-    if path is None or findings.attempt("image_encoder", check_image_encoder, path) is None:
+def _image_encoder(path: Path | None, facts: TransformerFacts | None, problems: Problems) -> None:
+    if path is None or problems.attempt("image_encoder", check_image_encoder, path) is None:
         return
     source, _ = open_as(path, Component.IMAGE_ENCODER)
     token = collect(source, rename_clip_key).get("embeddings.class_embedding")
     if facts and token is not None and token.shape[-1:] != (facts.image_dim,):
         message = _of_other_width(source.name, token.shape[-1:], facts.image_dim, "clip_vision_h")
-        findings.problem("image_encoder", message)
+        problems.add("image_encoder", message)
 
 
-def _audio_encoder(files: WeightFiles, facts: TransformerFacts | None, findings: Findings) -> None:
+def _audio_encoder(files: WeightFiles, facts: TransformerFacts | None, problems: Problems) -> None:
     path = files.audio_encoder
-    if path is None or findings.attempt("audio_encoder", check_audio_encoder, path, files.allow_other) is None:
+    if path is None or problems.attempt("audio_encoder", check_audio_encoder, path, files.allow_other) is None:
         return
     source, _ = open_as(path, Component.AUDIO_ENCODER)
     weights = collect(source, rename_wav2vec2)
     norm = weights.get("encoder.layer_norm.bias")
     heard = (count(weights, r"encoder\.layers\.(\d+)\."), norm.shape[0] if norm is not None and norm.shape else 0)
     if facts and heard != facts.audio_features:
-        findings.problem(
+        problems.add(
             "audio_encoder",
             f"{source.name} has {heard[0]} layers of {heard[1]}, the audio weights want {facts.audio_features[0]} of "
             f"{facts.audio_features[1]}. Take chinese-wav2vec2-base.",

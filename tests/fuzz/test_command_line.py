@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from multitalk_pack.benchmarks.tiny_weights import write_tiny
 from multitalk_pack.pipeline.__main__ import _parser, _request
-from multitalk_pack.pipeline.findings import Findings
+from multitalk_pack.pipeline.errors import Problems
 from multitalk_pack.pipeline.preflight.checks import describe
 from multitalk_pack.pipeline.request import look
 from PIL import Image
@@ -56,7 +56,7 @@ def command_line(options, folder):
 
 def look_at(arguments):
     """What is found, as text; None where the options themselves are refused."""
-    findings, told = Findings(), io.StringIO()
+    problems, told = Problems(), io.StringIO()
     try:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
             args = _parser().parse_args(arguments)
@@ -64,8 +64,8 @@ def look_at(arguments):
         assert stop.code == 0 or "error: argument --" in told.getvalue(), told.getvalue()
         assert "invalid _" not in told.getvalue(), "a name of ours is no answer"
         return None
-    seen = look(_request(args, findings), findings, RecordingHost())
-    return describe(findings, seen.estimate)
+    seen = look(_request(args, problems), problems, RecordingHost())
+    return describe(problems, seen.estimate)
 
 
 @fuzzed

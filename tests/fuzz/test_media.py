@@ -16,7 +16,7 @@ from multitalk_pack.pipeline.audio.waveform import Sound, check, normalize_loudn
 from multitalk_pack.pipeline.conditioning.reference_image import bucket, check_size, fit, read_image, to_rgb
 from multitalk_pack.pipeline.conditioning.speakers import Place, draw_places, speaker_masks
 from multitalk_pack.pipeline.config import Resolution
-from multitalk_pack.pipeline.findings import Findings
+from multitalk_pack.pipeline.errors import Problems
 from multitalk_pack.pipeline.media.video import VideoWriter, read_video
 from multitalk_pack.pipeline.models.text_encoder import clean, split_prompts
 from multitalk_pack.pipeline.preflight.checks import check_places, check_voices
@@ -61,7 +61,7 @@ def hear(sounds, starts, arrangement, num_frames, fps, path):
         if sound is not None:
             check(sound)
     speeches = [Speech(sound, start) for sound, start in zip(sounds, starts, strict=True)]
-    check_voices(speeches, arrangement, num_frames, fps, Findings())
+    check_voices(speeches, arrangement, num_frames, fps, Problems())
     plan_turns(speeches, arrangement)
     for track in arrange(speeches, arrangement):
         assert track.ndim == 1 and track.isfinite().all()
@@ -195,7 +195,7 @@ def places(draw):
 
 def tell_apart(given, image_hw, target):
     made = [Place(*place) for place in given]
-    check_places(made, image_hw, target, Findings())
+    check_places(made, image_hw, target, Problems())
     masks = speaker_masks(made, image_hw, target)
     assert masks.shape == (len(made) + 1, *target) and set(masks.unique().tolist()) <= {0.0, 1.0}
     assert draw_places(torch.zeros(*target, 3, dtype=torch.uint8), masks).shape == (*target, 3)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from multitalk_pack.benchmarks.tiny_weights import write_tiny
-from multitalk_pack.pipeline.findings import Findings
+from multitalk_pack.pipeline.errors import Problems
 from multitalk_pack.pipeline.weights import build, catalog
 from multitalk_pack.pipeline.weights.checkpoint import open_source
 from multitalk_pack.pipeline.weights.fit import WeightFiles, check_lora, check_weights
@@ -253,7 +253,7 @@ def load_and_fit(part, content, tiny, folder):
         works_or_says_why(LOADERS[part], path)
     files = {"base": tiny.transformer, "adapter": tiny.adapter}
     files |= {"base": path} if part == "transformer" else {part: path}
-    check_weights(WeightFiles(**files), torch.bfloat16, Findings())
+    check_weights(WeightFiles(**files), torch.bfloat16, Problems())
 
 
 @pytest.mark.parametrize(

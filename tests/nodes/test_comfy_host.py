@@ -65,14 +65,14 @@ def test_an_encoder_that_does_not_fit_works_on_the_cpu(card, host_module):
 def test_a_run_may_take_the_whole_card_but_what_comfyui_holds_back(card, host_module):
     assert host_module.ComfyHost().free_memory() == card.total - 600
     card.others = 3_000
-    assert host_module.Onlooker().free_memory() == card.total - 3_000 - 600
+    assert host_module.PreflightHost().free_memory() == card.total - 3_000 - 600
     assert card.others == 3_000
 
 
 def test_memory_is_pinned_unless_comfyui_was_told_not_to(host_module, monkeypatch):
-    assert host_module.ComfyHost().pins
+    assert host_module.ComfyHost().can_pin
     monkeypatch.setattr(sys.modules["comfy.cli_args"].args, "disable_pinned_memory", True)
-    assert not host_module.ComfyHost().pins
+    assert not host_module.ComfyHost().can_pin
 
 
 def test_a_node_tells_in_words_what_is_left_and_shows_the_finished_window(host_module):

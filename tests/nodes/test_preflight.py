@@ -209,16 +209,16 @@ def test_the_time_is_told_once_a_run_was_measured(nodes, loaded, folders):
     runs.mkdir(parents=True)
     facts = "cpu, 2 blocks of 256"
     assert "not measured" in ask(nodes, loaded).args[0]
-    host = sys.modules[f"{pack.NAME}.nodes.comfy_host"].Onlooker()
+    host = sys.modules[f"{pack.NAME}.nodes.comfy_host"].PreflightHost()
     inspect = sys.modules[f"{pack.NAME}.pipeline.preflight.checks"]
-    findings = sys.modules[f"{pack.NAME}.pipeline.findings"].Findings()
+    problems = sys.modules[f"{pack.NAME}.pipeline.errors"].Problems()
     settings = sys.modules[f"{pack.NAME}.nodes.settings"].Settings(
         0, 2, 5.0, 4.0, 0.0, "none", True, sys.modules[f"{pack.NAME}.nodes.options"].SamplerOptions()
     )
     config_module = sys.modules[f"{pack.NAME}.pipeline.config"]
     config = settings.config(loaded["model"].recipe, config_module.Resolution.P480)
     draft = dataclasses.replace(settings.draft(loaded["model"], config), num_frames=50, target=(64, 64))
-    found = inspect.inspect(draft, findings, host)
+    found = inspect.inspect(draft, problems, host)
     with inspect.measuring(draft, found, host):
         time.sleep(0.05)
     (kind,) = json.loads((runs / speed.FILE).read_text())
@@ -237,4 +237,4 @@ def test_models_of_other_nodes_are_counted_as_room_and_left_alone(nodes, monkeyp
     monkeypatch.setattr(management, "current_loaded_models", models)
     monkeypatch.setattr(management, "free_memory", lambda *_: pytest.fail("a model was made to leave"))
     monkeypatch.setattr(management, "get_free_memory", lambda device: 100)
-    assert sys.modules[f"{pack.NAME}.nodes.comfy_host"].Onlooker().free_memory() == 105
+    assert sys.modules[f"{pack.NAME}.nodes.comfy_host"].PreflightHost().free_memory() == 105

@@ -156,5 +156,5 @@ def test_two_voices_are_heard_through_the_nodes_masks_as_published(nodes, way):
     attention.load_state_dict(golden.state())
     voices = golden[f"in.{case}.audio_tokens"][0]
     voices = voices.unflatten(1, (2, golden.cases[case]["tokens_per_person"])).transpose(0, 1)  # p t n d
-    heard = attention(golden[f"in.{case}.x"][0], attention.of_voices(voices), speaker_positions(looks_at))
+    heard = attention(golden[f"in.{case}.x"][0], attention.audio_kv(voices), speaker_positions(looks_at))
     golden.assert_close(heard[None], f"out.{case}.x")

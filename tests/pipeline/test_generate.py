@@ -7,7 +7,7 @@ import torch
 from multitalk_pack.pipeline.config import GuidanceConfig, Recipe
 from multitalk_pack.pipeline.errors import ConfigError, NumericalError
 from multitalk_pack.pipeline.generate import generate
-from multitalk_pack.pipeline.memory.placement import Memory, MemoryConfig
+from multitalk_pack.pipeline.memory.placement import MemoryConfig, MemoryLimit
 from support import run
 
 
@@ -75,7 +75,7 @@ def test_streamed_blocks_give_the_same_bits_and_leave_the_model_at_home(model):
     resident = frames_of(model, 9)
     homes = [parameter.data_ptr() for parameter in model.parameters()]
     for blocks in (0, 1):
-        streamed = frames_of(model, 9, memory=MemoryConfig(Memory.AUTO, resident_blocks=blocks))
+        streamed = frames_of(model, 9, memory=MemoryConfig(MemoryLimit.AUTO, resident_blocks=blocks))
         assert torch.equal(streamed, resident)
         assert [parameter.data_ptr() for parameter in model.parameters()] == homes
 

@@ -18,8 +18,7 @@ from multitalk_pack.benchmarks.tiny_weights import TinySizes, write_tiny
 from multitalk_pack.pipeline import request as requests
 from multitalk_pack.pipeline.__main__ import _parser, _request
 from multitalk_pack.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig
-from multitalk_pack.pipeline.errors import MultiTalkError
-from multitalk_pack.pipeline.findings import Findings
+from multitalk_pack.pipeline.errors import MultiTalkError, Problems
 from multitalk_pack.pipeline.generation import window
 from multitalk_pack.pipeline.media.video import read_video
 from multitalk_pack.pipeline.request import Files, Request
@@ -97,7 +96,7 @@ def pitch_hz(sound, start_s, duration_s=0.2):
 
 @pytest.mark.parametrize(("size", "shift"), [((480, 832), 7.0), ((704, 1280), 11.0)])
 def test_a_size_of_ones_own_has_the_schedule_of_its_class(asked, size, shift):
-    config = requests.look(dataclasses.replace(asked, size=size), Findings(), RecordingHost()).draft.config
+    config = requests.look(dataclasses.replace(asked, size=size), Problems(), RecordingHost()).draft.config
     assert config.sampling.shift_for(config.resolution) == shift
 
 
@@ -204,7 +203,7 @@ def test_the_command_line_says_all_of_it():
     line = ["--image", "a.png", "--audio", "a.wav", "--audio", "silent", "--start", "0", "--start", "2.5",
             "--heard", "mix.wav", "--box", "0,0,50,100", "--box", "50,0,100,100", "--fps", "30000/1001",
             "--resume-folder", "runs", "--restart"]  # fmt: skip
-    request = _request(_parser().parse_args(line), Findings())
+    request = _request(_parser().parse_args(line), Problems())
     assert request.audio == (Path("a.wav"), None) and request.starts == (0, 2.5)
     assert request.heard == Path("mix.wav") and request.restart and request.resume_folder == Path("runs")
     assert request.boxes[1] == (50, 0, 100, 100) and request.fps == pytest.approx(29.97, abs=1e-3)

@@ -39,7 +39,7 @@ def works_or_says_why(call: Callable[..., T], *given: Any, **named: Any) -> T | 
         return None
 
 
-class Watch:
+class JobMonitor:
     """What Python does to files while somebody watches: the paths that were opened, and those that were changed."""
 
     def __init__(self):
@@ -78,4 +78,4 @@ def _absolute(path: Any) -> Path:
     return Path(os.path.abspath(os.fsdecode(path)))
 
 
-WATCH = Watch()
+WATCH = JobMonitor()

@@ -90,12 +90,12 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(dim, dim))
 
     def forward(self, x: Tensor, text: TextKeyValue, image: KeyValue) -> Tensor:
-        """`n c` from `n c`, with the keys and values that `of_text` and `of_image` gave."""
+        """`n c` from `n c`, with the keys and values that `text_kv` and `image_kv` gave."""
         query = split_heads(self.norm_q(self.to_q(x)).type_as(x), self.num_heads)
         seen = self._look_at_text(query, *text) + self.attend(query, *image)
         return self.to_out(merge_heads(seen))
 
-    def of_text(self, text: TextTokens) -> TextKeyValue:
+    def text_kv(self, text: TextTokens) -> TextKeyValue:
         """Keys and values of a prompt with its padding.
 
         On a CPU in float32 the padding is one key whose score grows by the logarithm of their number: the same
@@ -111,7 +111,7 @@ class CrossAttention(nn.Module):
         key, value = self.norm_k(self.to_k(tokens)).type_as(tokens), self.to_v(tokens)
         return TextKeyValue(split_heads(key, self.num_heads), split_heads(value, self.num_heads), weight)
 
-    def of_image(self, tokens: Tensor) -> KeyValue:
+    def image_kv(self, tokens: Tensor) -> KeyValue:
         """Keys and values of the reference image's tokens, `n c`."""
         key, value = self.norm_added_k(self.add_k_proj(tokens)).type_as(tokens), self.add_v_proj(tokens)
         return split_heads(key, self.num_heads), split_heads(value, self.num_heads)

@@ -40,7 +40,7 @@ class AudioCrossAttention(nn.Module):
         """
         Args:
             x: `(t s) c`, t latent frames of s tokens each.
-            voices: what `of_voices` gave, each `t heads n k`.
+            voices: what `audio_kv` gave, each `t heads n k`.
             positions: `(t s)`, see `speaker_positions`; None for one voice.
 
         Returns:
@@ -49,7 +49,7 @@ class AudioCrossAttention(nn.Module):
         key, value = voices.value
         if positions is None and self._folding_pays(x, key):
             kept = key.numel() * self.num_heads <= KEPT_NUMBERS
-            return _look_at_folded(x, *(voices.through(self._folded) if kept else self._folded(voices.value)))
+            return _look_at_folded(x, *(voices.cached(self._folded) if kept else self._folded(voices.value)))
         query = rearrange(self.q_linear(x), "n (heads k) -> n heads k", heads=self.num_heads)
         if positions is not None:
             query = rotate(query, rotation(positions, self.head_dim).unsqueeze(1))
@@ -57,7 +57,7 @@ class AudioCrossAttention(nn.Module):
         heard = scaled_dot_product_attention(query, key, value)
         return self.proj(rearrange(heard, "t heads s k -> (t s) (heads k)"))
 
-    def of_voices(self, tokens: Tensor) -> Constant[KeyValue]:
+    def audio_kv(self, tokens: Tensor) -> Constant[KeyValue]:
         """Keys and values of the audio tokens, `p t n d`: those of all p persons side by side, `t heads (p n) k`."""
         both = self.kv_linear(tokens)
         key, value = rearrange(both, "p t n (two heads k) -> two p t n heads k", two=2, heads=self.num_heads)

@@ -29,7 +29,7 @@ class AdaptiveNorm(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Surroundings:
+class BlockContext:
     """What every block looks at and listens to; the same in all steps of a window's pass."""
 
     rope: Tensor  # n 1 k/2 2, see `rope.grid_rotation`
@@ -54,7 +54,7 @@ class MultiTalkBlock(nn.Module):
         self.ffn = FeedForward(dim, ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(self, tokens: Tensor, time_projection: Tensor, around: Surroundings) -> Tensor:
+    def forward(self, tokens: Tensor, time_projection: Tensor, around: BlockContext) -> Tensor:
         """
         Args:
             tokens: `n c`.
@@ -64,9 +64,9 @@ class MultiTalkBlock(nn.Module):
         Returns:
             `n c`.
         """
-        text = around.text.through(self.attn2.of_text)
-        image = around.image.through(self.attn2.of_image)
-        voices = around.voices.through(self.audio_cross_attn.of_voices)
+        text = around.text.cached(self.attn2.text_kv)
+        image = around.image.cached(self.attn2.image_kv)
+        voices = around.voices.cached(self.audio_cross_attn.audio_kv)
         modulation = self.scale_shift_table.float() + time_projection
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.unbind(1)  # each 1 c
 

@@ -16,9 +16,9 @@ from ...errors import ConfigError
 from ...shapes import LATENT_CHANNELS, MASK_CHANNELS, LatentSize, num_video_frames
 from .attention import Attend, TextTokens
 from .audio_projection import AudioProjection
-from .block import AdaptiveNorm, MultiTalkBlock, Surroundings
+from .block import AdaptiveNorm, BlockContext, MultiTalkBlock
 from .embedding import ConditionEmbedder, Float32Linear, PatchEmbedding, Time
-from .prepared import Constant, PreparedPass, PreparedWindow
+from .prepared import Constant, PassInputs, WindowInputs
 from .rope import grid_rotation
 
 
@@ -92,7 +92,7 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
 
     def prepare_window(
         self, size: LatentSize, condition: Tensor, image_embeds: Tensor, speaker_masks: Tensor | None = None
-    ) -> PreparedWindow:
+    ) -> WindowInputs:
         """What all passes of a context window share.
 
         Args:
@@ -111,9 +111,9 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
         _check_shape("image_embeds", image_embeds, (None, self.config.image_dim))
         if speaker_masks is not None:
             _check_shape("speaker_masks", speaker_masks, (None, size.h, size.w))
-        return PreparedWindow(size, condition, image_embeds, speaker_masks)
+        return WindowInputs(size, condition, image_embeds, speaker_masks)
 
-    def prepare_pass(self, window: PreparedWindow, prompt_embeds: Tensor, audio: Tensor) -> PreparedPass:
+    def prepare_pass(self, window: WindowInputs, prompt_embeds: Tensor, audio: Tensor) -> PassInputs:
         """A window with a prompt and voices. Passes that are given the very same tensor share what is made of it.
 
         Args:
@@ -136,9 +136,9 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
                 f"{len(audio)} voices need {len(audio) + 1} speaker_masks, one for each person and one for the "
                 f"background, got {window.num_classes}."
             )
-        return PreparedPass(window, prompt_embeds, audio)
+        return PassInputs(window, prompt_embeds, audio)
 
-    def forward(self, latents: Tensor, timestep: float | Tensor, heard: PreparedPass) -> Tensor:
+    def forward(self, latents: Tensor, timestep: float | Tensor, heard: PassInputs) -> Tensor:
         """The velocity (noise minus clean), `16 t h w` in float32.
 
         Args:
@@ -150,19 +150,19 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
         tokens = self.run_blocks(tokens, time, heard)
         return self.head(tokens, time, heard)
 
-    def embed(self, latents: Tensor, timestep: float | Tensor, heard: PreparedPass) -> tuple[Tensor, Time]:
+    def embed(self, latents: Tensor, timestep: float | Tensor, heard: PassInputs) -> tuple[Tensor, Time]:
         """The tokens that enter the blocks, `n c`, and what the blocks and the head are told of the timestep."""
-        known = heard.window.condition.through(self._embed_condition)
+        known = heard.window.condition.cached(self._embed_condition)
         return self.patch_embedding(latents, 0, onto=known), self.time(timestep)
 
-    def run_blocks(self, tokens: Tensor, time: Time, heard: PreparedPass, blocks: slice = slice(None)) -> Tensor:
+    def run_blocks(self, tokens: Tensor, time: Time, heard: PassInputs, blocks: slice = slice(None)) -> Tensor:
         """`n c` after all blocks, or after those that `blocks` names."""
-        around = self.surroundings(heard)
+        around = self.block_context(heard)
         for block in self.blocks[blocks]:
             tokens = block(tokens, time.projection, around)
         return tokens
 
-    def head(self, tokens: Tensor, time: Time, heard: PreparedPass) -> Tensor:
+    def head(self, tokens: Tensor, time: Time, heard: PassInputs) -> Tensor:
         """The velocity of the tokens after all blocks, `16 t h w` in float32."""
         shift, scale = (self.scale_shift_table.float() + time.embedding[:, None]).unbind(1)
         patches = self.proj_out(self.norm_out(tokens.float(), shift, scale))
@@ -179,15 +179,15 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
         """`1 6 c` in float32: the only thing that all blocks of all passes are told of the timestep (for TeaCache)."""
         return self.time(timestep).projection
 
-    def surroundings(self, heard: PreparedPass) -> Surroundings:
+    def block_context(self, heard: PassInputs) -> BlockContext:
         """What the blocks look at and listen to in this pass; computed at the first call."""
         window = heard.window
-        return Surroundings(
-            rope=window.place.through(self._embed_place),
-            text=heard.prompt_embeds.through(self._embed_text),
-            image=window.image_embeds.through(self._embed_image),
-            voices=heard.audio.through(self._embed_audio),
-            token_masks=window.speaker_masks.through(self._embed_masks) if heard.num_speakers > 1 else None,
+        return BlockContext(
+            rope=window.place.cached(self._embed_place),
+            text=heard.prompt_embeds.cached(self._embed_text),
+            image=window.image_embeds.cached(self._embed_image),
+            voices=heard.audio.cached(self._embed_audio),
+            token_masks=window.speaker_masks.cached(self._embed_masks) if heard.num_speakers > 1 else None,
         )
 
     def _embed_condition(self, condition: Tensor) -> Tensor:

@@ -26,14 +26,14 @@ class Constant(Generic[T]):
         self._made: dict[Callable, object] = {}
 
     @torch.compiler.disable
-    def through(self, layer: Callable[[T], Made]) -> Made:
+    def cached(self, layer: Callable[[T], Made]) -> Made:
         """`layer(value)`, computed at the first call. `layer` is a bound method: it is its own key."""
         if layer not in self._made:
             self._made[layer] = layer(self.value)
         return self._made[layer]
 
 
-class PreparedWindow:
+class WindowInputs:
     """One context window: its size, what is known of its frames, and who is where.
 
     Made by `MultiTalkTransformer.prepare_window`, which tells the shapes.
@@ -51,13 +51,13 @@ class PreparedWindow:
         return self._shared.setdefault(id(tensor), Constant(tensor))
 
 
-class PreparedPass:
+class PassInputs:
     """One of the passes that guidance compares: a window with a prompt and with voices.
 
     Made by `MultiTalkTransformer.prepare_pass`, which tells the shapes.
     """
 
-    def __init__(self, window: PreparedWindow, prompt_embeds: Tensor, audio: Tensor):
+    def __init__(self, window: WindowInputs, prompt_embeds: Tensor, audio: Tensor):
         self.window = window
         self.num_speakers = len(audio)  # one, of silence, in the audio-free passes, however many persons there are
         self.prompt_embeds, self.audio = window.constant(prompt_embeds), window.constant(audio)

@@ -9,7 +9,7 @@ from multitalk_pack.pipeline.acceleration.step_cache import cached_forward
 from multitalk_pack.pipeline.acceleration.teacache import teacache_plan, time_changes
 from multitalk_pack.pipeline.config import GuidanceConfig
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
-from multitalk_pack.pipeline.models.transformer.prepared import PreparedPass
+from multitalk_pack.pipeline.models.transformer.prepared import PassInputs
 from multitalk_pack.pipeline.sampling.denoise import NoAnchor, denoise
 from multitalk_pack.pipeline.sampling.guidance import Guidance, Pass
 from multitalk_pack.pipeline.sampling.schedule import timesteps
@@ -37,7 +37,7 @@ def plan(threshold: float) -> list[bool]:
     return teacache_plan(schedule(), transformer().time_projection, COEFFICIENTS, threshold, WARMUP)
 
 
-def heard_by_pass() -> dict[Pass, PreparedPass]:
+def heard_by_pass() -> dict[Pass, PassInputs]:
     model, audio = transformer(), GOLDEN["in.audio"]
     window = model.prepare_window(LatentSize(*FACTS["latent_shape"][1:]), GOLDEN["in.y"], GOLDEN["in.clip_fea"][0])
     prompts = {True: GOLDEN["in.context"], False: GOLDEN["in.context_null"]}

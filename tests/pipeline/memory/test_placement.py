@@ -10,7 +10,14 @@ from multitalk_pack.pipeline.acceleration.presets import preset
 from multitalk_pack.pipeline.generate import generate
 from multitalk_pack.pipeline.generation.run import Run
 from multitalk_pack.pipeline.memory.block_streaming import WINDOW, BlockStream
-from multitalk_pack.pipeline.memory.placement import DECODE_BYTES, Footprint, Memory, MemoryConfig, num_bytes, place
+from multitalk_pack.pipeline.memory.placement import (
+    DECODE_BYTES,
+    Footprint,
+    MemoryConfig,
+    MemoryLimit,
+    num_bytes,
+    place,
+)
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.models.vae.video_vae import VideoVae
 from multitalk_pack.pipeline.sampling.noise import NoiseSource
@@ -51,7 +58,7 @@ def needed(footprint, size, blocks):
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("packaging", PACKAGINGS)
-@pytest.mark.parametrize("memory", Memory)
+@pytest.mark.parametrize("memory", MemoryLimit)
 @pytest.mark.parametrize("card_gb", [6, 8, 12, 16, 24, 32, 48, 80])
 def test_as_many_blocks_stay_as_fit(published, card_gb, memory, packaging, size):
     footprint = packaged(published, packaging)
@@ -59,7 +66,7 @@ def test_as_many_blocks_stay_as_fit(published, card_gb, memory, packaging, size)
     limits = {"auto": card_gb, "all": card_gb} | {f"{limit} GB": min(limit, card_gb) for limit in (8, 12, 16, 24)}
     budget = limits[memory.value] * GB
     fitting = [blocks for blocks in range(41) if needed(footprint, size, blocks) <= budget]
-    wanted = 40 if memory is Memory.ALL else max(fitting, default=0)
+    wanted = 40 if memory is MemoryLimit.ALL else max(fitting, default=0)
     assert (placement.resident_blocks, placement.budget) == (wanted, budget)
     assert placement.estimate == needed(footprint, size, wanted)
 
@@ -76,7 +83,7 @@ def test_what_a_run_keeps_is_counted_for_each_voice_and_silence(num_speakers):
 
 def test_blocks_asked_for_are_blocks_that_stay(published):
     for blocks, wanted in ((0, 0), (7, 7), (99, 40)):
-        placement = place(published, MemoryConfig(Memory.AUTO, blocks), SIZES["480p"], 8 * GB)
+        placement = place(published, MemoryConfig(MemoryLimit.AUTO, blocks), SIZES["480p"], 8 * GB)
         assert placement.resident_blocks == wanted
 
 
@@ -90,7 +97,7 @@ def test_two_blocks_in_flight_give_the_bits_of_the_resident_run(resident_blocks)
         away.append(sum(tensors(block) != home for block, home in zip(model.blocks, homes, strict=True)))
 
     hooks = [block.attn1.register_forward_hook(look) for block in model.blocks]
-    streamed = frames_of(model, memory=MemoryConfig(Memory.AUTO, resident_blocks))
+    streamed = frames_of(model, memory=MemoryConfig(MemoryLimit.AUTO, resident_blocks))
     for hook in hooks:
         hook.remove()
     assert torch.equal(streamed, expected)

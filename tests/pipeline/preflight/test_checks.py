@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import pytest
 from multitalk_pack.pipeline.__main__ import DEMO_FILES, _parser, _request
-from multitalk_pack.pipeline.errors import ConfigError
-from multitalk_pack.pipeline.findings import Findings
+from multitalk_pack.pipeline.errors import ConfigError, Problems
 from multitalk_pack.pipeline.request import look, run
 from multitalk_pack.pipeline.weights import build
 from support.run import RecordingHost
@@ -29,10 +28,10 @@ def arguments(files, **changes):
 
 
 def problems_of(files, **changes):
-    findings = Findings()
-    request = _request(_parser().parse_args(arguments(files, **changes)), findings)
-    look(request, findings, RecordingHost())
-    return findings
+    problems = Problems()
+    request = _request(_parser().parse_args(arguments(files, **changes)), problems)
+    look(request, problems, RecordingHost())
+    return problems
 
 
 class Mistake(NamedTuple):
@@ -172,7 +171,7 @@ MISTAKES = OPTIONS | WEIGHTS
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_told_with_its_cure_before_a_tensor_is_read(name, files, no_tensor_is_read):
     mistake = MISTAKES[name]
-    (problem,) = problems_of(files, **{option: files.fill(value) for option, value in mistake.changes.items()}).problems
+    (problem,) = problems_of(files, **{option: files.fill(value) for option, value in mistake.changes.items()}).errors
     assert problem.startswith(mistake.option) and mistake.came in problem and mistake.works in problem, problem
 
 
@@ -186,37 +185,37 @@ def test_the_counter_sees_a_run_read_its_weights(files, tensors_read):
 
 
 def test_what_is_right_is_not_complained_of(files, no_tensor_is_read):
-    findings = problems_of(files, lora=f"{files / 'lora.safetensors'}:0.5")
-    assert findings.problems == [] and findings.notes == []
+    problems = problems_of(files, lora=f"{files / 'lora.safetensors'}:0.5")
+    assert problems.errors == [] and problems.notes == []
 
 
 PARTS = ("base", "adapter", "vae", "text-encoder", "image-encoder", "audio-encoder")
 
 
 def test_without_any_weights_the_small_model_is_taken_and_told(files, no_tensor_is_read):
-    findings = problems_of(files, **dict.fromkeys(PARTS))
-    assert findings.problems == []
-    assert any("the small bundled model is used, which knows drawn faces only" in note for note in findings.notes)
+    problems = problems_of(files, **dict.fromkeys(PARTS))
+    assert problems.errors == []
+    assert any("the small bundled model is used, which knows drawn faces only" in note for note in problems.notes)
 
 
 def test_a_base_with_audio_weights_needs_no_adapter(files, no_tensor_is_read):
-    assert problems_of(files, base=files / "merged.safetensors", adapter=None).problems == []
+    assert problems_of(files, base=files / "merged.safetensors", adapter=None).errors == []
 
 
 def test_a_demo_takes_what_is_named_and_the_rest_from_the_small_model():
-    taken = _request(_parser().parse_args(["--demo", "--vae", "mine.safetensors"]), Findings()).files
+    taken = _request(_parser().parse_args(["--demo", "--vae", "mine.safetensors"]), Problems()).files
     assert taken == dataclasses.replace(DEMO_FILES, vae=Path("mine.safetensors"))
-    taken = _request(_parser().parse_args(["--demo", "--base", "merged.safetensors"]), Findings()).files
+    taken = _request(_parser().parse_args(["--demo", "--base", "merged.safetensors"]), Problems()).files
     assert taken == dataclasses.replace(DEMO_FILES, base=Path("merged.safetensors"), adapter=None)
 
 
 def test_all_mistakes_are_told_at_once_within_two_seconds(files, no_tensor_is_read, tmp_path):
-    findings, changes = Findings(), {}
+    problems, changes = Problems(), {}
     for mistake in ("steps", "width", "fps", "missing audio", "text-to-video base", "ViT-L", "wide LoRA"):
         changes |= MISTAKES[mistake].changes
     changes = {option: files.fill(value) for option, value in changes.items()}
     started = time.monotonic()
-    request = _request(_parser().parse_args(arguments(files, **changes)), findings)
+    request = _request(_parser().parse_args(arguments(files, **changes)), problems)
     with pytest.raises(ConfigError, match=r"(?s)6 things keep this from running:\n1. steps.*6. "):
-        run(request, RecordingHost(), findings)
+        run(request, RecordingHost(), problems)
     assert time.monotonic() - started < 2

@@ -21,10 +21,9 @@ from multitalk_pack.pipeline.config import (
     WindowConfig,
     WindowPlan,
 )
-from multitalk_pack.pipeline.errors import MultiTalkError
-from multitalk_pack.pipeline.findings import Findings
+from multitalk_pack.pipeline.errors import MultiTalkError, Problems
 from multitalk_pack.pipeline.generation.store import run_key
-from multitalk_pack.pipeline.memory.placement import GB, Memory, MemoryConfig
+from multitalk_pack.pipeline.memory.placement import GB, MemoryConfig, MemoryLimit
 from multitalk_pack.pipeline.preflight.checks import Draft, check_places, check_voices, describe, inspect, measuring
 from multitalk_pack.pipeline.weights.fit import WeightFiles
 from support.run import RecordingHost
@@ -45,9 +44,9 @@ def draft(**changes):
 
 
 def inspected(draft, free=8 * GB):
-    findings, host = Findings(), RecordingHost()
+    problems, host = Problems(), RecordingHost()
     host.free_memory = lambda: free
-    return findings, inspect(draft, findings, host)
+    return problems, inspect(draft, problems, host)
 
 
 def windows(**changes):
@@ -76,14 +75,14 @@ DRAFTS = {
 @pytest.mark.parametrize("name", DRAFTS)
 def test_options_that_do_not_go_together_are_told(name, no_tensor_is_read):
     make_draft, message = DRAFTS[name]
-    findings, _ = inspected(make_draft())
-    assert len(findings.problems) == 1, findings.problems
-    assert_matches(message, findings.problems[0])
+    problems, _ = inspected(make_draft())
+    assert len(problems.errors) == 1, problems.errors
+    assert_matches(message, problems.errors[0])
 
 
 def test_features_of_another_encoder_are_told(files, no_tensor_is_read):
-    findings, _ = inspected(draft(files=WeightFiles(files.base, files.adapter), audio_features=(12, 768)))
-    assert_matches("audio_embeds: They have 12 layers of 768, the audio weights want 2 of 128", findings.problems[0])
+    problems, _ = inspected(draft(files=WeightFiles(files.base, files.adapter), audio_features=(12, 768)))
+    assert_matches("audio_embeds: They have 12 layers of 768, the audio weights want 2 of 128", problems.errors[0])
 
 
 @pytest.mark.parametrize(
@@ -97,51 +96,51 @@ def test_features_of_another_encoder_are_told(files, no_tensor_is_read):
     ],
 )
 def test_tokens_of_other_encoders_are_told(changes, message, files, no_tensor_is_read):
-    findings, _ = inspected(draft(files=WeightFiles(files.base, files.adapter), **changes))
-    assert len(findings.problems) == 1
-    assert_matches(message, findings.problems[0])
+    problems, _ = inspected(draft(files=WeightFiles(files.base, files.adapter), **changes))
+    assert len(problems.errors) == 1
+    assert_matches(message, problems.errors[0])
 
 
-@pytest.mark.parametrize("memory", [MemoryConfig(Memory.ALL), MemoryConfig(resident_blocks=2)])
+@pytest.mark.parametrize("memory", [MemoryConfig(MemoryLimit.ALL), MemoryConfig(resident_blocks=2)])
 def test_memory_that_is_not_there_is_told_with_the_setting_that_fits(memory, files, no_tensor_is_read):
     parts = dict(files=WeightFiles(files.base, files.adapter), target=(480, 832), memory=memory)
     plenty, roomy = inspected(draft(**parts), 64 * GB)
-    assert plenty.problems == [] and roomy.placement.resident_blocks == 2
-    findings, _ = inspected(draft(**parts), GB // 5)
+    assert plenty.errors == [] and roomy.placement.resident_blocks == 2
+    problems, _ = inspected(draft(**parts), GB // 5)
     assert_matches(
-        r"memory: .* takes about .* GB, 0.2 GB .* are free. Even the smallest video needs", findings.problems[0]
+        r"memory: .* takes about .* GB, 0.2 GB .* are free. Even the smallest video needs", problems.errors[0]
     )
     least = inspected(draft(**parts | dict(memory=MemoryConfig(resident_blocks=0))), 64 * GB)[1].placement.estimate
-    findings, _ = inspected(draft(**parts), least - 1)
-    assert_matches("window_frames to [0-9]+, or take a smaller size", findings.problems[0])
-    frames = int(re.search("window_frames to ([0-9]+)", findings.problems[0])[1])
+    problems, _ = inspected(draft(**parts), least - 1)
+    assert_matches("window_frames to [0-9]+, or take a smaller size", problems.errors[0])
+    frames = int(re.search("window_frames to ([0-9]+)", problems.errors[0])[1])
     assert WindowConfig(num_frames=frames).num_frames == frames  # which the long video options take
-    findings, _ = inspected(draft(**parts | dict(num_frames=41)), least // 3)
-    assert "window_frames" not in findings.problems[0]  # none that is shorter has room for the motion frames
+    problems, _ = inspected(draft(**parts | dict(num_frames=41)), least // 3)
+    assert "window_frames" not in problems.errors[0]  # none that is shorter has room for the motion frames
 
 
 def test_disk_and_kept_frames_that_do_not_fit_are_told(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
-    findings, _ = inspected(draft(runs=tmp_path / "new" / "runs"))
-    assert_matches(r"resume: Finished windows need up to 0.01 GB in .* turn resuming off", findings.problems[0])
+    problems, _ = inspected(draft(runs=tmp_path / "new" / "runs"))
+    assert_matches(r"resume: Finished windows need up to 0.01 GB in .* turn resuming off", problems.errors[0])
     monkeypatch.undo()
-    findings, _ = inspected(draft(keeps_frames=True, num_frames=90000, target=(960, 960)))
+    problems, _ = inspected(draft(keeps_frames=True, num_frames=90000, target=(960, 960)))
     assert_matches(
-        "keep_frames: 90000 frames take .* Turn keep_frames off and take the video output", findings.problems[0]
+        "keep_frames: 90000 frames take .* Turn keep_frames off and take the video output", problems.errors[0]
     )
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
-    findings, _ = inspected(draft())
-    assert_matches("window_frames: A window of [0-9]+ frames takes .* GB are free. Take shorter", findings.problems[0])
+    problems, _ = inspected(draft())
+    assert_matches("window_frames: A window of [0-9]+ frames takes .* GB are free. Take shorter", problems.errors[0])
 
 
 def test_windows_that_are_kept_already_need_no_more_room(monkeypatch, tmp_path):
     needed = inspected(draft(runs=tmp_path))[1].disk_bytes
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed // 2))
-    assert any("Finished windows" in problem for problem in inspected(draft(runs=tmp_path))[0].problems)
+    assert any("Finished windows" in problem for problem in inspected(draft(runs=tmp_path))[0].errors)
     kept = tmp_path / run_key("half of it")
     kept.mkdir()
     (kept / "0000.mkv").write_bytes(bytes(needed - needed // 2))
-    assert not inspected(draft(runs=tmp_path))[0].problems
+    assert not inspected(draft(runs=tmp_path))[0].errors
 
 
 def test_a_video_longer_than_its_embeds_is_told():
@@ -166,17 +165,17 @@ MASKS = {
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_that_name_nobody_are_told(name):
     places, message = MASKS[name]
-    findings = Findings()
-    check_places(places, (60, 80), (64, 64), findings)
-    assert_matches(f"speakers: .*{message}", findings.problems[0])
+    problems = Problems()
+    check_places(places, (60, 80), (64, 64), problems)
+    assert_matches(f"speakers: .*{message}", problems.errors[0])
 
 
 def test_what_runs_but_perhaps_not_as_meant_is_noted(files):
-    findings = Findings()
-    check_voices([audio(torch.zeros(16000)), audio(torch.ones(100))], Arrangement.PARALLEL, 250, 25, findings)
-    assert not findings.problems
+    problems = Problems()
+    check_voices([audio(torch.zeros(16000)), audio(torch.ones(100))], Arrangement.PARALLEL, 250, 25, problems)
+    assert not problems.errors
     for text in ("Voice 1 is silent", "Voice 2 lasts 0.01 s", "voices end after 1.0 s, the video after 10.0 s"):
-        assert any(text in note for note in findings.notes), text
+        assert any(text in note for note in problems.notes), text
     lora_path = files.folder / "lightx2v_rank64.safetensors"
     shutil.copy(files / "lora.safetensors", lora_path)
     few = WeightFiles(files.base, files.adapter, ((lora_path, 1.0),))
@@ -186,7 +185,7 @@ def test_what_runs_but_perhaps_not_as_meant_is_noted(files):
     single = files.folder / "infinitetalk-single.safetensors"
     shutil.copy(files.adapter, single)
     dubbed = dataclasses.replace(draft(num_source_frames=9), config=windows(recipe=Recipe.INFINITETALK))
-    assert not inspected(dubbed)[0].problems
+    assert not inspected(dubbed)[0].errors
     assert any(
         "2 places, one voice: the places are not used" in note for note in inspected(draft(num_places=2))[0].notes
     )
@@ -198,7 +197,7 @@ def test_what_runs_but_perhaps_not_as_meant_is_noted(files):
 
 def test_the_estimate_counts_windows_and_forwards_and_learns_the_time(files, tmp_path):
     parts = draft(files=WeightFiles(files.base, files.adapter), speeds=tmp_path)
-    findings, found = inspected(parts)
+    problems, found = inspected(parts)
     assert found.windows == (89, 89, 89) or sum(found.windows) >= 200
     assert found.forwards == len(found.windows) * 20 * 3 and found.seconds is None
     plain = dataclasses.replace(parts, config=dataclasses.replace(parts.config, guidance=GuidanceConfig(1.0, 1.0)))
@@ -206,7 +205,7 @@ def test_the_estimate_counts_windows_and_forwards_and_learns_the_time(files, tmp
     with measuring(parts, found, RecordingHost()):
         time.sleep(0.05)
     again = inspected(parts)[1]
-    assert 0.04 < again.seconds < 2 and "about 0 s" in describe(findings, again)
+    assert 0.04 < again.seconds < 2 and "about 0 s" in describe(problems, again)
 
 
 def test_a_run_that_fails_or_goes_on_from_another_is_not_measured(files, tmp_path):

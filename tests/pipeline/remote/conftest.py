@@ -1,4 +1,4 @@
-"""A fake fal over real sockets, and a desk to buy from it; fal-client itself is unmodified."""
+"""A fake fal over real sockets, and a context to buy from it; fal-client itself is unmodified."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from multitalk_pack.pipeline.remote.client import Backoff
+from multitalk_pack.pipeline.remote.context import Caps, RemoteContext
 from multitalk_pack.pipeline.remote.credentials import Key
-from multitalk_pack.pipeline.remote.desk import Caps, Desk
 from support.fake_fal import KEY, FakeFal
 from support.remote import write_video
 
@@ -69,6 +69,6 @@ def plain_fal(fal: FakeFal, monkeypatch: pytest.MonkeyPatch) -> FakeFal:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    """A desk whose waits are a hundredth of the real ones."""
-    return Desk(Key(KEY, "the test"), tmp_path / "private", tmp_path / "output", Caps(), Backoff(unit_s=0.01))
+def context(tmp_path: Path) -> RemoteContext:
+    """A context whose waits are a hundredth of the real ones."""
+    return RemoteContext(Key(KEY, "the test"), tmp_path / "private", tmp_path / "output", Caps(), Backoff(unit_s=0.01))

@@ -6,7 +6,7 @@ from multitalk_pack.pipeline.remote import download, generate
 from multitalk_pack.pipeline.remote.answers import MaybeSent
 from multitalk_pack.pipeline.remote.download import check_url, file_hosts
 from multitalk_pack.pipeline.remote.generate import Resume
-from multitalk_pack.pipeline.remote.job import Watch
+from multitalk_pack.pipeline.remote.job import JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger, State
 from support.fake_fal import KEY
 from support.remote import make_request
@@ -14,16 +14,16 @@ from support.remote import make_request
 VIDEO = "^GET cdn"
 
 
-def buy(desk):
-    return generate.run(make_request(), desk, Resume.AUTO, Watch())
+def buy(context):
+    return generate.run(make_request(), context, Resume.AUTO, JobMonitor())
 
 
-def refused(fal, desk, match="."):
+def refused(fal, context, match="."):
     """Buys, expects an error after the purchase, and checks that nothing is left but the paid row."""
     with pytest.raises(RemoteError, match=match) as error:
-        buy(desk)
-    assert not [path for path in desk.output.rglob("*") if path.is_file()]
-    row = Ledger(desk.private).newest(make_request().job_key(desk.key.fingerprint))
+        buy(context)
+    assert not [path for path in context.output.rglob("*") if path.is_file()]
+    row = Ledger(context.private).newest(make_request().job_key(context.key.fingerprint))
     assert row.state is State.SUBMITTED and len(fal.submits) == 1 and not fal.cancels
     return str(error.value)
 
@@ -40,18 +40,18 @@ RECOVERABLE = {
 
 @pytest.mark.parametrize("fault", RECOVERABLE.values(), ids=RECOVERABLE)
 @pytest.mark.parametrize("size_told", [True, False])
-def test_a_bad_transfer_is_tried_again(fal, desk, fault, size_told):
+def test_a_bad_transfer_is_tried_again(fal, context, fault, size_told):
     if size_told:
         fal.result["video"]["file_size"] = len(fal.video)
     fal.fault(VIDEO, **fault)
-    assert buy(desk).path.read_bytes() == fal.video
+    assert buy(context).path.read_bytes() == fal.video
     assert len(fal.calls(VIDEO)) == 1 + fault["times"] and len(fal.submits) == 1
 
 
 @pytest.mark.parametrize("fault", RECOVERABLE.values(), ids=RECOVERABLE)
-def test_a_transfer_that_stays_bad_leaves_nothing(fal, desk, fault):
+def test_a_transfer_that_stays_bad_leaves_nothing(fal, context, fault):
     fal.fault(VIDEO, **{**fault, "times": 99})
-    assert "paid for" in refused(fal, desk)
+    assert "paid for" in refused(fal, context)
     assert len(fal.calls(VIDEO)) == (3 if fault.get("status") == 404 else 5)
 
 
@@ -65,22 +65,22 @@ NO_VIDEOS = {
 
 
 @pytest.mark.parametrize(("body", "headers"), NO_VIDEOS.values(), ids=NO_VIDEOS)
-def test_what_is_no_video_is_refused_at_once(fal, desk, body, headers):
+def test_what_is_no_video_is_refused_at_once(fal, context, body, headers):
     fal.video, fal.video_headers = body, headers
-    refused(fal, desk, "not a video")
+    refused(fal, context, "not a video")
     assert len(fal.calls(VIDEO)) == 1
 
 
-def test_what_only_begins_like_a_video_is_refused(fal, desk):
+def test_what_only_begins_like_a_video_is_refused(fal, context):
     fal.video = b"\0\0\0\x18ftypisom" + bytes(4000)
-    refused(fal, desk, "not a video that can be opened")
+    refused(fal, context, "not a video that can be opened")
 
 
-def test_more_than_the_cap_is_refused_by_header_and_by_count(fal, desk, monkeypatch):
+def test_more_than_the_cap_is_refused_by_header_and_by_count(fal, context, monkeypatch):
     monkeypatch.setattr(download, "MAX_BYTES", len(fal.video) // 4)
-    refused(fal, desk, "no video of this model has")
+    refused(fal, context, "no video of this model has")
     fal.fault(VIDEO, "short", times=9)  # sends no length
-    refused(fal, desk, "no video of this model has")
+    refused(fal, context, "no video of this model has")
 
 
 HOSTILE = [
@@ -106,28 +106,28 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("url", [*HOSTILE, "https:///x", "//v3.fal.media/x", "x"])
-def test_a_hostile_address_is_not_asked(fal, desk, url):
+def test_a_hostile_address_is_not_asked(fal, context, url):
     fal.result = {"video": {"url": url}}
-    refused(fal, desk, "not fetched")
+    refused(fal, context, "not fetched")
     assert not fal.calls("^(GET|CONNECT) (?!queue)")
 
 
 @pytest.mark.parametrize("url", HOSTILE)
-def test_a_redirect_to_a_hostile_address_is_not_followed(fal, desk, url):
+def test_a_redirect_to_a_hostile_address_is_not_followed(fal, context, url):
     fal.redirects["/files/out/result.mp4"] = url
     with pytest.raises(RemoteError) as error:
-        buy(desk)
+        buy(context)
     assert not isinstance(error.value, MaybeSent)
     assert {call.host for call in fal.calls("^GET (?!queue)")} == {"v3.fal.media"}
-    assert not [path for path in desk.output.rglob("*") if path.is_file()]
+    assert not [path for path in context.output.rglob("*") if path.is_file()]
 
 
-def test_a_redirect_within_the_file_hosts_is_followed_and_a_circle_is_not(fal, desk):
+def test_a_redirect_within_the_file_hosts_is_followed_and_a_circle_is_not(fal, context):
     fal.redirects["/files/out/result.mp4"] = "https://v3b.fal.media/files/there.mp4"
-    assert buy(desk).path.exists()
+    assert buy(context).path.exists()
     fal.redirects["/files/there.mp4"] = "https://v3b.fal.media/files/there.mp4"
     with pytest.raises(RemoteError, match="redirected more than 3 times"):
-        generate.run(make_request(), desk, Resume.ALWAYS_NEW, Watch())
+        generate.run(make_request(), context, Resume.ALWAYS_NEW, JobMonitor())
 
 
 def test_a_host_can_be_allowed(monkeypatch):
@@ -142,41 +142,41 @@ def test_a_host_can_be_allowed(monkeypatch):
 @pytest.mark.parametrize(
     "result", [{}, {"video": "x"}, {"video": {"url": 7}}, {"video": {"url": "https://" + "v" * 2048}}]
 )
-def test_a_result_without_a_video_is_told(fal, desk, result):
+def test_a_result_without_a_video_is_told(fal, context, result):
     fal.result = {"seed": 1, **result}
-    refused(fal, desk, "names no video")
+    refused(fal, context, "names no video")
 
 
 @pytest.mark.parametrize("request_id", ["../../../../escaped", "a/b", "x" * 200, "c:\\d", "ü"])
-def test_the_file_lies_in_the_output_folder_whatever_it_is_called(fal, desk, request_id):
+def test_the_file_lies_in_the_output_folder_whatever_it_is_called(fal, context, request_id):
     fal.new_id = lambda: request_id
     fal.result["video"]["file_name"] = "../../x.mp4"
-    path = buy(desk).path
-    assert path.parent == desk.output.resolve() / "multitalk" and path.suffix == ".mp4" and len(path.name) == 81
+    path = buy(context).path
+    assert path.parent == context.output.resolve() / "multitalk" and path.suffix == ".mp4" and len(path.name) == 81
     assert path.read_bytes() == fal.video
 
 
-def test_a_folder_that_leads_elsewhere_is_refused(fal, desk, tmp_path):
-    desk.output.mkdir()
+def test_a_folder_that_leads_elsewhere_is_refused(fal, context, tmp_path):
+    context.output.mkdir()
     (tmp_path / "elsewhere").mkdir()
-    (desk.output / "multitalk").symlink_to(tmp_path / "elsewhere")
+    (context.output / "multitalk").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RemoteError, match="leads out of the output folder"):
-        buy(desk)
+        buy(context)
 
 
-def test_the_addresses_in_fals_answer_are_not_used(fal, desk):
+def test_the_addresses_in_fals_answer_are_not_used(fal, context):
     fal.submit_extra = {name: "https://evil.example/x" for name in ("status_url", "response_url", "cancel_url")}
-    buy(desk)
+    buy(context)
     assert "evil.example" not in {call.host for call in fal.log}
 
 
-def test_the_seed_and_the_units_may_be_missing_or_nonsense(fal, desk):
+def test_the_seed_and_the_units_may_be_missing_or_nonsense(fal, context):
     fal.units, fal.result = "many", {"video": fal.result["video"], "seed": 10**40}
-    video = buy(desk)
+    video = buy(context)
     assert (video.seed, video.units, video.billed_usd) == (42, None, None) and "no billed units" in video.info
 
 
-def test_the_file_host_never_sees_the_key(fal, desk):
-    buy(desk)
+def test_the_file_host_never_sees_the_key(fal, context):
+    buy(context)
     assert all("authorization" not in call.headers for call in fal.calls(VIDEO))
     assert not [call for call in fal.calls("^(GET|POST) cdn") if KEY in str(call.headers)]

@@ -17,8 +17,8 @@ from support.remote import make_request
 )
 def test_the_price_is_the_cards(num_frames, usd):
     price = payload.AI_AVATAR.price
-    assert payload.estimate(price, num_frames, Resolution.P480) == payload.Estimate(usd, usd)
-    assert payload.estimate(price, num_frames, Resolution.P720) == payload.Estimate(usd, pytest.approx(2 * usd))
+    assert payload.estimate(price, num_frames, Resolution.P480) == payload.PriceEstimate(usd, usd)
+    assert payload.estimate(price, num_frames, Resolution.P720) == payload.PriceEstimate(usd, pytest.approx(2 * usd))
 
 
 def test_infinitalk_knows_no_step_in_its_price():

@@ -9,7 +9,7 @@ import pytest
 from multitalk_pack.pipeline.errors import RemoteError
 from multitalk_pack.pipeline.remote import generate
 from multitalk_pack.pipeline.remote.generate import Resume
-from multitalk_pack.pipeline.remote.job import Watch
+from multitalk_pack.pipeline.remote.job import JobMonitor
 from support.fake_fal import KEY, Reply
 from support.remote import make_request
 
@@ -36,18 +36,18 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_the_key_is_nowhere(fal, desk, tmp_path, caplog, capfd, fault):
+def test_the_key_is_nowhere(fal, context, tmp_path, caplog, capfd, fault):
     caplog.set_level(logging.DEBUG)
     if fault:
         fal.fault(fault[0], **fault[1])
     told = ""
     try:
-        video = generate.run(make_request(), desk, Resume.AUTO, Watch())
+        video = generate.run(make_request(), context, Resume.AUTO, JobMonitor())
         told = f"{video!r} {video.info}"
     except RemoteError as error:
         assert fault
         told = "".join(traceback.format_exception(error)) + repr(error)
-    seen = told + caplog.text + repr(desk) + "".join(capfd.readouterr())
+    seen = told + caplog.text + repr(context) + "".join(capfd.readouterr())
     on_disk = [path for path in tmp_path.rglob("*") if path.is_file()]
     for secret in SECRETS:
         assert secret not in seen
@@ -58,15 +58,15 @@ def test_the_key_is_nowhere(fal, desk, tmp_path, caplog, capfd, fault):
     assert not fal.calls("gcs")
 
 
-def test_fals_own_words_are_shown_without_the_key(fal, desk):
+def test_fals_own_words_are_shown_without_the_key(fal, context):
     fal.result_reply = Reply(422, ECHO.encode())
     with pytest.raises(RemoteError, match=r"Key \.\.\. is not welcome"):
-        generate.run(make_request(), desk, Resume.AUTO, Watch())
+        generate.run(make_request(), context, Resume.AUTO, JobMonitor())
 
 
-def test_the_console_shows_no_line_for_each_look(fal, desk, caplog):
+def test_the_console_shows_no_line_for_each_look(fal, context, caplog):
     caplog.set_level(logging.INFO, "httpx")
-    generate.start(make_request(), desk).result()
+    generate.start(make_request(), context).result()
     assert not [record for record in caplog.records if record.name == "httpx"]
 
 

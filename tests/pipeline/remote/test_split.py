@@ -12,9 +12,9 @@ from multitalk_pack.pipeline.audio.waveform import Sound, read
 from multitalk_pack.pipeline.errors import AudioError, RemoteError
 from multitalk_pack.pipeline.remote import media, split
 from multitalk_pack.pipeline.remote.answers import JobFailed, Stopped
-from multitalk_pack.pipeline.remote.desk import Caps
+from multitalk_pack.pipeline.remote.context import Caps
 from multitalk_pack.pipeline.remote.generate import Resume
-from multitalk_pack.pipeline.remote.job import Watch
+from multitalk_pack.pipeline.remote.job import JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger
 from support.fake_fal import DONE
 from support.remote import make_request, remote_threads, tone, until, write_video
@@ -37,9 +37,9 @@ def make(sound: Sound, num_frames: int):
 
 
 @pytest.fixture
-def rich_desk(desk):
-    """A desk that may spend $20 on a run."""
-    return replace(desk, caps=Caps(run_usd=20))
+def rich_desk(context):
+    """A context that may spend $20 on a run."""
+    return replace(context, caps=Caps(run_usd=20))
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def long_video(tmp_path_factory) -> bytes:
     return path.read_bytes()
 
 
-def run(desk, sound, resume=Resume.AUTO):
-    return split.run_long(sound, make, desk, resume, Watch())
+def run(context, sound, resume=Resume.AUTO):
+    return split.run_long(sound, make, context, resume, JobMonitor())
 
 
 def test_a_cut_falls_into_the_latest_pause():
@@ -86,23 +86,23 @@ def test_a_part_hears_its_own_sound_and_then_silence():
     assert not heard.samples[:, 2 * RATE_HZ :].any()
 
 
-def test_a_short_sound_is_one_plain_request(fal, desk):
-    video = run(desk, speech(3, {}))
+def test_a_short_sound_is_one_plain_request(fal, context):
+    video = run(context, speech(3, {}))
     assert len(fal.submits) == 1 and video.path.read_bytes() == fal.video
 
 
-def test_long_sound_that_is_none_is_refused_before_anything_is_bought(fal, desk):
+def test_long_sound_that_is_none_is_refused_before_anything_is_bought(fal, context):
     sound = speech(14, {})
     sound.samples[:, 50_000] = float("nan")
     with pytest.raises(AudioError, match="NaN or infinite samples"):
-        run(desk, sound)
+        run(context, sound)
     assert not fal.submits
 
 
-def test_long_sound_is_bought_in_parts_and_joined_exactly(fal, desk, long_video):
+def test_long_sound_is_bought_in_parts_and_joined_exactly(fal, context, long_video):
     fal.video = long_video
     sound = speech(14, {6.0: 6.4})
-    video = run(desk, sound)
+    video = run(context, sound)
     assert len(fal.submits) == 2 and video.units == 14.5 and "$2.90" in video.info
     assert video.facts.num_frames == 350 and video.facts.has_sound
     heard = read(video.path)
@@ -119,8 +119,8 @@ def test_long_sound_is_bought_in_parts_and_joined_exactly(fal, desk, long_video)
     assert levels[first - 1] > levels[first] + 50  # the second part starts again from its first frame
 
 
-def test_a_part_that_comes_short_holds_its_last_frame(fal, desk, caplog):
-    assert run(desk, speech(14, {})).facts.num_frames == 350
+def test_a_part_that_comes_short_holds_its_last_frame(fal, context, caplog):
+    assert run(context, speech(14, {})).facts.num_frames == 350
     assert "its last is held" in caplog.text
 
 
@@ -151,17 +151,17 @@ def test_a_stop_cancels_every_running_part_once(fal, rich_desk):
     fal.script = [{"status": "IN_PROGRESS"}]
     job = split.start_long(speech(33, {}), make, rich_desk)
     until(lambda: len({call.path for call in fal.calls("^GET queue .*/status")}) == 2)
-    job.watch.stop()
+    job.monitor.stop()
     with pytest.raises(Stopped):
         job.result()
     assert len(fal.submits) == 2 and len(fal.cancels) == 2 == len({call.path for call in fal.cancels})
     until(lambda: not remote_threads())
 
 
-def test_long_sound_is_off_above_five_dollars_unless_a_cap_says_otherwise(fal, desk):
+def test_long_sound_is_off_above_five_dollars_unless_a_cap_says_otherwise(fal, context):
     sound = speech(33, {})
     with pytest.raises(RemoteError, match=r"MULTITALK_FAL_MAX_USD allows \$5\.00"):
-        run(replace(desk, caps=Caps()), sound)
+        run(replace(context, caps=Caps()), sound)
     with pytest.raises(RemoteError, match="last 24 hours"):
-        run(replace(desk, caps=Caps(run_usd=20, day_usd=6)), sound)
-    assert fal.log == [] and Ledger(desk.private).spent_usd() == 0
+        run(replace(context, caps=Caps(run_usd=20, day_usd=6)), sound)
+    assert fal.log == [] and Ledger(context.private).spent_usd() == 0

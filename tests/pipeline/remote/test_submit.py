@@ -9,9 +9,9 @@ from multitalk_pack.pipeline.config import Resolution
 from multitalk_pack.pipeline.errors import ConfigError, RemoteError
 from multitalk_pack.pipeline.host import Progress, TorchHost
 from multitalk_pack.pipeline.remote import answers, client, generate
-from multitalk_pack.pipeline.remote.desk import Caps, Desk
+from multitalk_pack.pipeline.remote.context import Caps, RemoteContext
 from multitalk_pack.pipeline.remote.generate import Resume
-from multitalk_pack.pipeline.remote.job import Watch
+from multitalk_pack.pipeline.remote.job import JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger, State
 from support.fake_fal import DONE, KEY
 from support.remote import make_request, remote_threads, until
@@ -19,12 +19,12 @@ from support.remote import make_request, remote_threads, until
 SUBMIT = "^POST queue"
 
 
-def buy(desk: Desk, resume: Resume = Resume.AUTO, **changes):
-    return generate.run(make_request(**changes), desk, resume, Watch())
+def buy(context: RemoteContext, resume: Resume = Resume.AUTO, **changes):
+    return generate.run(make_request(**changes), context, resume, JobMonitor())
 
 
-def newest(desk: Desk, **changes):
-    return Ledger(desk.private).newest(make_request(**changes).job_key(desk.key.fingerprint))
+def newest(context: RemoteContext, **changes):
+    return Ledger(context.private).newest(make_request(**changes).job_key(context.key.fingerprint))
 
 
 class Listener(TorchHost):
@@ -51,12 +51,12 @@ QUEUE_AND_LOGS = [
 
 
 @pytest.mark.parametrize("door", ["fal", "plain_fal"])
-def test_a_video_is_bought_and_fetched(door, request, desk, caplog):
+def test_a_video_is_bought_and_fetched(door, request, context, caplog):
     fal, host = request.getfixturevalue(door), Listener()
     fal.script = QUEUE_AND_LOGS
-    desk = replace(desk, backoff=client.Backoff(0.15))
+    context = replace(context, backoff=client.Backoff(0.15))
     caplog.set_level("INFO", "multitalk_pack")
-    video = generate.generate(make_request(), desk, host)
+    video = generate.generate(make_request(), context, host)
     texts = [progress.stage for progress in host.told]
     assert any("2 ahead" in text and "about $1.45" in text for text in texts) and any(
         "0 ahead" in text for text in texts
@@ -64,27 +64,27 @@ def test_a_video_is_bought_and_fetched(door, request, desk, caplog):
     assert [record.message for record in caplog.records].count("fal: loading") == 1
     fractions = [progress.fraction for progress in host.told]
     assert fractions == sorted(fractions) and max(fractions) > 0.35
-    assert video.path.read_bytes() == fal.video and video.path.parent == desk.output.resolve() / "multitalk"
+    assert video.path.read_bytes() == fal.video and video.path.parent == context.output.resolve() / "multitalk"
     assert (video.seed, video.units, video.billed_usd) == (42, 7.25, 1.45)
     assert "7.25 billed units, $1.45" in video.info and "without sound" in video.info
     assert len(fal.submits) == 1 and len(fal.calls("^POST cdn /files/upload")) == 2
     until(lambda: not remote_threads())
 
 
-def test_the_price_is_told_before_anything_is_sent(fal, desk):
+def test_the_price_is_told_before_anything_is_sent(fal, context):
     told = []
 
-    class Listened(Watch):
+    class Listened(JobMonitor):
         def say(self, text, fraction):
             told.append((text, len(fal.calls("^POST"))))
             super().say(text, fraction)
 
-    generate.run(make_request(), desk, Resume.AUTO, Listened())
+    generate.run(make_request(), context, Resume.AUTO, Listened())
     assert next(sent for text, sent in told if "$" in text) == 0
 
 
-def test_the_request_is_what_the_card_wants(fal, desk):
-    buy(desk)
+def test_the_request_is_what_the_card_wants(fal, context):
+    buy(context)
     (submit,) = fal.submits
     body = json.loads(submit.body)
     assert (submit.host, submit.path) == ("queue.fal.run", "/fal-ai/ai-avatar")
@@ -110,68 +110,68 @@ LOST_ANSWERS = {
 
 
 @pytest.mark.parametrize("fault", LOST_ANSWERS.values(), ids=LOST_ANSWERS)
-def test_a_lost_answer_is_never_followed_by_a_second_post(fal, desk, fault):
+def test_a_lost_answer_is_never_followed_by_a_second_post(fal, context, fault):
     fal.fault(SUBMIT, **fault)
     with pytest.raises(answers.MaybeSent, match="may or may not have received this job"):
-        buy(desk)
-    assert len(fal.submits) == 1 and newest(desk).state is State.UNKNOWN
+        buy(context)
+    assert len(fal.submits) == 1 and newest(context).state is State.UNKNOWN
 
 
-def test_a_job_whose_answer_was_lost_is_found_again_by_its_inputs(fal, desk):
+def test_a_job_whose_answer_was_lost_is_found_again_by_its_inputs(fal, context):
     fal.fault(SUBMIT, "drop_after")
     with pytest.raises(answers.MaybeSent):
-        buy(desk)
-    video = buy(desk)
+        buy(context)
+    video = buy(context)
     assert len(fal.jobs) == 1 and len(fal.submits) == 1 and video.request_id in fal.jobs
-    assert newest(desk).state is State.DONE
+    assert newest(context).state is State.DONE
 
 
-def test_silence_after_acceptance_is_a_lost_answer(fal, desk, monkeypatch):
+def test_silence_after_acceptance_is_a_lost_answer(fal, context, monkeypatch):
     monkeypatch.setattr(client, "SUBMIT_S", 0.3)
     fal.fault(SUBMIT, "hang_after", seconds=3)
     with pytest.raises(answers.MaybeSent, match="ReadTimeout"):
-        buy(desk)
-    buy(desk)
+        buy(context)
+    buy(context)
     assert len(fal.jobs) == 1 and len(fal.submits) == 1
 
 
-def test_a_refusal_of_the_front_door_is_tried_again(fal, desk):
+def test_a_refusal_of_the_front_door_is_tried_again(fal, context):
     fal.fault(SUBMIT, "status", status=503, body="<center>nginx</center>")
-    buy(desk)
+    buy(context)
     assert len(fal.submits) == 2 and len(fal.jobs) == 1
 
 
 @pytest.mark.parametrize(
     "fault", [{"kind": "status", "status": 503}, {"kind": "drop_before"}], ids=["proxy", "handshake"]
 )
-def test_a_connection_that_fails_twice_is_tried_a_third_time(fal, desk, fault):
+def test_a_connection_that_fails_twice_is_tried_a_third_time(fal, context, fault):
     fal.fault("^CONNECT queue", times=2, **fault)
-    buy(desk)
+    buy(context)
     assert len(fal.jobs) == 1 and len(fal.submits) == 1
 
 
-def test_a_host_that_cannot_be_reached_costs_nothing(fal, desk):
+def test_a_host_that_cannot_be_reached_costs_nothing(fal, context):
     fal.fault("^CONNECT queue", "drop_before", times=99)
     with pytest.raises(answers.NotSent, match=r"Nothing was bought\. Look at the network"):
-        buy(desk)
-    assert not fal.submits and newest(desk).state is State.NOT_SENT
+        buy(context)
+    assert not fal.submits and newest(context).state is State.NOT_SENT
     fal.faults.clear()
-    buy(desk)
+    buy(context)
     assert len(fal.submits) == 1
 
 
-def test_busy_is_waited_for_as_long_as_fal_asks(fal, desk):
+def test_busy_is_waited_for_as_long_as_fal_asks(fal, context):
     fal.fault(SUBMIT, "status", times=2, status=429, headers={"Retry-After": "20"})
-    buy(desk)
+    buy(context)
     first, second, third = (call.at for call in fal.submits)
     assert second - first >= 0.2 and third - second >= 0.2 and len(fal.jobs) == 1
 
 
-def test_busy_for_ever_is_an_error(fal, desk):
+def test_busy_for_ever_is_an_error(fal, context):
     fal.fault(SUBMIT, "status", times=99, status=429, body='{"detail": "too many"}')
     with pytest.raises(answers.Rejected, match="too busy"):
-        buy(desk)
-    assert len(fal.submits) == client.BUSY_TRIES and newest(desk).state is State.REJECTED
+        buy(context)
+    assert len(fal.submits) == client.BUSY_TRIES and newest(context).state is State.REJECTED
 
 
 FIELD_ERRORS = {"detail": [{"loc": ["body", "num_frames"], "msg": "too long", "input": "data:image/png;base64,AAAA"}]}
@@ -186,46 +186,46 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("status", REFUSALS)
-def test_a_refusal_is_told_in_a_sentence_and_not_repeated(fal, desk, status):
+def test_a_refusal_is_told_in_a_sentence_and_not_repeated(fal, context, status):
     body, wanted = REFUSALS[status]
     fal.fault(SUBMIT, "status", status=status, body=body, headers={"Location": "https://queue.fal.run/elsewhere"})
     with pytest.raises(RemoteError, match=wanted) as refused:
-        buy(desk)
+        buy(context)
     assert "AAAA" not in str(refused.value) and KEY not in str(refused.value)
-    assert len(fal.submits) == 1 and newest(desk).state is State.REJECTED
+    assert len(fal.submits) == 1 and newest(context).state is State.REJECTED
 
 
-def test_a_cap_of_a_dollar_stops_145_frames_before_any_request(fal, desk):
+def test_a_cap_of_a_dollar_stops_145_frames_before_any_request(fal, context):
     with pytest.raises(RemoteError, match=r"about \$1\.45; MULTITALK_FAL_MAX_USD allows \$1\.00"):
-        buy(replace(desk, caps=Caps(run_usd=1)))
-    assert fal.log == [] and newest(desk) is None
-    buy(replace(desk, caps=Caps(run_usd=1)), num_frames=81)
+        buy(replace(context, caps=Caps(run_usd=1)))
+    assert fal.log == [] and newest(context) is None
+    buy(replace(context, caps=Caps(run_usd=1)), num_frames=81)
     assert len(fal.submits) == 1
 
 
-def test_the_cap_counts_720p_double(fal, desk):
+def test_the_cap_counts_720p_double(fal, context):
     with pytest.raises(RemoteError, match=r"2\.90 if 720p"):
-        buy(replace(desk, caps=Caps(run_usd=2)), resolution=Resolution.P720)
+        buy(replace(context, caps=Caps(run_usd=2)), resolution=Resolution.P720)
     assert fal.log == []
 
 
-def test_the_days_cap_counts_what_was_bought_before(fal, desk):
+def test_the_days_cap_counts_what_was_bought_before(fal, context):
     fal.units = "10"  # fal bills $2.00
-    desk = replace(desk, caps=Caps(day_usd=3))
-    buy(desk)
+    context = replace(context, caps=Caps(day_usd=3))
+    buy(context)
     asked = len(fal.log)
     with pytest.raises(RemoteError, match=r"\$2\.00 went to fal in the last 24 hours"):
-        buy(desk, seed=43)
+        buy(context, seed=43)
     assert len(fal.log) == asked
-    buy(desk)  # what is here costs nothing
+    buy(context)  # what is here costs nothing
     assert len(fal.submits) == 1
 
 
-def test_a_refused_job_does_not_count_against_the_day(fal, desk):
+def test_a_refused_job_does_not_count_against_the_day(fal, context):
     fal.fault(SUBMIT, "status", status=422, body="{}")
     with pytest.raises(answers.Rejected):
-        buy(desk)
-    buy(replace(desk, caps=Caps(day_usd=1.5)))
+        buy(context)
+    buy(replace(context, caps=Caps(day_usd=1.5)))
 
 
 @pytest.mark.parametrize("text", ["two", "-1", "nan"])
@@ -234,30 +234,30 @@ def test_a_cap_that_is_no_number_is_refused(text):
         Caps.from_environment({"MULTITALK_FAL_MAX_USD": text})
 
 
-def test_without_fal_client_the_pip_line_is_told(fal, desk, monkeypatch):
+def test_without_fal_client_the_pip_line_is_told(fal, context, monkeypatch):
     monkeypatch.setitem(sys.modules, "fal_client", None)
     with pytest.raises(RemoteError, match="pip install"):
-        Desk.open(desk.private, desk.output)
+        RemoteContext.open(context.private, context.output)
     with pytest.raises(RemoteError, match="pip install"):
-        buy(desk)
+        buy(context)
     assert fal.log == []
 
 
-def test_an_unusable_ledger_stops_before_the_first_upload(fal, desk):
-    desk.private.mkdir(parents=True)
-    (desk.private / "fal_ledger.sqlite3").mkdir()
+def test_an_unusable_ledger_stops_before_the_first_upload(fal, context):
+    context.private.mkdir(parents=True)
+    (context.private / "fal_ledger.sqlite3").mkdir()
     with pytest.raises(RemoteError, match="Nothing is bought without it"):
-        buy(desk)
+        buy(context)
     assert fal.log == []
 
 
-def test_a_failed_upload_is_tried_again_and_never_elsewhere(fal, desk):
+def test_a_failed_upload_is_tried_again_and_never_elsewhere(fal, context):
     fal.fault("^POST cdn", "status", times=2, status=500)
-    buy(desk)
+    buy(context)
     assert len(fal.calls("^POST cdn")) == 4 and not fal.calls("gcs")
 
 
-def test_an_upload_that_keeps_failing_buys_nothing_and_is_not_repeated_later(fal, desk):
+def test_an_upload_that_keeps_failing_buys_nothing_and_is_not_repeated_later(fal, context):
     fal.fault(
         "^POST cdn",
         "status",
@@ -267,21 +267,21 @@ def test_an_upload_that_keeps_failing_buys_nothing_and_is_not_repeated_later(fal
     )
     fal.fault("^POST cdn", "status", times=3, status=500)
     with pytest.raises(answers.NotSent, match=r"speech\.wav could not be sent"):
-        buy(desk)
-    assert not fal.submits and not fal.calls("gcs") and newest(desk) is None
-    buy(desk)
+        buy(context)
+    assert not fal.submits and not fal.calls("gcs") and newest(context) is None
+    buy(context)
     assert len(fal.calls("^POST cdn")) == 5  # the portrait was there already
 
 
-def test_a_key_that_the_storage_refuses_is_told_at_once(fal, desk):
+def test_a_key_that_the_storage_refuses_is_told_at_once(fal, context):
     fal.key = "another"
     with pytest.raises(answers.KeyRefused, match="key from the test"):
-        buy(desk)
+        buy(context)
     assert len(fal.log) == 1
 
 
 @pytest.mark.parametrize("body", ["[]", "{}", '{"access_url": 7}', "<html>"])
-def test_an_upload_without_an_address_is_a_failed_upload(fal, desk, body):
+def test_an_upload_without_an_address_is_a_failed_upload(fal, context, body):
     fal.fault("^POST cdn", "status", times=1, status=200, body=body)
-    buy(desk)
+    buy(context)
     assert len(fal.calls("^POST cdn")) == 3 and all("https" in call.body.decode() for call in fal.submits)

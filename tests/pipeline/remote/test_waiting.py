@@ -9,7 +9,7 @@ from multitalk_pack.pipeline.errors import RemoteError
 from multitalk_pack.pipeline.host import TorchHost
 from multitalk_pack.pipeline.remote import answers, client, collect, generate
 from multitalk_pack.pipeline.remote.generate import Resume
-from multitalk_pack.pipeline.remote.job import Watch
+from multitalk_pack.pipeline.remote.job import JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger, State
 from support.fake_fal import DONE, Reply
 from support.remote import make_request, remote_threads, until
@@ -18,12 +18,12 @@ LOOK, RESULT = "^GET queue .*/status", r"^GET queue .*/requests/[^/]+$"
 RUNNING = {"status": "IN_PROGRESS", "logs": []}
 
 
-def buy(desk, resume=Resume.AUTO):
-    return generate.run(make_request(), desk, resume, Watch())
+def buy(context, resume=Resume.AUTO):
+    return generate.run(make_request(), context, resume, JobMonitor())
 
 
-def newest(desk):
-    return Ledger(desk.private).newest(make_request().job_key(desk.key.fingerprint))
+def newest(context):
+    return Ledger(context.private).newest(make_request().job_key(context.key.fingerprint))
 
 
 BAD_LOOKS = {
@@ -40,62 +40,62 @@ BAD_LOOKS = {
 
 
 @pytest.mark.parametrize("fault", BAD_LOOKS.values(), ids=BAD_LOOKS)
-def test_a_bad_look_is_not_the_end(fal, desk, fault):
+def test_a_bad_look_is_not_the_end(fal, context, fault):
     fal.fault(LOOK, **fault)
-    buy(desk)
+    buy(context)
     assert len(fal.submits) == 1 and not fal.cancels and not [c for c in fal.log if "evil" in c.host]
 
 
 @pytest.mark.parametrize(
     ("status", "error", "state"), [(401, answers.KeyRefused, State.SUBMITTED), (404, answers.Lost, State.LOST)]
 )
-def test_a_key_refused_or_a_job_forgotten_ends_the_wait(fal, desk, status, error, state):
+def test_a_key_refused_or_a_job_forgotten_ends_the_wait(fal, context, status, error, state):
     fal.fault(LOOK, "status", status=status, body='{"detail": "no"}', times=99)
     with pytest.raises(error):
-        buy(desk)
-    assert len(fal.calls(LOOK)) == 1 and newest(desk).state is state and not fal.cancels
+        buy(context)
+    assert len(fal.calls(LOOK)) == 1 and newest(context).state is state and not fal.cancels
 
 
-def test_a_service_that_stays_silent_is_given_up_and_the_job_kept(fal, desk, monkeypatch):
+def test_a_service_that_stays_silent_is_given_up_and_the_job_kept(fal, context, monkeypatch):
     monkeypatch.setattr(collect, "SILENCE_UNITS", 10)
     fal.fault(LOOK, "status", status=500, times=99)
     with pytest.raises(RemoteError, match="run again to collect it"):
-        buy(desk)
-    assert newest(desk).state is State.SUBMITTED and not fal.cancels
+        buy(context)
+    assert newest(context).state is State.SUBMITTED and not fal.cancels
     fal.faults.clear()
-    buy(desk)
+    buy(context)
     assert len(fal.submits) == 1
 
 
-def test_a_job_that_never_ends_is_left_to_the_next_run(fal, desk, monkeypatch):
+def test_a_job_that_never_ends_is_left_to_the_next_run(fal, context, monkeypatch):
     monkeypatch.setattr(collect, "PATIENCE_UNITS", 5)
     fal.script = [RUNNING]
     with pytest.raises(RemoteError, match="still running at fal"):
-        buy(desk)
-    assert newest(desk).state is State.SUBMITTED and not fal.cancels
+        buy(context)
+    assert newest(context).state is State.SUBMITTED and not fal.cancels
 
 
-def test_a_job_that_completes_with_an_error_failed(fal, desk):
+def test_a_job_that_completes_with_an_error_failed(fal, context):
     fal.script = [{**DONE, "error": "out of memory", "error_type": "internal"}]
     with pytest.raises(answers.JobFailed, match="out of memory"):
-        buy(desk)
-    assert newest(desk).state is State.FAILED and len(fal.submits) == 1
+        buy(context)
+    assert newest(context).state is State.FAILED and len(fal.submits) == 1
 
 
 @pytest.mark.parametrize("status", [422, 500, 503])
-def test_a_result_that_is_a_failure_is_told_and_not_bought_again(fal, desk, status):
+def test_a_result_that_is_a_failure_is_told_and_not_bought_again(fal, context, status):
     body = b'{"detail": [{"loc": ["body", "image_url"], "msg": "no face found", "input": "SECRET INPUT"}]}'
     fal.result_reply = Reply(status, body)
     with pytest.raises(answers.JobFailed, match="image_url: no face found") as failed:
-        buy(desk)
+        buy(context)
     assert "SECRET INPUT" not in str(failed.value)
-    assert newest(desk).state is State.FAILED and len(fal.submits) == 1
+    assert newest(context).state is State.FAILED and len(fal.submits) == 1
 
 
-def test_a_result_that_is_late_is_asked_for_again(fal, desk):
+def test_a_result_that_is_late_is_asked_for_again(fal, context):
     fal.fault(RESULT, "drop_before", times=2)
     fal.fault(RESULT, "status", status=503, body="nginx")
-    buy(desk)
+    buy(context)
     assert len(fal.submits) == 1
 
 
@@ -113,7 +113,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stop_frees_the_user_at_once_and_sends_one_cancel(fal, desk, stage):
+def test_a_stop_frees_the_user_at_once_and_sends_one_cancel(fal, context, stage):
     pattern, kind, reached, num_cancels, state = STAGES[stage]
     fal.script = {"queued": [{"status": "IN_QUEUE", "queue_position": 1}], "running": [RUNNING]}.get(kind, [DONE])
     if kind in ("slow", "hang"):
@@ -134,67 +134,67 @@ def test_a_stop_frees_the_user_at_once_and_sends_one_cancel(fal, desk, stage):
 
     host = Host("cpu")
     with pytest.raises(Interrupted):
-        generate.generate(make_request(), desk, host)
+        generate.generate(make_request(), context, host)
     assert time.monotonic() - host.asked < 0.3
     until(lambda: not remote_threads())
     assert len(fal.cancels) == num_cancels and len(fal.submits) == (0 if stage == "sending the inputs" else 1)
-    assert (newest(desk).state if state else newest(desk)) is state
-    assert not list(desk.output.rglob("*.part"))
+    assert (newest(context).state if state else newest(context)) is state
+    assert not list(context.output.rglob("*.part"))
 
 
-def test_a_cancel_without_an_answer_is_sent_once_more(fal, desk, monkeypatch):
+def test_a_cancel_without_an_answer_is_sent_once_more(fal, context, monkeypatch):
     monkeypatch.setattr(client, "CANCEL_S", 0.2)
     fal.script = [RUNNING]
     fal.fault("^PUT queue", "hang", seconds=1)
-    job = generate.start(make_request(), desk)
+    job = generate.start(make_request(), context)
     until(lambda: fal.calls(LOOK))
-    job.watch.stop()
+    job.monitor.stop()
     with pytest.raises(answers.Stopped):
         job.result()
-    assert len(fal.cancels) == 2 and newest(desk).state is State.CANCEL_REQUESTED
+    assert len(fal.cancels) == 2 and newest(context).state is State.CANCEL_REQUESTED
 
 
-def stopped_while_running(fal, desk):
+def stopped_while_running(fal, context):
     fal.script = [RUNNING]
-    job = generate.start(make_request(), desk)
+    job = generate.start(make_request(), context)
     until(lambda: fal.calls(LOOK))
-    job.watch.stop()
+    job.monitor.stop()
     return job
 
 
-def test_a_cancelled_job_that_finished_anyhow_is_collected(fal, desk):
+def test_a_cancelled_job_that_finished_anyhow_is_collected(fal, context):
     fal.on_cancel = "ignored"
-    stopped_while_running(fal, desk).join()
+    stopped_while_running(fal, context).join()
     fal.script = [DONE]
-    video = buy(desk)
-    assert list(fal.jobs) == [video.request_id] and len(fal.cancels) == 1 and newest(desk).state is State.DONE
+    video = buy(context)
+    assert list(fal.jobs) == [video.request_id] and len(fal.cancels) == 1 and newest(context).state is State.DONE
 
 
 @pytest.mark.parametrize("on_cancel", ["removed", "failed"])
-def test_a_job_that_was_really_cancelled_is_bought_anew(fal, desk, on_cancel):
+def test_a_job_that_was_really_cancelled_is_bought_anew(fal, context, on_cancel):
     fal.on_cancel = on_cancel
-    stopped_while_running(fal, desk).join()
+    stopped_while_running(fal, context).join()
     fal.script = [DONE]
-    buy(desk)
-    assert len(fal.submits) == 2 and newest(desk).attempt == 2
+    buy(context)
+    assert len(fal.submits) == 2 and newest(context).attempt == 2
 
 
-def test_cancel_and_queue_again_joins_the_thread_that_is_ending(fal, desk):
+def test_cancel_and_queue_again_joins_the_thread_that_is_ending(fal, context):
     fal.on_cancel = "ignored"
     fal.fault("^PUT queue", "slow", seconds=0.3)
-    first = stopped_while_running(fal, desk)
+    first = stopped_while_running(fal, context)
     fal.script = [DONE]
-    second = generate.start(make_request(), desk)
-    until(lambda: second.watch.text == "waiting for the same job")
+    second = generate.start(make_request(), context)
+    until(lambda: second.monitor.text == "waiting for the same job")
     assert second.result().request_id in fal.jobs
     assert not first.alive and len(fal.submits) == 1 and len(fal.cancels) == 1
 
 
-def test_no_thread_and_no_connection_is_left(fal, desk):
-    buy(desk)
+def test_no_thread_and_no_connection_is_left(fal, context):
+    buy(context)
     fal.on_cancel = "failed"
-    job = generate.start(make_request(seed=43), desk)
-    job.watch.stop()
+    job = generate.start(make_request(seed=43), context)
+    job.monitor.stop()
     job.join()
     gc.collect()  # fal-client leaves the closing of its upload connections to it
     until(lambda: fal.open_connections == 0 and not remote_threads())

@@ -5,8 +5,7 @@ import time
 
 import pytest
 import torch
-from multitalk_pack.pipeline.errors import WeightsError
-from multitalk_pack.pipeline.findings import Findings
+from multitalk_pack.pipeline.errors import Problems, WeightsError
 from multitalk_pack.pipeline.weights import quantization
 from multitalk_pack.pipeline.weights.build import load_transformer
 from multitalk_pack.pipeline.weights.catalog import check_transformer
@@ -137,7 +136,7 @@ def test_the_speech_encoders_depth_may_be_named(tmp_path):
     assert load_transformer(base, adapter).config.audio_features == (2, 128)
     save_file(adapter_state(), adapter, {"audio_layers": "4"})
     assert load_transformer(base, adapter).config.audio_features == (4, 64)
-    assert check_weights(WeightFiles(base, adapter), torch.float32, Findings()).audio_features == (4, 64)
+    assert check_weights(WeightFiles(base, adapter), torch.float32, Problems()).audio_features == (4, 64)
     save_file(adapter_state(), adapter, {"audio_layers": "3"})
     with pytest.raises(WeightsError, match="256 speech features cannot be of 3 layers"):
         load_transformer(base, adapter)

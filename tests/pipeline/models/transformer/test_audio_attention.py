@@ -23,7 +23,7 @@ def from_golden(golden: Golden) -> AudioCrossAttention:
 def test_one_voice_is_heard_as_published():
     golden = Golden("audio_cross_attention_single")
     attention = from_golden(golden)
-    voices = attention.of_voices(golden["in.audio_tokens"][None])
+    voices = attention.audio_kv(golden["in.audio_tokens"][None])
     golden.assert_close(attention(golden["in.x"][0], voices)[None], "out.x")
 
 
@@ -44,7 +44,7 @@ def test_two_voices_are_heard_as_published(case):
     tokens = golden[f"in.{case}.audio_tokens"][0].unflatten(1, (2, num_tokens)).transpose(0, 1)  # p t n d
     want = voice_positions(2).repeat_interleave(num_tokens).repeat(tokens.shape[1])
     golden.assert_close(want, f"mid.{case}.key_positions")
-    heard = attention(golden[f"in.{case}.x"][0], attention.of_voices(tokens), positions)
+    heard = attention(golden[f"in.{case}.x"][0], attention.audio_kv(tokens), positions)
     golden.assert_close(heard[None], f"out.{case}.x")
 
 
@@ -59,7 +59,7 @@ def test_a_latent_frame_hears_only_its_own_audio():
     attention = AudioCrossAttention(dim=16, audio_dim=12, num_heads=2)
     with torch.enable_grad():
         audio_tokens = torch.randn(1, 3, 4, 12, requires_grad=True)  # one person, three latent frames
-        heard = attention(torch.randn(3 * 5, 16), attention.of_voices(audio_tokens))
+        heard = attention(torch.randn(3 * 5, 16), attention.audio_kv(audio_tokens))
         heard[5:10].sum().backward()  # the tokens of latent frame 1
     assert (audio_tokens.grad.abs().sum(dim=(0, 2, 3)) > 0).tolist() == [False, True, False]
 

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
-from multitalk_pack.pipeline.models.transformer.prepared import PreparedPass
+from multitalk_pack.pipeline.models.transformer.prepared import PassInputs
 from multitalk_pack.pipeline.shapes import LatentSize
 from support.golden import Golden
 from support.transformer import from_golden
@@ -20,7 +20,7 @@ def opened(name: str) -> tuple[Golden, MultiTalkTransformer]:
     return golden, from_golden(golden)
 
 
-def prepare(golden: Golden, transformer: MultiTalkTransformer, case: str) -> PreparedPass:
+def prepare(golden: Golden, transformer: MultiTalkTransformer, case: str) -> PassInputs:
     def given(name: str) -> Tensor:
         return golden[f"in.{case}.{name}"]
 
@@ -29,7 +29,7 @@ def prepare(golden: Golden, transformer: MultiTalkTransformer, case: str) -> Pre
     return transformer.prepare_pass(window, given("context"), given("audio"))
 
 
-def run(golden: Golden, transformer: MultiTalkTransformer, heard: PreparedPass, case: str) -> Tensor:
+def run(golden: Golden, transformer: MultiTalkTransformer, heard: PassInputs, case: str) -> Tensor:
     return transformer(golden[f"in.{case}.x"], golden[f"in.{case}.t"], heard)
 
 
@@ -52,7 +52,7 @@ def test_what_enters_the_blocks(name, case):
     golden, transformer = opened(name)
     heard = prepare(golden, transformer, case)
     tokens, time = transformer.embed(golden[f"in.{case}.x"], golden[f"in.{case}.t"], heard)
-    around = transformer.surroundings(heard)
+    around = transformer.block_context(heard)
     got = {
         "patch_tokens": tokens[None],
         "time_embedding": time.embedding,

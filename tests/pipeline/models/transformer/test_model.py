@@ -145,10 +145,10 @@ def test_a_chosen_kernel_serves_all_attentions_without_weights(dtype, lengths):
 @pytest.mark.parametrize("num_tokens", [1, 5, 7, 8])
 def test_padding_as_one_heavy_key_is_the_plain_attention(num_tokens):
     attention, x = tiny().blocks[0].attn2, torch.randn(20, 64)
-    image, tokens = attention.of_image(torch.randn(5, 64)), torch.randn(num_tokens + 1, 64)
+    image, tokens = attention.image_kv(torch.randn(5, 64)), torch.randn(num_tokens + 1, 64)
     every = torch.cat((tokens[:-1], tokens[-1:].expand(8 - num_tokens, -1)))
-    merged = attention(x, attention.of_text(TextTokens(tokens, 8 - num_tokens)), image)
-    plain = attention(x, attention.of_text(TextTokens(torch.cat((every, every[:1])), 0)), image)
+    merged = attention(x, attention.text_kv(TextTokens(tokens, 8 - num_tokens)), image)
+    plain = attention(x, attention.text_kv(TextTokens(torch.cat((every, every[:1])), 0)), image)
     torch.testing.assert_close(merged, plain, atol=1e-6, rtol=1e-5)
 
 
@@ -156,7 +156,7 @@ def test_padding_as_one_heavy_key_is_the_plain_attention(num_tokens):
 def test_the_folded_audio_attention_is_the_plain_one(kept_numbers, monkeypatch):
     monkeypatch.setattr(audio_attention, "KEPT_NUMBERS", kept_numbers)
     layer = tiny().blocks[0].audio_cross_attn
-    x, voice = torch.randn(3 * 40, 64), layer.of_voices(torch.randn(1, 3, 4, 24))
+    x, voice = torch.randn(3 * 40, 64), layer.audio_kv(torch.randn(1, 3, 4, 24))
     folded = [layer(x, voice) for _ in range(2)]
     layer.proj = torch.nn.Sequential(layer.proj)  # no plain layer any more
     for got in folded:

@@ -1,11 +1,10 @@
 """What is left of a run, told from how fast it went."""
 
 import pytest
-from multitalk_pack.pipeline.clock import Clock, readable
-from multitalk_pack.pipeline.host import Progress
+from multitalk_pack.pipeline.host import Progress, RemainingTime, readable
 
 
-class Watch:
+class JobMonitor:
     def __init__(self):
         self.time_s = 100.0
 
@@ -14,8 +13,8 @@ class Watch:
 
 
 def test_what_is_left_follows_from_what_is_done():
-    now = Watch()
-    clock = Clock(now)
+    now = JobMonitor()
+    clock = RemainingTime(now)
     assert clock.left_s(0.0) is None
     now.time_s += 30
     assert clock.left_s(0.25) == pytest.approx(90)
@@ -24,8 +23,8 @@ def test_what_is_left_follows_from_what_is_done():
 
 
 def test_a_run_that_goes_on_from_the_middle_is_not_taken_for_a_fast_one():
-    now = Watch()
-    clock = Clock(now)
+    now = JobMonitor()
+    clock = RemainingTime(now)
     clock.left_s(0.5)
     now.time_s += 10
     assert clock.left_s(0.6) == pytest.approx(40)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import ConfigError, RemoteError
 from .client import Backoff, load_library
 from .credentials import Key, find_key
-from .payload import Estimate, dollars
+from .payload import PriceEstimate, dollars
 
 LONG_USD = 5.0  # what a run of several requests may cost where nobody set a cap: about 20 s of video
 RUN_CAP_VARIABLE, DAY_CAP_VARIABLE = "MULTITALK_FAL_MAX_USD", "MULTITALK_FAL_MAX_USD_PER_DAY"
@@ -33,7 +33,7 @@ class Caps:
         """For a run of several requests, which five minutes of sound would otherwise make a matter of $75."""
         return Caps(LONG_USD if self.run_usd is None else self.run_usd, self.day_usd)
 
-    def check_run(self, estimate: Estimate) -> None:
+    def check_run(self, estimate: PriceEstimate) -> None:
         """Raises RemoteError when a run may cost more than a run may."""
         if self.run_usd is not None and estimate.usd_at_most > self.run_usd:
             raise RemoteError(
@@ -43,7 +43,7 @@ class Caps:
 
 
 @dataclass(frozen=True)
-class Desk:
+class RemoteContext:
     """Who pays, what it may cost, and where things are kept.
 
     Attributes:
@@ -58,7 +58,7 @@ class Desk:
     backoff: Backoff = field(default_factory=Backoff)
 
     @classmethod
-    def open(cls, private: Path, output: Path) -> Desk:
+    def open(cls, private: Path, output: Path) -> RemoteContext:
         """With the key and the caps of this machine.
 
         Raises:
