@@ -5,47 +5,33 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .config import (
-    CARD_NUM_FRAMES,
-    Acceleration,
-    GenerationConfig,
-    GuidanceConfig,
-    Recipe,
-    Resolution,
-    SamplingConfig,
-    WindowConfig,
-)
+from .choice import Choice
+from .config import Acceleration, GenerationConfig, Recipe, Resolution
 from .errors import MultiTalkError, Problems
 from .host import Progress, RemainingTime, TorchHost
-from .memory.placement import MemoryConfig, MemoryLimit
-from .request import Files, Request, run
+from .memory.placement import MemoryLimit
+from .model_files import ModelFiles, parse_lora
+from .multitalk_pipeline import MultiTalkPipeline
+from .weights.handles import Precision
 
-PACK = Path(__file__).parents[1]
-MODELS = PACK / "demo" / "weights"
 SILENT = "silent"  # instead of a file of sound
-ASSETS = PACK / "demo" / "assets"
-DEMO_GUIDANCE = GuidanceConfig(text_scale=1.5, audio_scale=1.5)  # more burns the small model's colours
-DEMO_DEFLICKER = 3.0  # grey levels that the small VAE's walls flicker by
-DEMO_FILES = Files(
-    base=MODELS / "diffusion_models" / "wan2.1_i2v_480p_demo.safetensors",
-    adapter=MODELS / "model_patches" / "multitalk_demo.safetensors",
-    vae=MODELS / "vae" / "wan_2.1_vae_demo.safetensors",
-    text_encoder=MODELS / "text_encoders" / "umt5_demo.safetensors",
-    image_encoder=MODELS / "clip_vision" / "clip_vision_h_demo.safetensors",
-    audio_encoder=MODELS / "audio_encoders" / "wav2vec2_demo.safetensors",
-)
+ASSETS = Path(__file__).parents[1] / "demo" / "assets"
+PROMPT = "A person is talking to the camera."
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+REFUSED = 2
 
 
 class TerminalHost(TorchHost):
-    """Shows one line of progress: stage, window, step and remaining time."""
+    """A host that shows one line of progress: stage, window, step and remaining time."""
 
     def __init__(self, device: str | None):
         super().__init__(device)
@@ -65,20 +51,39 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     problems = Problems()
     try:
-        path = run(_request(args, problems), TerminalHost(args.device), problems)
+        files = _files(args, problems)
+        host = TerminalHost(args.device)
+        talk = MultiTalkPipeline.of(files, memory=args.memory, precision=args.precision, host=host)
+        path = talk.render(
+            args.output, *_media(args), args.prompt, resume_folder=args.resume_folder, restart=args.restart,
+            problems=problems, **_options(args),
+        )  # fmt: skip
     except MultiTalkError as error:
         print(f"\n{error}", file=sys.stderr)
-        return 2
+        return REFUSED
+    except KeyboardInterrupt:
+        kept = "Finished windows are kept, the same command goes on from them." if args.resume_folder else ""
+        print(f"\nStopped. {kept or 'Nothing is kept; --resume-folder keeps finished windows.'}", file=sys.stderr)
+        return INTERRUPTED
     print(f"\n{path}", file=sys.stderr)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
-    add = parser.add_argument
+    _add_media(parser.add_argument_group("picture, voices, prompt"))
+    _add_video(parser.add_argument_group("video"))
+    _add_sampling(parser.add_argument_group("sampling (what is left out is the model's own)"))
+    _add_weights(parser.add_argument_group("weights (the small bundled model where no file is named)"))
+    _add_machine(parser.add_argument_group("machine"))
+    return parser
+
+
+def _add_media(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--demo", action="store_true", help="a drawn face says a sentence, with the small bundled model")
     add("--demo-two", action="store_true", help="two drawn faces in turn, with the small bundled model")
-    add("--image", type=Path, help="the portrait")
+    add("--image", type=Path, help="the portrait, or a video to dub (InfiniteTalk)")
     add(
         "--audio",
         type=_voice,
@@ -87,48 +92,61 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a voice; once for each speaker, in the order of their places; {SILENT} for one who keeps quiet",
     )
     add("--start", type=float, action="append", metavar="SECONDS", help="when a voice starts; once for each")
-    add("--heard", type=Path, help="what the video sounds like, if not the voices: the mix they were separated from")
-    add("--prompt", default="A person is talking to the camera.", help="| parts prompts for the windows")
-    add("--negative-prompt", default="", help="empty takes the published one")
-    add(
-        "--box",
-        type=_box,
-        action="append",
-        metavar="L,T,R,B",
-        help="a speaker's place in percent of the image; once for each",
-    )
-    add("--num-frames", type=int, help=f"{CARD_NUM_FRAMES[0]}..{CARD_NUM_FRAMES[-1]}, 0 takes the audio's length")
-    add("--long", action="store_true", help="allow any number of frames")
-    add("--resolution", type=Resolution, choices=list(Resolution), default=Resolution.P480)
-    add(
-        "--size", type=_sides, metavar="WxH", help="width and height in pixels instead of --resolution, multiples of 16"
-    )
-    add("--seed", type=int, default=SamplingConfig.seed)
-    add("--acceleration", type=Acceleration, choices=list(Acceleration), default=GenerationConfig.acceleration)
-    add("--steps", type=int, help=f"denoising steps ({SamplingConfig.steps})")
-    add("--shift", type=float, help="schedule shift; 7 at 480p, 11 at 720p")
-    add("--text-scale", type=float, help=f"{GuidanceConfig.text_scale:g}; {DEMO_GUIDANCE.text_scale:g} in the demos")
-    add("--audio-scale", type=float, help=f"{GuidanceConfig.audio_scale:g}; {DEMO_GUIDANCE.audio_scale:g} in the demos")
-    add(
-        "--deflicker",
-        type=float,
-        metavar="LEVELS",
-        help=f"hold back changes from frame to frame of up to so many grey levels; {GenerationConfig.deflicker:g}, "
-        f"{DEMO_DEFLICKER:g} in the demos",
-    )
     add("--in-turn", action="store_true", help="several voices one after the other instead of together")
-    add("--recipe", type=Recipe, choices=list(Recipe), help="how the adapter was trained; the default goes by its name")
-    add("--memory", type=MemoryLimit, choices=list(MemoryLimit), default=MemoryLimit.AUTO)
-    add("--device", type=_device, help="cpu, cuda, cuda:1 ...")
-    add("--fps", type=_rate, default=25.0, help="frames a second of the video, such as 24 or 30000/1001")
-    for part in ("base", "adapter", "vae", "text-encoder", "image-encoder", "audio-encoder"):
-        add(f"--{part}", type=Path, help="weights file; the small bundled model where no part is named")
-    add("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="once for each")
+    add(
+        "--box", type=_box, action="append", metavar="L,T,R,B",
+        help="a speaker's place in percent of the image; once for each",
+    )  # fmt: skip
+    add("--soundtrack", type=Path, help="the video's sound, if not the voices: the mix they were separated from")
+    add("--prompt", default=PROMPT, help="| parts prompts for the windows")
+    add("--negative-prompt", default="", help="empty takes the published one")
+
+
+def _add_video(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--output", type=Path, default=Path("output/multitalk.mp4"))
+    add("--num-frames", type=int, default=0, help="25 a second; 0, the default, is as long as the speech")
+    add("--fps", type=_rate, default=GenerationConfig.fps, help="frames a second of the file, such as 24 or 30000/1001")
+    add("--resolution", choices=_words(Resolution), default=GenerationConfig.resolution.value)
+    add("--size", type=_sides, metavar="WxH", help="width and height in pixels, multiples of 16, not --resolution")
+    add("--deflicker", type=float, metavar="LEVELS", help="hold back changes of up to so many grey levels")
+    add("--color-strength", type=float, metavar="0..1", help="how far colours are moved to the picture's")
     add("--resume-folder", type=Path, help="keep finished windows here, up to 50 GB, and go on from them")
     add("--restart", action="store_true", help="make every window again, whatever --resume-folder holds")
-    add("--output", type=Path, default=Path("output/multitalk.mp4"))
+    add("--first-look", action="store_true", help="the first 41 frames only, to judge a long run by")
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--seed", type=int, default=GenerationConfig.seed)
+    add("--acceleration", choices=_words(Acceleration), default=GenerationConfig.acceleration.value)
+    add("--steps", type=int, help="denoising steps: 40 as published, 4 or 8 with a few-step LoRA")
+    add("--shift", type=float, help="schedule shift: 7 at 480p, 11 at 720p")
+    add("--text-scale", type=float, help="guidance towards the prompt; 1 turns it off")
+    add("--audio-scale", type=float, help="guidance towards the audio; 1 turns it off")
+    add("--window-frames", type=int, help="frames that are sampled together, 4n+1")
+    add("--motion-frames", type=int, help="frames that a window hands on to the next, 4n+1")
+
+
+def _add_weights(group: argparse._ArgumentGroup) -> None:
+    for name in ModelFiles.names():
+        group.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="FILE")
+    group.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="once for each")
+    group.add_argument(
+        "--recipe", choices=_words(Recipe), help="the model of the audio weights, if not as their file is called"
+    )
+
+
+def _add_machine(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--device", type=_device, help="cpu, cuda, cuda:1 ...")
+    add("--memory", choices=_words(MemoryLimit), default=MemoryLimit.AUTO.value)
+    add("--precision", choices=_words(Precision), default=Precision.AUTO.value)
     add("--verbose", action="store_true")
-    return parser
+
+
+def _words(choice: type[Choice]) -> list[str]:
+    return [member.value for member in choice]
 
 
 def _sides(text: str) -> tuple[int, int]:
@@ -171,69 +189,41 @@ def _device(text: str) -> str:
     return text
 
 
-def _request(args: argparse.Namespace, problems: Problems) -> Request:
-    """The request that the arguments describe; the demos fill in what is not given.
-
-    What is wrong with an option goes to `problems`, and its default takes its place.
-    """
-    demo = args.demo or args.demo_two
+def _media(args: argparse.Namespace) -> tuple[Path | None, Sequence[Path | None]]:
+    """The picture and the voices; the demos fill in what is not given."""
     if args.demo_two:
-        image, audio = ASSETS / "drawn_two.png", [ASSETS / "drawn_speech.wav", ASSETS / "drawn_answer.wav"]
-    else:
-        image, audio = ASSETS / "drawn_portrait.png", [ASSETS / "drawn_speech.wav"]
-    windows = WindowConfig() if args.recipe is None else WindowConfig(recipe=args.recipe)
-    num_frames = args.num_frames if args.num_frames is not None else (0 if demo else GenerationConfig.num_frames)
-    size = args.size or (((128, 192) if args.demo_two else (128, 128)) if demo else None)
-    steps = args.steps if args.steps is not None else (20 if demo else SamplingConfig.steps)
-    sampling = problems.attempt("", SamplingConfig, steps, args.shift, args.seed) or SamplingConfig()
-    usual = DEMO_GUIDANCE if demo else GuidanceConfig()
-    text_scale = usual.text_scale if args.text_scale is None else args.text_scale
-    audio_scale = usual.audio_scale if args.audio_scale is None else args.audio_scale
-    guidance = problems.attempt("", GuidanceConfig, text_scale, audio_scale) or usual
-    deflicker = args.deflicker
-    if deflicker is None:
-        deflicker = DEMO_DEFLICKER if demo else GenerationConfig.deflicker
-    config = partial(
-        GenerationConfig,
-        resolution=args.resolution,
-        acceleration=args.acceleration,
-        sampling=sampling,
-        guidance=guidance,
-        windows=windows,
-    )
-    return Request(
-        image=args.image or (image if demo else None),
-        audio=tuple(args.audio or (audio if demo else ())),
-        prompt=args.prompt,
-        negative_prompt=args.negative_prompt,
-        boxes=tuple(args.box or ()),
-        size=size,
-        in_turn=args.in_turn or args.demo_two,
-        fps=args.fps,
-        files=_files(args, demo, problems),
-        recipe=args.recipe,
-        memory=MemoryConfig(args.memory),
-        config=problems.attempt(
-            "", partial(config, num_frames, allow_long=args.long or num_frames == 0, deflicker=deflicker)
-        )
-        or config(),
-        resume_folder=args.resume_folder,
-        starts=tuple(args.start or ()),
-        heard=args.heard,
-        restart=args.restart,
-        output=args.output,
-    )
+        return args.image or ASSETS / "drawn_two.png", args.audio or [
+            ASSETS / "drawn_speech.wav", ASSETS / "drawn_answer.wav",
+        ]  # fmt: skip
+    if args.demo:
+        return args.image or ASSETS / "drawn_portrait.png", args.audio or [ASSETS / "drawn_speech.wav"]
+    return args.image, args.audio or []
 
 
-def _files(args: argparse.Namespace, demo: bool, problems: Problems) -> Files:
-    """The weights that are named; the small bundled ones where none is, and for what a demo leaves open."""
-    files = Files(**{name: getattr(args, name) for name in Files.names()}, loras=tuple(args.lora))
-    if not demo:
-        if any(getattr(files, name) for name in Files.names()):
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The other arguments of `Request.of`, by their names."""
+    names = (
+        "soundtrack", "negative_prompt", "num_frames", "fps", "resolution", "size", "seed", "acceleration", "steps",
+        "shift", "text_scale", "audio_scale", "window_frames", "motion_frames", "color_strength", "deflicker",
+        "first_look",
+    )  # fmt: skip
+    options = {name: getattr(args, name) for name in names}
+    return options | {"start": args.start or (), "box": args.box or (), "in_turn": args.in_turn or args.demo_two}
+
+
+def _files(args: argparse.Namespace, problems: Problems) -> ModelFiles:
+    """The weights by name; the small bundled ones where none is named, and for what a demo leaves open."""
+    paths = {name: getattr(args, name) for name in ModelFiles.names()}
+    loras = [problems.attempt("lora", parse_lora, lora) for lora in args.lora]
+    files = ModelFiles.of(loras=[lora for lora in loras if lora is not None], recipe=args.recipe, **paths)
+    if not args.demo and not args.demo_two:
+        if any(paths.values()):
             return files
         problems.note("No weights are named, so the small bundled model is used, which knows drawn faces only.")
-    bundled = DEMO_FILES if files.base is None else replace(DEMO_FILES, adapter=None)  # a base may have audio weights
-    return replace(files, **{name: getattr(files, name) or getattr(bundled, name) for name in Files.names()})
+    bundled = ModelFiles.bundled()
+    if files.base is not None:
+        bundled = replace(bundled, adapter=None)  # a base may have audio weights
+    return replace(files, **{name: paths[name] or getattr(bundled, name) for name in paths})
 
 
 if __name__ == "__main__":

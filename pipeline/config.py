@@ -1,16 +1,17 @@
-"""Every choice of a run, as frozen dataclasses; their defaults are the widgets' defaults."""
+"""The choices of a run as frozen dataclasses. What a person leaves open is None, and is filled from the model's row."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .choice import Choice
 from .errors import ConfigError
-from .shapes import VAE_STRIDE_TIME, nearest_num_frames
+from .shapes import FPS, VAE_STRIDE_TIME, nearest_num_frames
 
 CARD_NUM_FRAMES = range(41, 242)  # what the model's card allows in one request
-MOST_FRAMES = 360_000  # four hours
-MOST_STEPS = 1000  # as many as the schedule was trained with
+MAX_FRAMES = 360_000  # four hours
+MAX_STEPS = 1000  # as many as the schedule was trained with
+FPS_RANGE = (1, 120)  # of files
 LARGEST_480P = 640 * 960  # pixels, between the largest bucket of 480p and the smallest of 720p
 
 
@@ -35,10 +36,11 @@ class Acceleration(Choice):
 
 
 class Recipe(Choice):
-    """How a long video is continued; the audio adapter was trained for one of them."""
+    """The model that the audio weights belong to; its row in `generation.recipes` says how it is run."""
 
     MULTITALK = "multitalk"
     INFINITETALK = "infinitetalk"
+    BUNDLED = "bundled"  # the small model of this repository
 
 
 class WindowPlan(Choice):
@@ -49,102 +51,100 @@ class WindowPlan(Choice):
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
-    """The noise schedule and its seed."""
-
-    steps: int = 40
-    shift: float | None = None  # None takes the resolution's: 7 at 480p, 11 at 720p
-    seed: int = 42
-    skip_tail: bool = False  # a schedule without the last evaluation next to zero noise, for few-step LoRAs
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise ConfigError(f"steps must be in 1..{MOST_STEPS}, got {self.steps}. 40 is the published number.")
-        if self.shift is not None and not 0 < self.shift <= 100:
-            raise ConfigError(f"shift must be above 0 and at most 100, got {self.shift}. 7 suits 480p, 11 suits 720p.")
-        if not 0 <= self.seed < 2**64:
-            raise ConfigError(f"seed must be in 0..2^64-1, got {self.seed}. Any number in it will do, such as 42.")
-
-    def shift_for(self, resolution: Resolution) -> float:
-        """The shift to use: the one given, or the resolution's own."""
-        if self.shift is not None:
-            return self.shift
-        return 7.0 if resolution is Resolution.P480 else 11.0
-
-
-@dataclass(frozen=True)
 class GuidanceConfig:
-    """Classifier-free guidance towards the prompt and towards the audio (MultiTalk, arXiv:2505.22647)."""
+    """Classifier-free guidance towards the prompt and towards the audio (MultiTalk, arXiv:2505.22647).
+
+    Attributes:
+        text_scale: 0..100; 1 turns it off.
+        audio_scale: 0..100; 1 turns it off.
+        projected: adaptive projected guidance (APG, arXiv:2410.02416), with its `momentum` and `norm_threshold`.
+    """
 
     text_scale: float = 5.0
     audio_scale: float = 4.0
-    projected: bool = False  # adaptive projected guidance (APG, arXiv:2410.02416)
+    projected: bool = False
     momentum: float = -0.75
     norm_threshold: float = 55.0
-
-    def __post_init__(self) -> None:
-        for name in ("text_scale", "audio_scale"):
-            if not 0 <= getattr(self, name) <= 100:
-                said = name.replace("_", " ")  # what the nodes call text_cfg_scale, the command line --text-scale
-                raise ConfigError(f"{said} must be in 0..100, got {getattr(self, name)}. 1 turns it off.")
-
-
-@dataclass(frozen=True)
-class WindowConfig:
-    """How a long video is cut into context windows. Counted in video frames, 25 a second."""
-
-    recipe: Recipe = Recipe.MULTITALK
-    plan: WindowPlan = WindowPlan.EXACT
-    num_frames: int | None = None  # None fits windows to the request: equal ones up to 97, or 81 for InfiniteTalk
-    motion_frames: int | None = None  # handed on from the window before; None takes the recipe's 25 or 9
-    max_frames: int = 1000  # where the published plan stops
-
-    def __post_init__(self) -> None:
-        for name in ("num_frames", "motion_frames"):
-            value = getattr(self, name)
-            if value is not None and (value < 1 or value % VAE_STRIDE_TIME != 1):
-                nearest = nearest_num_frames(max(value, 1))
-                said = "window_frames" if name == "num_frames" else name
-                raise ConfigError(f"{said} must be 4n+1, got {value}. The nearest is {nearest}.")
-        if self.num_frames is not None and self.overlap >= self.num_frames:
-            raise ConfigError(
-                f"A window of {self.num_frames} frames cannot start with {self.overlap} motion frames. "
-                f"Make it longer or hand on fewer."
-            )
-
-    @property
-    def overlap(self) -> int:
-        """Frames that a later window shares with the one before."""
-        if self.motion_frames is not None:
-            return self.motion_frames
-        return 25 if self.recipe is Recipe.MULTITALK else 9
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """One request. The local engine and the remote service take the same."""
+    """The choices of one request, the same for the local engine and the remote service. None: the model's own.
 
-    num_frames: int = 145  # 0 takes the length from the audio
+    Attributes:
+        num_frames: of the video at 25 a second; 0 is as long as the speech.
+        resolution: the table of sizes, where `size` is None.
+        size: height and width in pixels, multiples of 16.
+        fps: frames a second of the finished file; the model itself makes 25.
+        steps: denoising steps.
+        shift: of the noise schedule; above 1 spends more steps at high noise.
+        skip_tail: leaves out the evaluation next to zero noise, for few-step LoRAs.
+        text_scale: guidance towards the prompt; 1 turns it off.
+        audio_scale: guidance towards the audio; 1 turns it off.
+        projected: adaptive projected guidance.
+        window_frames: frames that are sampled together, 4n+1.
+        motion_frames: frames that a window hands on to the next, 4n+1.
+        max_frames: where the published plan stops.
+        color_strength: 0..1, how far the colours of several windows are moved to the reference image's.
+        deflicker: grey levels of 255; smaller changes from frame to frame are held back.
+        first_look: a short video of the beginning, to judge a long run by.
+    """
+
+    num_frames: int = 0
     resolution: Resolution = Resolution.P480
+    size: tuple[int, int] | None = None
+    fps: float = float(FPS)
+    seed: int = 42
+    steps: int | None = None
+    shift: float | None = None
+    skip_tail: bool | None = None
+    text_scale: float | None = None
+    audio_scale: float | None = None
+    projected: bool = False
     acceleration: Acceleration = Acceleration.NONE
-    allow_long: bool = False  # lengths outside the card's 41..241
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-    windows: WindowConfig = field(default_factory=WindowConfig)
-    color_strength: float = 1.0  # how far the colours of several windows are moved to the reference image's
-    deflicker: float = 0.0  # grey levels of 255: smaller changes from frame to frame are held back
+    plan: WindowPlan = WindowPlan.EXACT
+    window_frames: int | None = None
+    motion_frames: int | None = None
+    max_frames: int = 1000
+    color_strength: float | None = None
+    deflicker: float | None = None
+    first_look: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.num_frames <= MOST_FRAMES:
-            raise ConfigError(
-                f"num_frames must be in 0..{MOST_FRAMES}, got {self.num_frames}. 0 takes the audio's length."
-            )
-        if self.num_frames and not self.allow_long and self.num_frames not in CARD_NUM_FRAMES:
-            raise ConfigError(
-                f"num_frames must be in {CARD_NUM_FRAMES[0]}..{CARD_NUM_FRAMES[-1]}, got {self.num_frames}. "
-                f"Turn on long video (--long; on fal split at pauses) for other lengths."
-            )
-        if not 0 <= self.color_strength <= 1:
+        self._check_length()
+        self._check_sampling()
+        self._check_windows()
+        if self.color_strength is not None and not 0 <= self.color_strength <= 1:
             raise ConfigError(f"color_strength must be in 0..1, got {self.color_strength}. 0 leaves the colours alone.")
-        if not 0 <= self.deflicker <= 255:
+        if self.deflicker is not None and not 0 <= self.deflicker <= 255:
             raise ConfigError(f"deflicker must be in 0..255 grey levels, got {self.deflicker}. 0 turns it off.")
+
+    def _check_length(self) -> None:
+        if not 0 <= self.num_frames <= MAX_FRAMES:
+            raise ConfigError(
+                f"num_frames must be in 0..{MAX_FRAMES}, got {self.num_frames}. 0 is as long as the speech."
+            )
+        if not FPS_RANGE[0] <= self.fps <= FPS_RANGE[1]:
+            raise ConfigError(
+                f"fps must be in {FPS_RANGE[0]}..{FPS_RANGE[1]}, got {float(self.fps):g}. 25 is the model's own."
+            )
+
+    def _check_sampling(self) -> None:
+        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
+            raise ConfigError(f"steps must be in 1..{MAX_STEPS}, got {self.steps}. 40 is the published number.")
+        if self.shift is not None and not 0 < self.shift <= 100:
+            raise ConfigError(f"shift must be above 0 and at most 100, got {self.shift}. 7 suits 480p, 11 suits 720p.")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed must be in 0..2^64-1, got {self.seed}. Any number in it will do, such as 42.")
+        for name in ("text_scale", "audio_scale"):
+            scale = getattr(self, name)
+            if scale is not None and not 0 <= scale <= 100:
+                raise ConfigError(f"{name.replace('_', ' ')} must be in 0..100, got {scale}. 1 turns it off.")
+
+    def _check_windows(self) -> None:
+        for name in ("window_frames", "motion_frames"):
+            value = getattr(self, name)
+            if value is not None and (value < 1 or value % VAE_STRIDE_TIME != 1):
+                raise ConfigError(
+                    f"{name} must be 4n+1, got {value}. The nearest is {nearest_num_frames(max(value, 1))}."
+                )

@@ -3,69 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .acceleration.presets import AccelerationOptions, accelerated, preset
+from .acceleration.presets import accelerated
+from .acceleration.step_cache import make_cache
 from .audio.embeds import AudioEmbeds
 from .conditioning.conditioning import Conditioning
-from .config import GenerationConfig
-from .generation.run import Run
-from .generation.store import FinishedWindow, WindowStore, last_frames, run_key
-from .generation.window import generate_window
+from .generation.guards import check_frames, check_latents
+from .generation.passes import PassForwards, prepare_passes
+from .generation.recipes import ReferenceCache
+from .generation.recovery import Coders, attention_attempts
+from .generation.rules import check_inputs
+from .generation.run_spec import RunSpec
+from .generation.store import NoStore, RunKeys, WindowStore
 from .generation.windows import Window
-from .host import Host
-from .memory.placement import MemoryConfig, PlacedTransformer, placed
+from .host import Host, Progress
+from .memory.placement import Footprint, MemoryConfig, decode_bytes, num_bytes, placed
 from .models.transformer.model import MultiTalkTransformer
+from .postprocess.apply import postprocess
+from .sampling.denoise import denoise
 from .sampling.noise import Noise, NoiseSource
 
+DENOISING = 0.9  # a window's share of progress that its steps take; the rest is the VAE's
 
+
+@torch.inference_mode()
 def generate(
     transformer: MultiTalkTransformer,
     audio_embeds: AudioEmbeds,
     conditioning: Conditioning,
-    config: GenerationConfig,
+    spec: RunSpec,
     host: Host,
     *,
-    options: AccelerationOptions | None = None,
     memory: MemoryConfig | None = None,
+    store: WindowStore | NoStore | None = None,
     noise: Noise | None = None,
-    store: WindowStore | None = None,
 ) -> Iterator[Tensor]:
-    """Yields the video's frames, `c f h w` in -1..1 on the CPU, window by window; together as many as asked for.
-
-    The checks are made at once, the rest when the first frames are asked for.
+    """Yields the video's frames, `c f h w` in -1..1 on the CPU, window by window; together `spec.num_frames`.
 
     Args:
         transformer: the base with its audio adapter.
-        audio_embeds: what is said; its length is the video's where `config.num_frames` is 0.
-        conditioning: what is seen.
-        config: the request.
-        host: where to run, whom to tell.
-        options: single knobs of the acceleration; None takes those of `config.acceleration`.
+        audio_embeds: the speech.
+        conditioning: picture, prompts and places.
+        spec: every choice of the run.
+        host: its device; it is told of progress, and may cancel.
         memory: how much of the device the transformer may take.
-        noise: where random numbers come from; None draws them from the request's seed.
-        store: keeps finished windows, so that an interrupted run goes on where it stopped.
+        store: keeps finished windows, so that an interrupted run goes on where it stopped; None keeps none.
+        noise: the random numbers; None draws them from the seed.
 
     Raises:
-        ConfigError: the parts do not fit each other.
-        NumericalError: the latents are not finite.
+        ConfigError: the inputs do not fit the network or each other.
+        NumericalError: the latents are not finite, or the frames are black.
     """
-    run = Run(
-        transformer,
-        audio_embeds,
-        conditioning,
-        config,
-        options or preset(config),
-        memory or MemoryConfig(),
-        host,
-        noise or NoiseSource(config.sampling.seed),
-    )
-    run.check()
-    return _windows(run, store)
+    sizes = transformer.config
+    check_inputs(sizes, sizes.text_len, audio_embeds, conditioning, spec)
+    store, noise, timesteps = store or NoStore(), noise or NoiseSource(spec.seed), spec.timesteps()
+    vae_bytes, reference, motion_frames = _vae_bytes(conditioning), ReferenceCache(), None
+    first, kept_bytes = spec.latent_size(spec.windows[0]), _kept_bytes(transformer, audio_embeds, spec)
+    with (
+        accelerated(transformer, spec.acceleration, host.device),
+        placed(transformer, memory or MemoryConfig(), first, host, kept_bytes) as placement,
+    ):
+        coders = Coders(conditioning, placement, vae_bytes, host)
+        for window in spec.windows:
+            size, report = spec.latent_size(window), WindowReport(host, spec, window)
+            finished = store.load(window.index, (window.num_frames, conditioning.height, conditioning.width))
+            if finished is None:
+                report.stage("image", 0.0)
+                for attempt in attention_attempts(transformer, host):
+                    with attempt:
+                        start = coders.run(spec.model.start_window, window, motion_frames, noise, reference)
+                        placement.place()
+                        guidance = spec.new_guidance()
+                        inputs = prepare_passes(
+                            guidance.passes, transformer, window, size, start, conditioning, audio_embeds, host.device
+                        )
+                        cache = make_cache(spec.acceleration, transformer, timesteps, spec.resolution)
+                        forwards = PassForwards(transformer, inputs, cache, placement, host)
+                        latents = noise.for_window(window.index, size.shape).to(host.device)
+                        latents = denoise(forwards, latents, timesteps, guidance, start.anchor, report.step)
+                        check_latents(latents, "after the last step")
+                del start, inputs, cache, forwards  # keys and values leave the device before the VAE comes
+                report.stage("decode", DENOISING)
+                frames = coders.run(_decode, latents, host)
+                check_frames(frames, conditioning.source, window.index)
+                frames = postprocess(frames, conditioning.source[:, 0], motion_frames, window.overlap, spec.postprocess)
+                report.stage("done", 1.0, frames)
+                finished = store.save(window.index, frames, spec.windows_config.motion_frames)
+                del frames
+            motion_frames, frames = finished.motion, finished.frames[:, window.keep]
+            del finished  # one window is held at a time
+            yield frames
+            del frames
 
 
 def open_store(
@@ -73,44 +106,66 @@ def open_store(
     transformer: MultiTalkTransformer,
     audio_embeds: AudioEmbeds,
     conditioning: Conditioning,
-    config: GenerationConfig,
-    options: AccelerationOptions | None = None,
+    spec: RunSpec,
 ) -> WindowStore:
     """The store of finished windows that belongs to exactly these inputs: every weight and option that counts."""
-    seen = (conditioning.source, *conditioning.all_prompts)
-    optional = [part for part in (conditioning.speaker_masks, conditioning.image_embeds) if part is not None]
     coders = (type(conditioning.vae).__name__, conditioning.vae.model, *conditioning.networks)
-    heard = (audio_embeds.features, audio_embeds.num_frames)
-    key = run_key(transformer, coders, heard, seen, tuple(optional), config, options or preset(config))
-    return WindowStore(folder, key)
+    optional = [part for part in (conditioning.speaker_masks, conditioning.image_embeds) if part is not None]
+    inputs = (conditioning.source, conditioning.negative_embeds, audio_embeds.features, optional)
+    choices = (spec.recipe, spec.num_frames, spec.seed, spec.steps, spec.shift, spec.skip_tail, spec.guidance)
+    looks = (spec.windows_config, spec.acceleration, spec.postprocess, spec.resolution)
+    prompts = [conditioning.prompt_for(window.index) for window in spec.windows]
+    return WindowStore(folder, RunKeys.of((transformer, coders, inputs, choices, looks), prompts))
 
 
-@torch.inference_mode()
-def _windows(run: Run, store: WindowStore | None) -> Iterator[Tensor]:
-    """Holds one window at a time, and of the one before only its motion frames."""
-    motion = None
-    with ExitStack() as around:
-        transformer = None
-        for window in run.windows:
-            finished = store.load(window.index) if store else None
-            if finished is None:
-                if transformer is None:
-                    around.enter_context(accelerated(run.transformer, run.options, run.host.device))
-                    placing = placed(run.transformer, run.memory, run.size(window), run.host, run.kept_bytes)
-                    transformer = around.enter_context(placing)
-                finished = _finish(run, transformer, window, motion, store)
-            motion, frames = finished.motion, finished.frames[:, window.keep]
-            del finished
-            yield frames
-            del frames
+@dataclass(frozen=True)
+class WindowReport:
+    """The progress of one window, told to the host, which may cancel at each word."""
+
+    host: Host
+    spec: RunSpec
+    window: Window
+
+    def stage(self, stage: str, share: float, frames: Tensor | None = None) -> None:
+        """The stage that begins, after `share` (0..1) of the window, with its frames where they are finished."""
+        self._tell(stage, share, frames=frames)
+
+    def step(self, step: int, clean: Tensor) -> None:
+        """The end of step number `step`, from 0, with the present guess of the clean latents."""
+        if step == 0:
+            check_latents(clean, "after the first step")
+        self._tell("sampling", DENOISING * (step + 1) / self.spec.steps, step + 1, clean)
+
+    def _tell(
+        self, stage: str, share: float, step: int = 0, latents: Tensor | None = None, frames: Tensor | None = None
+    ) -> None:
+        count = len(self.spec.windows)
+        fraction = (self.window.index + share) / count
+        progress = Progress(stage, fraction, self.window.index + 1, count, step, self.spec.steps)
+        self.host.report(progress, latents, frames)
+        self.host.check_cancelled()
 
 
-def _finish(
-    run: Run, transformer: PlacedTransformer, window: Window, motion: Tensor | None, store: WindowStore | None
-) -> FinishedWindow:
-    """Makes a window and puts it into the store."""
-    frames = generate_window(run, transformer, window, motion)
-    overlap = run.config.windows.overlap
-    if store:
-        return store.save(window.index, frames, overlap)
-    return FinishedWindow(frames, last_frames(frames, overlap))
+def _decode(conditioning: Conditioning, latents: Tensor, host: Host) -> Tensor:
+    """All frames of a window; each chunk leaves the device as it comes, and the host may cancel between them."""
+    chunks = []
+    for chunk in conditioning.vae.decode(latents):
+        chunks.append(chunk.cpu())
+        host.check_cancelled()
+    return torch.cat(chunks, 1)
+
+
+def _vae_bytes(conditioning: Conditioning) -> int:
+    """What the VAE takes on the device, with the coders' weights; another's VAE is taken for ours."""
+    networks = conditioning.networks
+    itemsize = networks[0].dtype.itemsize if networks else 4
+    return sum(map(num_bytes, networks)) + decode_bytes(conditioning.height, conditioning.width, itemsize)
+
+
+def _kept_bytes(transformer: MultiTalkTransformer, audio_embeds: AudioEmbeds, spec: RunSpec) -> int:
+    """What stays on the device from step to step beside the weights: keys and values, and a cache's residuals."""
+    size, passes = spec.latent_size(spec.windows[0]), spec.new_guidance().passes
+    prompts = len({pass_.hears_prompt for pass_ in passes})
+    voices = sum(audio_embeds.num_speakers if hears else 1 for hears in {pass_.hears_audio for pass_ in passes})
+    footprint, residuals = Footprint.of(transformer), spec.acceleration.cache.num_kept(len(passes))
+    return footprint.constant_bytes(size, prompts, voices) + residuals * footprint.tokens_bytes(size)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..choice import Choice
-from ..config import Acceleration, GenerationConfig
+from ..config import Acceleration, GuidanceConfig
 from ..errors import ConfigError
 from ..sampling.guidance import Guidance
 from .attention_kernels import AttentionKernel, find_kernel
@@ -102,9 +102,8 @@ class AccelerationOptions:
         """The threshold to use."""
         return self.cache.default_threshold if self.threshold is None else self.threshold
 
-    def check(self, config: GenerationConfig) -> None:
-        """Raises `ConfigError` where these options and the request do not go together."""
-        steps = config.sampling.steps
+    def check(self, steps: int) -> None:
+        """Raises `ConfigError` where these options do not go with so many steps."""
         if self.cache is not CacheKind.NONE and steps < MIN_CACHED_STEPS:
             raise ConfigError(
                 f"{self.cache.value} finds nothing to reuse in {steps} steps. Take at least {MIN_CACHED_STEPS} steps, "
@@ -112,14 +111,14 @@ class AccelerationOptions:
             )
 
 
-def make_guidance(options: AccelerationOptions, config: GenerationConfig) -> Guidance:
+def make_guidance(options: AccelerationOptions, config: GuidanceConfig, steps: int) -> Guidance:
     """A window's guidance: which passes its steps run, and how they become one velocity."""
-    until = max(1, round(options.guidance_until * config.sampling.steps))
-    return Guidance(config.guidance, options.guidance_every, until)
+    until = max(1, round(options.guidance_until * steps))
+    return Guidance(config, options.guidance_every, until)
 
 
-def preset(config: GenerationConfig) -> AccelerationOptions:
-    """The options of `config.acceleration`.
+def preset(acceleration: Acceleration, steps: int, text_scale: float) -> AccelerationOptions:
+    """The options that a preset stands for.
 
     `none` is exact. `regular` reuses steps that EasyCache finds alike, a third of the forwards of 40 steps. `high`
     runs every eighth step, forecasts the others, and takes guidance from the first twentieth of the steps: 11 of
@@ -130,13 +129,16 @@ def preset(config: GenerationConfig) -> AccelerationOptions:
     Raises:
         ConfigError: `high` with few steps and text guidance, which distilled LoRAs do not bear.
     """
-    if config.acceleration is Acceleration.NONE:
+    if acceleration is Acceleration.NONE:
         return AccelerationOptions()
-    high = config.acceleration is Acceleration.HIGH
+    high = acceleration is Acceleration.HIGH
     attention = AttentionKernel.SAGE if high else AttentionKernel.AUTO
-    steps = config.sampling.steps
     if steps <= FEW_STEPS:
-        _check_few_steps(config)
+        if high and text_scale > 1:
+            raise ConfigError(
+                f"High acceleration with {steps} steps needs a distilled LoRA, and none bears a text scale of "
+                f"{text_scale:g}. Set the text scale to 1 (the audio's to 1 or 2), or take more than {FEW_STEPS} steps."
+            )
         return AccelerationOptions(attention=attention)
     if high:
         interval = max(2, round(steps / FORECAST_PARTS))
@@ -144,15 +146,6 @@ def preset(config: GenerationConfig) -> AccelerationOptions:
             CacheKind.TAYLOR, warmup=2, interval=interval, guidance_until=HIGH_GUIDED, attention=attention
         )
     return AccelerationOptions(CacheKind.EASY, warmup=max(2, steps // WARMUP_SHARE), attention=attention)
-
-
-def _check_few_steps(config: GenerationConfig) -> None:
-    scale = config.guidance.text_scale
-    if config.acceleration is Acceleration.HIGH and scale > 1:
-        raise ConfigError(
-            f"High acceleration with {config.sampling.steps} steps needs a distilled LoRA, and none bears a text scale "
-            f"of {scale:g}. Set the text scale to 1 (the audio's to 1 or 2), or take more than {FEW_STEPS} steps."
-        )
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def arrange(speeches: Sequence[Speech], arrangement: Arrangement, normalize: boo
     ]
 
 
-def soundtrack(
+def mix_soundtrack(
     speeches: Sequence[Speech], arrangement: Arrangement, num_frames: int, fps: Fraction | int = FPS
 ) -> Sound | None:
     """

@@ -15,8 +15,8 @@ from torch import LongTensor, Tensor
 from ..errors import AudioError, ConfigError
 from ..models.wav2vec2.encoder import encode
 from ..shapes import FPS
-from .dialogue import Arrangement, Speech, arrange, plan_turns
-from .waveform import SAMPLE_RATE_HZ, fit_length
+from .dialogue import Arrangement, Speech, arrange, mix_soundtrack, plan_turns
+from .waveform import SAMPLE_RATE_HZ, Sound, fit_length
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Model
@@ -36,6 +36,7 @@ class AudioEmbeds:
     num_frames: int  # video frames, 25 a second, that the audio covers; the rows after them are the tail
     fps: Fraction = Fraction(FPS)  # of the finished video
     num_output_frames: int | None = None  # of the finished video, at `fps`; None at 25 a second
+    soundtrack: Sound | None = None  # of the finished video; None is silent
 
     def __post_init__(self) -> None:
         if not self.features.isfinite().all():
@@ -45,12 +46,6 @@ class AudioEmbeds:
     def num_speakers(self) -> int:
         """Speakers, the silent ones too."""
         return self.features.shape[0]
-
-    def output_frames(self, num_frames: int) -> int:
-        """Frames of the finished video for `num_frames` of the model's; 0 stands for all of the audio's."""
-        if num_frames == 0:
-            return self.num_frames if self.num_output_frames is None else self.num_output_frames
-        return max(1, round(num_frames * self.fps / FPS))
 
     def window(self, feature_frames: LongTensor) -> Tensor:
         """
@@ -96,6 +91,7 @@ def encode_audio(
     normalize_loudness: bool = True,
     normalize_input: bool = False,
     fps: Fraction | float = FPS,
+    soundtrack: Sound | None = None,
 ) -> AudioEmbeds:
     """
     The speech features of a video.
@@ -107,6 +103,7 @@ def encode_audio(
         num_frames: of the finished video, counted at `fps`; 0 takes the audio's length, at least one frame.
         normalize_input: the encoder wants zero mean and unit variance (see `wav2vec2.encode`).
         fps: of the finished video; the model itself always runs at 25.
+        soundtrack: the sound of the video where it is not the voices, such as the mix they were separated from.
 
     Raises:
         AudioError: a sound cannot be used, or nobody has one and `num_frames` is 0.
@@ -126,7 +123,9 @@ def encode_audio(
         heard = fit_length(track, num_frames * SAMPLES_PER_FRAME)
         waveform = fit_length(heard, num_features * SAMPLES_PER_FRAME)
         features.append(encode(model, waveform, num_features, normalize_input))
-    return AudioEmbeds(torch.stack(features), num_frames, _exact(fps), num_output_frames)
+    sources = speeches if soundtrack is None else [Speech(soundtrack)]
+    sound = mix_soundtrack(sources, arrangement, num_output_frames, _exact(fps))
+    return AudioEmbeds(torch.stack(features), num_frames, _exact(fps), num_output_frames, sound)
 
 
 def _num_frames_from_audio(speeches: Sequence[Speech], arrangement: Arrangement, fps: Fraction | float) -> int:

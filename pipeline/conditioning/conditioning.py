@@ -1,17 +1,12 @@
-"""What a run is told to show: the portrait, the prompt, and who sits where, all of it fitted and encoded."""
+"""The picture, the prompt and the speakers' places of a run, fitted and encoded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from ..config import Resolution
 from ..errors import ConfigError
-from ..host import Host
-from ..memory.placement import resident
 from ..models.image_encoder import ImageEncoder
 from ..models.vae.tiling import Tiling
 from ..models.vae.video_vae import VideoCoder, VideoVae
@@ -59,9 +54,9 @@ class Conditioning:
         return self.source.shape[-1]
 
     @property
-    def resolution(self) -> Resolution:
-        """The class of sizes that the picture belongs to."""
-        return Resolution.of(self.height, self.width)
+    def num_places(self) -> int:
+        """Speakers that are told apart in the picture; 1 where nobody is."""
+        return 1 if self.speaker_masks is None else len(self.speaker_masks) - 1
 
     @property
     def all_prompts(self) -> tuple[Tensor, ...]:
@@ -77,10 +72,11 @@ class Conditioning:
         index = min(frame, self.source.shape[1] - 1)
         return self.source[:, index : index + 1]
 
-    def describe(self, frame: Tensor) -> Tensor:
-        """`i d`: the image tokens of `frame` (`c h w`, -1..1), or those that were given for all windows."""
+    def image_tokens(self, frame: Tensor) -> Tensor:
+        """`i d`: CLIP's tokens of `frame` (`c h w`, -1..1), or those that were given for all windows."""
         if self.image_embeds is not None:
             return self.image_embeds
+        assert self.image_encoder is not None, "checked when this was made"
         return self.image_encoder.encode(frame)
 
     @property
@@ -96,12 +92,5 @@ class Conditioning:
 
     def tiled(self) -> Conditioning:
         """The same with a VAE that works on tiles."""
+        assert isinstance(self.vae, VideoVae), "asked of `can_tile` first"
         return replace(self, vae=VideoVae(self.vae.model, Tiling()))
-
-    @contextmanager
-    def coders_on(self, host: Host) -> Iterator[None]:
-        """Keeps our own coders on the host's device for a while; others look after themselves."""
-        with ExitStack() as stack:
-            for network in self.networks:
-                stack.enter_context(resident(network, host))
-            yield

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..models.vae.video_vae import VideoCoder
 from ..shapes import MASK_CHANNELS, num_latent_frames
+
+if TYPE_CHECKING:  # imports diffusers, which takes seconds
+    from ..models.vae.video_vae import VideoCoder
 
 
 def condition(vae: VideoCoder, known_frames: Tensor, num_frames: int) -> Tensor:

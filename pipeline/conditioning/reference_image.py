@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,10 @@ MIN_SIDE = TOKEN_PIXELS  # a picture with a side below one token shows nothing
 LARGEST_SIDE = 4096
 CROP_WORTH_TELLING = 0.25  # share of the picture
 
-BUCKETS = {  # height / width -> (height, width), as published
+Buckets = Mapping[float, tuple[int, int]]
+"""(height, width) by height / width."""
+
+BUCKETS: Mapping[Resolution, Buckets] = {  # height / width -> (height, width), as published
     Resolution.P480: {
         0.26: (320, 1216), 0.38: (384, 1024), 0.50: (448, 896), 0.67: (512, 768), 0.82: (576, 704),
         1.00: (640, 640), 1.22: (704, 576), 1.50: (768, 512), 1.86: (832, 448), 2.00: (896, 448),
@@ -38,10 +42,9 @@ BUCKETS = {  # height / width -> (height, width), as published
 }  # fmt: skip
 
 
-def bucket(height: int, width: int, resolution: Resolution) -> tuple[int, int]:
+def bucket(height: int, width: int, buckets: Buckets) -> tuple[int, int]:
     """The height and width to generate at: those of the nearest height / width; the first wins a tie."""
-    table = BUCKETS[resolution]
-    return table[min(table, key=lambda ratio: abs(ratio - height / width))]
+    return buckets[min(buckets, key=lambda ratio: abs(ratio - height / width))]
 
 
 def check_size(height: int, width: int) -> tuple[int, int]:

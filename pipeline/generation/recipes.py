@@ -1,23 +1,34 @@
-"""How a window starts: MultiTalk goes on from its own last frames, InfiniteTalk always looks back at the reference."""
+"""How each model is run: a row of defaults for each, and how a window starts."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from ..conditioning.conditioning import Conditioning
 from ..conditioning.context_frames import condition, motion_latents
-from ..config import Recipe
+from ..conditioning.reference_image import BUCKETS, Buckets
+from ..config import GuidanceConfig, Recipe, Resolution
 from ..sampling.denoise import Anchor, CleanMotion, NoAnchor, NoisedMotion
 from ..sampling.noise import Noise
-from ..shapes import MASK_CHANNELS, num_latent_frames
-from .windows import Window
+from ..shapes import FPS, MASK_CHANNELS, num_latent_frames
+from .windows import Window, WindowFit
+
+if TYPE_CHECKING:  # imports diffusers, which takes seconds
+    from ..conditioning.conditioning import Conditioning
+
+TRAINED_NUM_FRAMES = 81
+LONGEST_EQUAL_WINDOW = 97  # a little over the trained length, where it saves a window; the authors go up to 201
+SMALL_SIZES = {1.0: (128, 128), 0.67: (128, 192)}  # of the bundled model: one drawn face, and two side by side
 
 
 @dataclass(frozen=True)
 class WindowStart:
-    """What a window is given before its first step.
+    """The inputs of a window before its first step.
 
     Attributes:
         condition: `20 t h w`, the mask and the latents of the known frames.
@@ -30,49 +41,152 @@ class WindowStart:
     anchor: Anchor
 
 
-class Reference:
-    """What the windows of an InfiniteTalk run look back at; encoded anew only where a dubbed video moves on."""
+class ReferenceCache:
+    """The encoded reference that InfiniteTalk's windows share; encoded anew only where a dubbed video moves on."""
 
     def __init__(self) -> None:
-        self._of, self._seen = None, None
+        self._key: tuple[int, int] | None = None
+        self._encoded: tuple[Tensor, Tensor] | None = None
 
-    def seen(self, conditioning: Conditioning, window: Window) -> tuple[Tensor, Tensor]:
+    def encode(self, conditioning: Conditioning, window: Window) -> tuple[Tensor, Tensor]:
         """The condition `20 t h w` and the image tokens `i d` of the frame that is shown as `window` starts."""
         frame = min(window.start, conditioning.source.shape[1] - 1)
-        if self._of != (frame, window.num_frames):
+        key = (frame, window.num_frames)
+        if self._encoded is None or self._key != key:
             picture = conditioning.source_frame(frame)
             conditions = condition(conditioning.vae, picture, window.num_frames)
-            self._of, self._seen = (frame, window.num_frames), (conditions, conditioning.describe(picture[:, 0]))
-        return self._seen
+            self._key, self._encoded = key, (conditions, conditioning.image_tokens(picture[:, 0]))
+        return self._encoded
 
 
-def start_window(
-    recipe: Recipe,
-    conditioning: Conditioning,
-    window: Window,
-    motion: Tensor | None,
-    noise: Noise,
-    reference: Reference,
+class StartWindow(Protocol):
+    """The start of a window from the picture and the last frames of the window before."""
+
+    def __call__(
+        self,
+        conditioning: Conditioning,
+        window: Window,
+        motion_frames: Tensor | None,
+        noise: Noise,
+        reference: ReferenceCache,
+    ) -> WindowStart:
+        """`motion_frames` are `c m h w`, None in the first window."""
+        ...
+
+
+def continue_motion(
+    conditioning: Conditioning, window: Window, motion_frames: Tensor | None, noise: Noise, reference: ReferenceCache
 ) -> WindowStart:
-    """The start of `window`; `motion` is `c m h w`, the last frames of the window before, None in the first."""
-    if recipe is Recipe.INFINITETALK:
-        return _look_back(conditioning, window, motion, reference)
-    return _go_on(conditioning, window, motion, noise)
+    """MultiTalk: the known frames are the image, later the motion frames, which the noise level follows.
 
-
-def _go_on(conditioning: Conditioning, window: Window, motion: Tensor | None, noise: Noise) -> WindowStart:
-    """MultiTalk: the known frames are the image, later the motion frames, which the noise level follows."""
-    known = conditioning.source_frame(0) if motion is None else motion
-    conditions = condition(conditioning.vae, known, window.num_frames)
+    Args:
+        motion_frames: `c m h w`, the last frames of the window before; None in the first.
+        reference: not used.
+    """
+    frames = conditioning.source_frame(0) if motion_frames is None else motion_frames
+    conditions = condition(conditioning.vae, frames, window.num_frames)
     anchor: Anchor = NoAnchor()
-    if motion is not None:
-        latents = conditions[MASK_CHANNELS:, : num_latent_frames(motion.shape[1])]
+    if motion_frames is not None:
+        latents = conditions[MASK_CHANNELS:, : num_latent_frames(motion_frames.shape[1])]
         anchor = NoisedMotion(latents, noise.motion(window.index, latents.shape))
-    return WindowStart(conditions, conditioning.describe(known[:, -1]), anchor)
+    return WindowStart(conditions, conditioning.image_tokens(frames[:, -1]), anchor)
 
 
-def _look_back(conditioning: Conditioning, window: Window, motion: Tensor | None, reference: Reference) -> WindowStart:
-    """InfiniteTalk: the reference at the window's start is the condition, the motion latents stay clean."""
-    conditions, image_embeds = reference.seen(conditioning, window)
-    known = conditions[MASK_CHANNELS:, :1] if motion is None else motion_latents(conditioning.vae, motion)
-    return WindowStart(conditions, image_embeds, CleanMotion(known))
+def return_to_reference(
+    conditioning: Conditioning, window: Window, motion_frames: Tensor | None, noise: Noise, reference: ReferenceCache
+) -> WindowStart:
+    """InfiniteTalk: the reference at the window's start is the condition, the motion latents stay clean.
+
+    Args:
+        motion_frames: `c m h w`, the last frames of the window before; None in the first.
+        noise: not used.
+    """
+    conditions, image_embeds = reference.encode(conditioning, window)
+    if motion_frames is None:
+        latents = conditions[MASK_CHANNELS:, :1]
+    else:
+        latents = motion_latents(conditioning.vae, motion_frames)
+    return WindowStart(conditions, image_embeds, CleanMotion(latents))
+
+
+@dataclass(frozen=True)
+class ModelDefaults:
+    """A model's row: what a run takes where a person leaves the choice to it.
+
+    Attributes:
+        name: for people.
+        file_pattern: finds the model by the name of its audio weights; nothing inside the files tells.
+        start_window: how a window starts.
+        shift: of the noise schedule, by resolution.
+        sizes: (height, width) by aspect ratio, for each resolution.
+        guidance: scales.
+        window_frames: of a window at most.
+        motion_frames: handed on to the next window.
+        window_fit: how windows fit a request.
+        color_frames: over which colours are compared: they drift in seconds, mouths move in tenths of them.
+        deflicker: grey levels of 255.
+        drops_mirrored_tail: of the published plan, see `WindowConfig`.
+        max_speakers: that it was trained with.
+        dubs_video: whether the picture may be a video.
+    """
+
+    name: str
+    file_pattern: re.Pattern
+    start_window: StartWindow
+    shift: Mapping[Resolution, float]
+    sizes: Mapping[Resolution, Buckets]
+    guidance: GuidanceConfig = GuidanceConfig()
+    steps: int = 40
+    skip_tail: bool = False
+    window_frames: int = TRAINED_NUM_FRAMES
+    published_frames: int = TRAINED_NUM_FRAMES
+    motion_frames: int = 25
+    window_fit: WindowFit = WindowFit.EQUAL
+    color_strength: float = 1.0
+    color_frames: int = 2 * FPS + 1
+    deflicker: float = 0.0
+    drops_mirrored_tail: bool = True
+    max_speakers: int = 2
+    dubs_video: bool = False
+
+
+_WAN_SHIFT = {Resolution.P480: 7.0, Resolution.P720: 11.0}
+
+RECIPES: Mapping[Recipe, ModelDefaults] = {
+    Recipe.BUNDLED: ModelDefaults(
+        name="the bundled model",
+        file_pattern=re.compile(r"_demo\.\w+$"),
+        start_window=continue_motion,
+        shift=_WAN_SHIFT,
+        guidance=GuidanceConfig(text_scale=1.5, audio_scale=1.5),  # more burns the small model's colours
+        steps=20,
+        window_frames=LONGEST_EQUAL_WINDOW,
+        sizes=dict.fromkeys(Resolution, SMALL_SIZES),
+        deflicker=3.0,  # grey levels that the small VAE's walls flicker by
+    ),
+    Recipe.INFINITETALK: ModelDefaults(
+        name="InfiniteTalk",
+        file_pattern=re.compile("infinite", re.IGNORECASE),
+        start_window=return_to_reference,
+        shift=_WAN_SHIFT,
+        sizes=BUCKETS,
+        motion_frames=9,
+        window_fit=WindowFit.SHORTENED,
+        drops_mirrored_tail=False,
+        dubs_video=True,
+    ),
+    Recipe.MULTITALK: ModelDefaults(  # the last: it takes every other name
+        name="MultiTalk",
+        file_pattern=re.compile(""),
+        start_window=continue_motion,
+        shift=_WAN_SHIFT,
+        sizes=BUCKETS,
+        window_frames=LONGEST_EQUAL_WINDOW,
+    ),
+}
+
+
+def find_recipe(weights: Path | None) -> Recipe:
+    """The recipe of audio weights by the name of their file, MultiTalk for a name that tells nothing."""
+    name = "" if weights is None else weights.name
+    return next(recipe for recipe, row in RECIPES.items() if row.file_pattern.search(name))

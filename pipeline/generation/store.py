@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..errors import ConfigError
+
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # raised when the same inputs come to give other frames, or the files change
+FORMAT = 4  # raised when the same inputs come to give other frames, or the files change
 SAMPLES = 64  # values of each weight that its fingerprint looks at
 LIMIT_BYTES = 50 * 10**9
 GB = 10**9
@@ -42,34 +44,76 @@ class FinishedWindow:
     motion: Tensor
 
 
+class NoStore:
+    """A store that keeps nothing: every window is made, and its frames are handed on unrounded."""
+
+    def load(self, index: int, shape: tuple[int, int, int]) -> FinishedWindow | None:
+        """None."""
+
+    def save(self, index: int, frames: Tensor, num_motion: int) -> FinishedWindow:
+        """The window itself."""
+        return FinishedWindow(frames, last_frames(frames, num_motion))
+
+    @property
+    def is_empty(self) -> bool:
+        """It is."""
+        return True
+
+    def clear(self) -> None:
+        """Nothing to forget."""
+
+    def discard(self) -> None:
+        """Nothing to remove."""
+
+
 class WindowStore:
     """The finished windows of one run, in a folder that its inputs name.
 
-    A window is two files: `<index>.mkv`, its frames in lossless FFV1, and `<index>.safetensors`, its motion frames and
-    the checksum of both. They are renamed into place when they are whole, the second last, so what is found is
-    finished. Two processes may work on the same run: they write the same. What the disk refuses is not kept, and the
-    run goes on.
+    A window is two files: `<index>.mkv`, its frames in lossless FFV1, and `<index>.safetensors`, its motion frames, its
+    key and a checksum of all of it. They are renamed into place when they are whole, the second last, so a pair is a
+    finished window. Two processes may work on the same run: they write the same. What the disk refuses is not kept, and
+    the run goes on.
 
     Args:
         root: the folder of all runs; what else lies there is left alone.
-        key: the run's name, from `run_key`.
+        keys: of the run and of its windows.
         limit_bytes: what all runs together may take. Other runs go first, the oldest before the others.
+
+    Raises:
+        ConfigError: the folder cannot be used.
     """
 
-    def __init__(self, root: Path, key: str, limit_bytes: int = LIMIT_BYTES):
-        self._root, self.folder, self._limit_bytes = Path(root), Path(root) / key, limit_bytes
+    def __init__(self, root: Path, keys: RunKeys, limit_bytes: int = LIMIT_BYTES):
+        self._root, self.folder, self._limit_bytes = Path(root), Path(root) / keys.run, limit_bytes
+        self._keys = keys
         self._is_full = False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.touch()
-        _tell(_drop_oldest(self._root, limit_bytes, keep=self.folder), self._root, limit_bytes)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.touch()
+            total = _drop_oldest(self._root, limit_bytes, keep=self.folder)
+        except OSError as error:
+            raise ConfigError(
+                f"The folder of unfinished runs {self._root} cannot be used ({error.strerror or error}). Choose "
+                f"one that can be written to, or turn resuming off."
+            ) from error
+        if total:
+            logger.info("Unfinished runs take %.2f of at most %.0f GB in %s.", total / GB, limit_bytes / GB, self._root)
 
-    def load(self, index: int) -> FinishedWindow | None:
-        """The finished window number `index`; None where there is none, or a damaged one."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether no window of the run is kept."""
+        return not any(self.folder.iterdir())
+
+    def load(self, index: int, shape: tuple[int, int, int]) -> FinishedWindow | None:
+        """The finished window number `index` of `shape` (f h w); None where there is none, or a damaged one."""
         video, motion = self._paths(index)
         if not motion.exists():
             return None
         try:
-            finished = _read(video, motion)
+            finished = _read(video, motion, self._keys.windows[index], shape)
+        except _OtherWindow:
+            logger.info("Window %d in %s was made from another prompt and is made again.", index + 1, self.folder)
+            return None
         except (OSError, ValueError, SafetensorError, av.error.FFmpegError) as error:
             logger.warning("Window %d in %s is damaged (%s) and is made again.", index + 1, self.folder, error)
             return None
@@ -98,7 +142,8 @@ class WindowStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)  # another process may have dropped it
             _put(video_path, lambda path: _write_lossless(path, pictures))
-            metadata = {"checksum": _checksum(pictures, motion)}
+            key = self._keys.windows[index]
+            metadata = {"key": key, "checksum": _checksum(key, index, pictures, motion)}
             _put(motion_path, lambda path: save_file({"motion": motion}, path, metadata))
             total = _drop_oldest(self._root, self._limit_bytes, keep=self.folder)
             self._is_full = total > self._limit_bytes
@@ -115,6 +160,25 @@ class WindowStore:
 def last_frames(frames: Tensor, num_frames: int) -> Tensor:
     """The last of `c f h w` in memory of their own: a view would hold all of them."""
     return frames[:, -num_frames:].clone(memory_format=torch.contiguous_format)
+
+
+@dataclass(frozen=True)
+class RunKeys:
+    """The identity of a run, and of each of its windows: a window's includes those of all before it.
+
+    A change that only later windows see, such as another prompt for the third, leaves the earlier ones as they are.
+    """
+
+    run: str
+    windows: tuple[str, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[object], window_parts: Iterable[object]) -> RunKeys:
+        """From what all windows depend on, and what each of them depends on besides."""
+        run, keys = run_key(*parts), []
+        for part in window_parts:
+            keys.append(run_key(keys[-1] if keys else run, part))
+        return cls(run, tuple(keys))
 
 
 def run_key(*parts: object) -> str:
@@ -162,18 +226,28 @@ def _to_float(pictures: np.ndarray) -> Tensor:
     return rearrange(torch.from_numpy(pictures).float() / 127.5 - 1, "f h w c -> c f h w").contiguous()
 
 
-def _read(video: Path, motion: Path) -> FinishedWindow:
+class _OtherWindow(Exception):
+    """A whole window, made from other inputs."""
+
+
+def _read(video: Path, motion: Path, key: str, shape: tuple[int, int, int]) -> FinishedWindow:
     """A window from its two files; `ValueError` where they are not what was written."""
-    pictures = _read_lossless(video)
     with safe_open(motion, "pt") as file:
-        kept, checksum = file.get_tensor("motion"), (file.metadata() or {}).get("checksum")
-    if _checksum(pictures, kept) != checksum:
+        frames, metadata = file.get_tensor("motion"), file.metadata() or {}
+    pictures = _read_lossless(video)
+    index = int(motion.stem)
+    if _checksum(metadata.get("key", ""), index, pictures, frames) != metadata.get("checksum"):
         raise ValueError("its checksum is another")
-    return FinishedWindow(_to_float(pictures), kept)
+    if pictures.shape[:3] != shape or frames.shape[2:] != shape[1:]:
+        raise ValueError(f"its frames are {pictures.shape[:3]}, not {shape}")
+    if metadata["key"] != key:
+        raise _OtherWindow
+    return FinishedWindow(_to_float(pictures), frames)
 
 
-def _checksum(pictures: np.ndarray, motion: Tensor) -> str:
-    return run_key(torch.from_numpy(pictures), motion)
+def _checksum(key: str, index: int, pictures: np.ndarray, motion: Tensor) -> str:
+    """Over the window's key and place too: files that were exchanged are no windows of this run."""
+    return run_key(key, index, torch.from_numpy(pictures), motion)
 
 
 def _read_lossless(path: Path) -> np.ndarray:
@@ -242,8 +316,3 @@ def _runs(root: Path) -> Iterator[_KeptRun]:
                 yield _KeptRun(folder, folder.stat().st_mtime, sum(file.stat().st_size for file in files))
         except FileNotFoundError:  # another process has just finished it
             continue
-
-
-def _tell(total: int, root: Path, limit_bytes: int) -> None:
-    if total:
-        logger.info("Unfinished runs take %.2f of at most %.0f GB in %s.", total / GB, limit_bytes / GB, root)

@@ -5,18 +5,47 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
 
-from ..config import Recipe, WindowConfig, WindowPlan
+from ..config import WindowPlan
 from ..errors import ConfigError
 from ..shapes import nearest_num_frames
 
 CONTEXT = torch.tensor([-2, -1, 0, 1, 2])  # the audio features that a video frame hears, relative to its own
-TRAINED_NUM_FRAMES = 81
-LONGEST_EQUAL_WINDOW = 97  # a little over the trained length, where it saves a window; the authors go up to 201
 MIRRORED_MARGIN = 3  # the published program mirrors three audio frames more than it lacks
+
+
+class WindowFit(Enum):
+    """The length of the exact plan's windows, where the request is not just so long."""
+
+    EQUAL = "equal"  # the fewest windows of one length: 145 frames are two of 85 rather than three of 81
+    SHORTENED = "shortened"  # full windows; a request below one gets a shorter one
+    FIXED = "fixed"  # full windows always, for a network that was distilled at one length
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """The sizes of a run's context windows, in video frames, 25 a second.
+
+    Attributes:
+        plan: exact, or the published program's.
+        num_frames: of a window at most, 4n+1.
+        motion_frames: that a later window shares with the one before, 4n+1.
+        fit: of the exact plan.
+        max_frames: where the published plan stops.
+        drops_mirrored_tail: whether the published plan throws away what was generated to mirrored audio (MultiTalk),
+            rather than to end with the audio (InfiniteTalk).
+    """
+
+    plan: WindowPlan = WindowPlan.EXACT
+    num_frames: int = 97
+    motion_frames: int = 25
+    fit: WindowFit = WindowFit.EQUAL
+    max_frames: int = 1000
+    drops_mirrored_tail: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +77,7 @@ def plan_windows(num_frames: int, config: WindowConfig, num_features: Sequence[i
     the audio backwards and, with MultiTalk, loses the last frames.
 
     Args:
-        num_frames: video frames asked for, at least 1.
+        num_frames: video frames, at least 1.
         config: the sizes.
         num_features: for each speaker the rows of audio features there are. The exact plan repeats the last one where
             a window reaches past them.
@@ -59,33 +88,38 @@ def plan_windows(num_frames: int, config: WindowConfig, num_features: Sequence[i
     if num_frames < 1 or not num_features or min(num_features) < 1:
         rows = list(num_features)
         raise ConfigError(f"A video needs at least one frame and one row of audio, got {num_frames} and {rows}.")
+    check_motion_frames(config)
     if config.plan is WindowPlan.PUBLISHED:
         return _published_plan(config, [min(rows, num_frames) for rows in num_features])
     size = window_size(num_frames, config)
-    starts = _starts(size, config.overlap, num_frames)
+    starts = _starts(size, config.motion_frames, num_frames)
     rows = [_clamped(starts, size, count) for count in num_features]
-    return _build(starts, size, config.overlap, num_frames, rows)
+    return _build(starts, size, config.motion_frames, num_frames, rows)
+
+
+def check_motion_frames(config: WindowConfig) -> None:
+    """Raises `ConfigError` where a window would consist of motion frames alone."""
+    if config.motion_frames >= config.num_frames:
+        raise ConfigError(
+            f"A window of {config.num_frames} frames cannot start with {config.motion_frames} motion frames. "
+            f"Make it longer or hand on fewer."
+        )
 
 
 def window_size(num_frames: int, config: WindowConfig) -> int:
-    """Frames of each window of the exact plan.
-
-    A size that was asked for, or InfiniteTalk's 81, only shrinks to a shorter request. MultiTalk's windows are the
-    fewest equal ones of at most 97 frames: 145 frames are two of 85 rather than three of 81.
-    """
-    longest = config.num_frames or (LONGEST_EQUAL_WINDOW if config.recipe is Recipe.MULTITALK else TRAINED_NUM_FRAMES)
-    if nearest_num_frames(num_frames) <= longest:
+    """Frames of each window of the exact plan, see `WindowFit`."""
+    if config.fit is WindowFit.FIXED:
+        return config.num_frames
+    if nearest_num_frames(num_frames) <= config.num_frames:
         return nearest_num_frames(num_frames)
-    _check_motion(config, longest)
-    if config.num_frames or config.recipe is Recipe.INFINITETALK:
-        return longest
-    count = math.ceil((num_frames - config.overlap) / (longest - config.overlap))
-    return nearest_num_frames(math.ceil((num_frames + config.overlap * (count - 1)) / count))
+    if config.fit is WindowFit.SHORTENED:
+        return config.num_frames
+    count = math.ceil((num_frames - config.motion_frames) / (config.num_frames - config.motion_frames))
+    return nearest_num_frames(math.ceil((num_frames + config.motion_frames * (count - 1)) / count))
 
 
 def _published_plan(config: WindowConfig, num_features: list[int]) -> list[Window]:
-    size, overlap = config.num_frames or TRAINED_NUM_FRAMES, config.overlap
-    _check_motion(config, size)
+    size, overlap = config.num_frames, config.motion_frames
     if min(num_features) <= size:
         raise ConfigError(
             f"The published plan needs audio longer than a window of {size} frames, got {min(num_features)}. "
@@ -97,12 +131,12 @@ def _published_plan(config: WindowConfig, num_features: list[int]) -> list[Windo
     rows = [_mirrored(starts, size, count) for count in num_features]
     total = min(generated, config.max_frames)
     if len(starts) > 1:
-        total = _published_cut(config.recipe, total, generated, num_features)
+        total = _published_length(config, total, generated, num_features)
     return _build(starts, size, overlap, total, rows)
 
 
-def _published_cut(recipe: Recipe, total: int, generated: int, num_features: list[int]) -> int:
-    if recipe is Recipe.INFINITETALK:
+def _published_length(config: WindowConfig, total: int, generated: int, num_features: list[int]) -> int:
+    if not config.drops_mirrored_tail:
         return min(total, num_features[-1])
     missing = generated - num_features[0]
     return total - (missing + MIRRORED_MARGIN) if missing >= 0 else total
@@ -114,35 +148,27 @@ def _starts(size: int, overlap: int, num_frames: int) -> list[int]:
 
 def _clamped(starts: list[int], size: int, num_features: int) -> list[Tensor]:
     """For each window `f 5`, the rows that its frames hear; past the ends the outermost row."""
-    return [_heard(start, size).clamp(0, num_features - 1) for start in starts]
+    return [_context_rows(start, size).clamp(0, num_features - 1) for start in starts]
 
 
 def _mirrored(starts: list[int], size: int, num_features: int) -> list[Tensor]:
     """The same, but the last window hears the rows backwards after the end."""
     rows = _clamped(starts, size, num_features)
     if len(starts) > 1:
-        heard = _heard(starts[-1], size).clamp(0, 2 * num_features - 1)
-        rows[-1] = torch.where(heard < num_features, heard, 2 * num_features - 1 - heard)
+        last = _context_rows(starts[-1], size).clamp(0, 2 * num_features - 1)
+        rows[-1] = torch.where(last < num_features, last, 2 * num_features - 1 - last)
     return rows
 
 
-def _heard(start: int, size: int) -> Tensor:
+def _context_rows(start: int, size: int) -> Tensor:
     return torch.arange(start, start + size)[:, None] + CONTEXT
 
 
 def _build(starts: list[int], size: int, overlap: int, total: int, rows: list[list[Tensor]]) -> list[Window]:
     windows = []
     for index, start in enumerate(starts):
-        known = overlap if index else 0
-        keep = slice(known, max(known, min(size, total - start)))
+        shared = overlap if index else 0
+        keep = slice(shared, max(shared, min(size, total - start)))
         features = torch.stack([speaker[index] for speaker in rows])
-        windows.append(Window(index, start, size, known, keep, features))
+        windows.append(Window(index, start, size, shared, keep, features))
     return windows
-
-
-def _check_motion(config: WindowConfig, size: int) -> None:
-    if config.overlap >= size:
-        raise ConfigError(
-            f"A window of {size} frames cannot start with {config.overlap} motion frames. "
-            f"Hand on fewer, or set longer windows."
-        )

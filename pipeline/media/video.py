@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +14,7 @@ import av
 import numpy as np
 import torch
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from PIL import Image
 from torch import LongTensor, Tensor
 
 from ..audio import waveform
@@ -141,31 +142,33 @@ def _told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_video(
-    path: str | Path,
-    windows: Iterable[Tensor],
-    num_frames_25: int,
-    fps: Fraction | float = FPS,
-    num_frames: int | None = None,
-    sound: Sound | None = None,
-) -> Path:
-    """
-    Writes a run's frames as they come and returns the path.
+class RateConverter:
+    """Turns the model's frames, 25 a second, into those of a file of another rate, window by window.
 
     Args:
-        windows: the model's frames, `c f h w` each, `num_frames_25` in all.
-        fps: of the file; where it is not 25 every frame shows what the model made for its time.
-        num_frames: of the file, at `fps`.
+        num_frames_25: of the model, in all.
+        fps: of the file; every frame of it shows what the model made for its time.
+        num_frames: of the file.
     """
-    shown = resample_frame_times(num_frames_25, fps, num_frames)
-    done = 0
-    with VideoWriter(path, fps, sound) as writer:
-        for frames in windows:
-            inside = shown[(shown >= done) & (shown < done + frames.shape[1])]
-            if len(inside):
-                writer.add(frames[:, inside - done])
-            done += frames.shape[1]
-    return Path(path)
+
+    def __init__(self, num_frames_25: int, fps: Fraction | float = FPS, num_frames: int | None = None):
+        self._sources = resample_frame_times(num_frames_25, fps, num_frames)
+        self._done = 0
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """The file's share of the model's next frames, `c f h w` both; there may be none."""
+        start, self._done = self._done, self._done + frames.shape[1]
+        inside = self._sources[(self._sources >= start) & (self._sources < self._done)]
+        return frames[:, inside - start]
+
+
+def is_video(path: str | Path) -> bool:
+    """Whether a file is a video rather than a picture; False for what is neither."""
+    with suppress(OSError), Image.open(path):
+        return False
+    with suppress(OSError), av.open(str(path), container_options=waveform.LOCAL, metadata_errors="replace") as file:
+        return bool(file.streams.video)
+    return False
 
 
 def read_video(path: str | Path) -> tuple[Tensor, Fraction, Sound | None]:

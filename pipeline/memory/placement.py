@@ -133,9 +133,9 @@ def plan_placement(
 def place(footprint: Footprint, config: MemoryConfig, size: LatentSize, free: int, extra_bytes: int = 0) -> Placement:
     """How to place a transformer for windows of `size`, given `free` bytes on the device.
 
-    The estimate is weights + `ACTIVATION_TENSORS` tensors of tokens x width in two bytes + `extra_bytes`, what the run keeps
-    there besides (see `constant_bytes`), + a reserve. Whole placement is chosen where it fits; else as many blocks stay
-    as fit beside the two in flight.
+    The estimate is weights + `ACTIVATION_TENSORS` tensors of tokens x width in two bytes + `extra_bytes`, what the run
+    keeps there besides (see `constant_bytes`), + a reserve. Whole placement is chosen where it fits; else as many
+    blocks stay as fit beside the two in flight.
     """
     num_blocks, block_bytes, outer = footprint.num_blocks, footprint.block_bytes, footprint.outer_bytes
     work = ACTIVATION_TENSORS * footprint.tokens_bytes(size) + extra_bytes + RESERVE
@@ -202,7 +202,7 @@ class PlacedTransformer:
         taken = self.placement.weights if self._is_placed else 0
         return min(self.host.free_memory(), self.placement.budget - taken)
 
-    def lower(self) -> bool:
+    def stream_all(self) -> bool:
         """Streams all blocks from now on; False when it already did."""
         if self.placement.resident_blocks == 0:
             return False

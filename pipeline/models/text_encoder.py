@@ -75,6 +75,18 @@ class TextEncoder:
         return encode_ids(self.model, ids, torch.ones_like(ids))
 
 
+def encode_prompts(encoder: TextEncoder, prompt: str, negative_prompt: str) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The embeddings `n d` of the prompts of successive windows, and of the negative prompt.
+
+    Args:
+        encoder: umT5.
+        prompt: `|` parts it.
+        negative_prompt: empty takes the published one.
+    """
+    prompts = tuple(encoder.encode(part) for part in split_prompts(prompt))
+    return prompts, encoder.encode(negative_prompt.strip() or DEFAULT_NEGATIVE_PROMPT)
+
+
 @torch.no_grad()
 def encode_ids(model: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:
     """The embeddings `n d`, in float32 on the CPU, of those of `ids` (`n`) where `mask` (`n`) is not 0.

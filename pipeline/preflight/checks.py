@@ -1,4 +1,4 @@
-"""Everything that can be known before any weights are read: what is wrong, and what the run will take."""
+"""The checks of a run before any weights are read: all problems at once, and what the run will take."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 from torch import Tensor
 
-from ..acceleration.presets import FEW_STEPS, AccelerationOptions, preset
-from ..audio.dialogue import Arrangement, Speech, plan_turns
-from ..audio.embeds import TAIL_FRAMES, check_fps, num_frames_of, num_model_frames
+from ..acceleration.presets import FEW_STEPS
+from ..audio.dialogue import Arrangement, Speech, Turn, plan_turns
+from ..audio.embeds import TAIL_FRAMES, AudioEmbeds, check_fps, num_frames_of, num_model_frames
 from ..audio.waveform import check
+from ..conditioning.reference_image import check_size
 from ..conditioning.speakers import Place, speaker_masks
 from ..conditioning.tokens import check_image, check_prompt
-from ..config import GenerationConfig, Recipe
 from ..errors import Problems
+from ..generation.recipes import find_recipe
+from ..generation.rules import check_audio_features, check_dubbing, check_places
+from ..generation.run_spec import RunSpec
 from ..generation.store import kept_bytes
-from ..generation.windows import Window, plan_windows
 from ..host import Host
 from ..memory.placement import GB, MemoryConfig, MemoryLimit, Placement, place
-from ..shapes import FPS, TOKEN_PIXELS, LatentSize
-from ..weights.fit import TransformerFacts, WeightFiles, check_weights
+from ..model_files import ModelFiles
+from ..shapes import FPS, LatentSize
+from ..weights.fit import TransformerFacts, check_weights, few_step_lora
 from .estimate import RunEstimate, estimate
-from .timings import Speeds, kind_of_run
+from .timings import Timings, run_kind
+
+if TYPE_CHECKING:  # imports diffusers, which takes seconds
+    from ..conditioning.conditioning import Conditioning
 
 SILENT = 1e-4  # below -80 dB nothing is heard
 SHORTEST_VOICE_S = 0.4
@@ -39,80 +46,79 @@ SMALLER_WINDOWS = (81, 61, 41, 21, 5)
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A request as it stands before any weights are read; None for what is not known yet.
+class RunSetup:
+    """Where a run is executed: its files, its memory, its folders.
 
     Attributes:
-        num_frames: of the model, 25 a second.
-        target: height and width of the video.
-        num_voices: who is heard.
-        num_places: who is seen; 1 where nobody was told apart.
-        num_source_frames: of the picture; more than one are a video to dub.
-        num_heard: frames of the model that speech which is already encoded covers.
-        audio_features: layers and channels of it.
-        prompt_channels: of the tokens of each prompt that is already encoded, the negative one too.
-        image_channels: of the tokens of an image that is already encoded.
-        runs: where finished windows are kept.
-        speeds: where it is kept how long runs took.
+        files: the weights.
+        dtype: what the transformer computes in.
+        memory: how much of the device it may take.
+        store: the folder of finished windows; None keeps none.
+        timings: the folder that remembers how long runs took; None measures nothing.
         output: the file to write.
         keeps_frames: whether all frames are kept in memory too.
     """
 
-    config: GenerationConfig
-    options: AccelerationOptions | None = None
-    memory: MemoryConfig = MemoryConfig()
-    files: WeightFiles = WeightFiles()
+    files: ModelFiles = ModelFiles()
     dtype: torch.dtype = torch.bfloat16
-    num_frames: int | None = None
-    target: tuple[int, int] | None = None
-    num_voices: int = 1
-    num_places: int = 1
-    num_source_frames: int = 1
-    num_heard: int | None = None
-    audio_features: tuple[int, int] | None = None
-    prompt_channels: tuple[int, ...] = ()
-    image_channels: int | None = None
-    runs: Path | None = None
-    speeds: Path | None = None
+    memory: MemoryConfig = MemoryConfig()
+    store: Path | None = None
+    timings: Path | None = None
     output: Path | None = None
     keeps_frames: bool = False
 
 
-def inspect(draft: Draft, problems: Problems, host: Host) -> RunEstimate | None:
-    """Adds to `problems` all that is wrong with `draft`; what it will take, None where too little is known."""
-    options = draft.options or problems.attempt("acceleration", preset, draft.config)
+@dataclass(frozen=True)
+class RunInputs:
+    """The inputs of a run as far as they are known: how many speakers and frames, and what is encoded already.
+
+    Attributes:
+        num_places: speakers in the picture; 1 where nobody is told apart.
+        num_source_frames: of the picture; more than one are a video to dub.
+        audio_embeds: encoded speech.
+        conditioning: the encoded picture.
+    """
+
+    num_places: int = 1
+    num_source_frames: int = 1
+    audio_embeds: AudioEmbeds | None = None
+    conditioning: Conditioning | None = None
+
+
+def check_run(spec: RunSpec, inputs: RunInputs, setup: RunSetup, problems: Problems, host: Host) -> RunEstimate | None:
+    """Adds all that is wrong with a run to `problems`; what it will take, None where too little is known."""
+    options = problems.attempt("acceleration", lambda: spec.acceleration)
     if options is not None:
-        problems.attempt("acceleration", options.check, draft.config)
-    _check_fit(draft, problems)
-    facts = check_weights(draft.files, draft.dtype, problems)
-    _check_features(draft, facts, problems)
-    _note_steps(draft, problems)
-    if draft.target is None or draft.num_frames is None or options is None:
-        return None
-    windows = problems.attempt("num_frames", _plan, draft)
-    if not windows:
-        return None
-    found = estimate(draft.config, options, windows, draft.target)
+        problems.attempt("acceleration", options.check, spec.steps)
+    _check_fit(spec, inputs, setup.files, problems)
+    facts = check_weights(setup.files, setup.dtype, problems)
     if facts is not None:
-        found = _with_memory(found, draft, facts, problems, host)
-        found = _with_seconds(found, draft, options, host)
-    return _with_ram(_with_disk(found, draft, problems), draft, problems, host)
+        _check_encoded(inputs, facts, problems)
+    _note_steps(spec, setup.files, problems)
+    if spec.size is None or spec.num_frames is None or options is None:
+        return None
+    if problems.attempt("num_frames", lambda: spec.windows) is None:
+        return None
+    run = estimate(spec)
+    if facts is not None:
+        run = _with_memory(run, spec, facts, setup.memory, problems, host)
+        run = _with_seconds(run, spec, setup.timings, host)
+    return _with_ram(_with_disk(run, setup, problems), spec, setup, problems, host)
 
 
 @contextmanager
-def measuring(draft: Draft, found: RunEstimate | None, host: Host, is_whole: bool = True) -> Iterator[None]:
-    """Keeps how long the run inside takes, for later estimates; not that of a run that goes on from an earlier one."""
-    if draft.speeds is None or found is None or found.footprint is None or not is_whole:
+def timed(spec: RunSpec, setup: RunSetup, run: RunEstimate | None, host: Host, is_whole: bool = True) -> Iterator[None]:
+    """Remembers how long the run inside takes, for later estimates; not one that goes on from an earlier one."""
+    if setup.timings is None or run is None or run.footprint is None or not is_whole:
         yield
         return
-    kind = _kind(found, draft.options or preset(draft.config), host)
-    with Speeds(draft.speeds).measure(kind, found.size.num_tokens, found.forwards):
+    with Timings(setup.timings).measure(_run_kind(run, spec, host), run.size.num_tokens, run.forwards):
         yield
 
 
-def describe(problems: Problems, found: RunEstimate | None) -> str:
+def describe(problems: Problems, run: RunEstimate | None) -> str:
     """All of it as text, for people."""
-    parts = [found.describe()] if found else []
+    parts = [run.describe()] if run else []
     if problems.errors:
         parts.insert(0, "\n".join(["This cannot run:", *(f"- {problem}" for problem in problems.errors)]))
     else:
@@ -122,7 +128,7 @@ def describe(problems: Problems, found: RunEstimate | None) -> str:
     return "\n\n".join(parts)
 
 
-def check_places(
+def check_masks(
     places: Sequence[Place], image_hw: tuple[int, int], target: tuple[int, int], problems: Problems
 ) -> Tensor | None:
     """The speakers' masks; None for one speaker, or where they cannot be made."""
@@ -147,147 +153,143 @@ def check_places(
 def check_voices(
     speeches: Sequence[Speech], arrangement: Arrangement, num_frames: int, fps: float, problems: Problems
 ) -> int | None:
-    """The model's frames, 25 a second, of a video with these voices.
+    """The frames, 25 a second, of a video with these voices; None where they are not known.
 
     Args:
-        num_frames: of the model, asked for; 0 takes the voices' length.
+        num_frames: that were asked for; 0 is as long as the voices.
         fps: of the file.
     """
-    if problems.attempt("", check_fps, fps) is None:
+    if problems.attempt("", check_fps, fps) is None or not speeches:
         return None
-    if not speeches:
-        return None
-    given = [(f"Voice {k}", speech.sound) for k, speech in enumerate(speeches, start=1) if speech.sound is not None]
-    found_before = len(problems.errors)
-    for name, sound in given:
-        problems.attempt("audio", check, sound, name)
-    if len(problems.errors) > found_before:
+    errors_before = len(problems.errors)
+    for number, speech in enumerate(speeches, start=1):
+        if speech.sound is not None:
+            problems.attempt("audio", check, speech.sound, f"Voice {number}")
+    if len(problems.errors) > errors_before:
         return None
     turns = problems.attempt("audio", plan_turns, speeches, arrangement)
     if turns is None:
         return None
-    for speaker, speech in enumerate(speeches, start=1):
-        if speech.sound is None or max(map(abs, speech.sound.samples.aminmax())) < SILENT:
-            problems.note(f"Voice {speaker} is silent: its lips will stay closed.")
-        elif speech.sound.duration_s < SHORTEST_VOICE_S:
-            problems.note(f"Voice {speaker} lasts {speech.sound.duration_s:.2f} s; speech needs about half a second.")
+    for number, speech in enumerate(speeches, start=1):
+        _note_voice(number, speech, problems)
     if not num_frames and all(speech.sound is None for speech in speeches):
         problems.add("audio", "No speaker has a sound, so the video has no length. Give audio, or num_frames.")
         return None
-    heard_s = max(turn.end_s for turn in turns)
-    asked_s = num_frames / FPS
-    if num_frames and asked_s > heard_s + 1:
-        problems.note(f"The voices end after {heard_s:.1f} s, the video after {asked_s:.1f} s; 0 frames takes theirs.")
-    elif num_frames and heard_s > asked_s + 1:
-        problems.note(f"The voices last {heard_s:.1f} s, the video {asked_s:.1f} s; the rest is cut off.")
-    return num_frames or num_model_frames(max(1, num_frames_of(heard_s, fps)), fps)
+    _note_lengths(turns, num_frames, problems)
+    return num_frames or num_model_frames(max(1, num_frames_of(max(turn.end_s for turn in turns), fps)), fps)
 
 
-def _plan(draft: Draft) -> list[Window]:
-    return plan_windows(draft.num_frames, draft.config.windows, [draft.num_frames + TAIL_FRAMES] * draft.num_voices)
+def _note_voice(number: int, speech: Speech, problems: Problems) -> None:
+    """Notes a voice that moves no lips."""
+    if speech.sound is None or max(map(abs, speech.sound.samples.aminmax())) < SILENT:
+        problems.note(f"Voice {number} is silent: its lips will stay closed.")
+    elif speech.sound.duration_s < SHORTEST_VOICE_S:
+        problems.note(f"Voice {number} lasts {speech.sound.duration_s:.2f} s; speech needs about half a second.")
 
 
-def _check_fit(draft: Draft, problems: Problems) -> None:
-    """Sizes, voices against places, recipe and voices against the adapter's name."""
-    if draft.target is not None and any(side < TOKEN_PIXELS or side % TOKEN_PIXELS for side in draft.target):
-        problems.add(
-            "size", f"{draft.target[1]}x{draft.target[0]} is not possible; both sides must be multiples of 16."
-        )
-    if draft.num_voices > 1 and draft.num_places != draft.num_voices:
-        problems.add(
-            "speakers",
-            f"{draft.num_voices} voices need as many places in the picture, got {draft.num_places}. Give a box or a "
-            f"mask for each voice.",
-        )
-    if draft.num_voices == 1 < draft.num_places and draft.num_frames is not None:
+def _note_lengths(turns: Sequence[Turn], num_frames: int, problems: Problems) -> None:
+    """Notes voices that end long before the video, or that are cut off by its end."""
+    if not num_frames:
+        return
+    speech_s, video_s = max(turn.end_s for turn in turns), num_frames / FPS
+    if video_s > speech_s + 1:
+        problems.note(f"The voices end after {speech_s:.1f} s, the video after {video_s:.1f} s; 0 frames takes theirs.")
+    elif speech_s > video_s + 1:
+        problems.note(f"The voices last {speech_s:.1f} s, the video {video_s:.1f} s; the rest is cut off.")
+    for number, turn in enumerate(turns, start=1):
+        if turn.duration_s and turn.start_s >= video_s:
+            problems.note(
+                f"Voice {number} is not heard: it starts at {turn.start_s:.1f} s, the video ends at {video_s:.1f} s."
+            )
+
+
+def _check_fit(spec: RunSpec, inputs: RunInputs, files: ModelFiles, problems: Problems) -> None:
+    """Sizes, voices against places, recipe and voices against the audio weights' name."""
+    if spec.size is not None:
+        problems.attempt("size", check_size, *spec.size)
+    problems.attempt("speakers", check_places, spec.num_speakers, inputs.num_places)
+    problems.attempt("image", check_dubbing, inputs.num_source_frames, spec.model)
+    if spec.num_speakers == 1 < inputs.num_places and spec.num_frames is not None:
         problems.note(
-            f"{draft.num_places} places, one voice: the places are not used, and all lips follow it. Give whoever "
+            f"{inputs.num_places} places, one voice: the places are not used, and all lips follow it. Give whoever "
             f"listens a silent voice."
         )
-    if draft.num_heard is not None and draft.num_frames > draft.num_heard + TAIL_FRAMES:
+    embeds = inputs.audio_embeds
+    if embeds is not None and spec.num_frames is not None and spec.num_frames > embeds.num_frames + TAIL_FRAMES:
         problems.note(
-            f"The audio embeds cover {draft.num_heard} frames, the video has {draft.num_frames}: the rest hears one "
+            f"The audio embeds cover {embeds.num_frames} frames, the video has {spec.num_frames}: the rest hears one "
             f"moment over and over. Take 0 frames, or encode the audio for as many."
         )
-    adapter = draft.files.adapter or draft.files.base
-    recipe = draft.config.windows.recipe
-    if draft.num_source_frames > 1 and recipe is not Recipe.INFINITETALK:
-        problems.add(
-            "dub_video",
-            f"A video of {draft.num_source_frames} frames is dubbed by InfiniteTalk's weights alone, got recipe "
-            f"{recipe.value}. Set the loader's recipe to infinitetalk, or turn dub_video off.",
-        )
-    if adapter is not None and ("infinite" in adapter.name.lower()) != (recipe is Recipe.INFINITETALK):
-        problems.note(f"recipe is {recipe.value}, though the audio weights are called {adapter.name}.")
-    if adapter is not None and "single" in adapter.name.lower() and draft.num_voices > 1:
-        problems.note(f"{adapter.name} hears one speaker, got {draft.num_voices}. Take MultiTalk's weights.")
-
-
-def _check_features(draft: Draft, facts: TransformerFacts | None, problems: Problems) -> None:
-    """What is encoded already against what the weights take."""
-    if facts is None:
+    if files.audio_weights is None:
         return
-    heard = draft.audio_features
-    if heard is not None and heard != facts.audio_features:
-        problems.add(
-            "audio_embeds",
-            f"They have {heard[0]} layers of {heard[1]}, the audio weights want {facts.audio_features[0]} of "
-            f"{facts.audio_features[1]}. Encode the audio with chinese-wav2vec2-base.",
-        )
-    for channels in draft.prompt_channels:
-        problems.attempt("conditioning", check_prompt, channels, facts.text_dim)
-    if draft.image_channels is not None:
-        problems.attempt("conditioning", check_image, draft.image_channels, facts.image_dim)
+    name = files.audio_weights.name
+    if find_recipe(files.audio_weights) is not spec.recipe:
+        problems.note(f"recipe is {spec.recipe.value}, though the audio weights are called {name}.")
+    if "single" in name.lower() and spec.num_speakers > 1:
+        problems.note(f"{name} hears one speaker, got {spec.num_speakers}. Take MultiTalk's weights.")
 
 
-def _note_steps(draft: Draft, problems: Problems) -> None:
+def _check_encoded(inputs: RunInputs, facts: TransformerFacts, problems: Problems) -> None:
+    """Encoded speech and pictures against what the weights take."""
+    if inputs.audio_embeds is not None:
+        features = tuple(inputs.audio_embeds.features.shape[2:])
+        problems.attempt("audio_embeds", check_audio_features, features, facts.audio_features)
+    if inputs.conditioning is not None:
+        for prompt in inputs.conditioning.all_prompts:
+            problems.attempt("conditioning", check_prompt, prompt.shape[1], facts.text_dim)
+        if inputs.conditioning.image_embeds is not None:
+            channels = inputs.conditioning.image_embeds.shape[1]
+            problems.attempt("conditioning", check_image, channels, facts.image_dim)
+
+
+def _note_steps(spec: RunSpec, files: ModelFiles, problems: Problems) -> None:
     """Steps and guidance against what the LoRAs were made for."""
-    steps, scale, lora = draft.config.sampling.steps, draft.config.guidance.text_scale, draft.files.few_step_lora
+    steps, scale, lora = spec.steps, spec.guidance.text_scale, few_step_lora(files.loras)
     if lora and steps > 2 * FEW_STEPS:
         problems.note(f"{lora} was made for few steps; {steps} cost time and gain nothing. Take 4 to 8.")
     if lora and scale > 1:
         problems.note(f"{lora} was made without text guidance; set the text scale from {scale:g} to 1.")
-    if not lora and draft.files.base is not None and steps <= FEW_STEPS:
+    if not lora and files.base is not None and steps <= FEW_STEPS:
         problems.note(f"{steps} steps without a few-step LoRA give a blurred video. Take 20 or more, or such a LoRA.")
 
 
 def _with_memory(
-    found: RunEstimate, draft: Draft, facts: TransformerFacts, problems: Problems, host: Host
+    run: RunEstimate, spec: RunSpec, facts: TransformerFacts, memory: MemoryConfig, problems: Problems, host: Host
 ) -> RunEstimate:
-    free, memory = host.free_memory(), draft.memory
-    placement = _placement(draft, facts, memory, found.size, free)
+    free = host.free_memory()
+    placement = _placement(spec, facts, memory, run.size, free)
     if placement.estimate > free:
         kind = "of the machine's memory" if host.device.type == "cpu" else f"on {host.device}"
         problems.add(
             "memory",
             f"{memory.memory.value} takes about {placement.estimate / GB:.1f} GB, {free / GB:.1f} GB {kind} are free. "
-            f"{_cure(draft, facts, found, free)}",
+            f"{_cure(spec, facts, run, free)}",
         )
     limit = memory.memory.limit
     if limit is not None and limit < placement.estimate <= free:
         problems.note(
             f"memory = {memory.memory.value} cannot be kept: about {placement.estimate / GB:.1f} GB are taken."
         )
-    return replace(found, placement=placement, footprint=facts.footprint, free_bytes=free)
+    return replace(run, placement=placement, footprint=facts.footprint, free_bytes=free)
 
 
-def _placement(draft: Draft, facts: TransformerFacts, memory: MemoryConfig, size: LatentSize, free: int) -> Placement:
+def _placement(spec: RunSpec, facts: TransformerFacts, memory: MemoryConfig, size: LatentSize, free: int) -> Placement:
     footprint = facts.footprint
-    extra_bytes = footprint.constant_bytes(size, num_prompts=2, num_voices=draft.num_voices + 1)  # and silence
-    return place(footprint, memory, size, free, extra_bytes)
+    constants = footprint.constant_bytes(size, num_prompts=2, num_voices=spec.num_speakers + 1)  # and silence
+    return place(footprint, memory, size, free, constants)
 
 
-def _cure(draft: Draft, facts: TransformerFacts, found: RunEstimate, free: int) -> str:
+def _cure(spec: RunSpec, facts: TransformerFacts, run: RunEstimate, free: int) -> str:
     """The setting that would fit into `free` bytes."""
 
     def least(size: LatentSize) -> int:
-        return _placement(draft, facts, MemoryConfig(MemoryLimit.AUTO), size, free).estimate
+        return _placement(spec, facts, MemoryConfig(MemoryLimit.AUTO), size, free).estimate
 
-    if least(found.size) <= free:
+    if least(run.size) <= free:
         return "Set memory to auto and resident_blocks to -1: blocks that do not fit are then streamed."
-    shorter = range(draft.config.windows.overlap + 1, found.windows[0])
+    shorter = range(spec.windows_config.motion_frames + 1, run.windows[0])
     for frames in (frames for frames in SMALLER_WINDOWS if frames in shorter):
-        if least(LatentSize.of_video(frames, *draft.target)) <= free:
+        if least(replace(run.size, t=LatentSize.of_video(frames, 0, 0).t)) <= free:
             return f"Set memory to auto and window_frames to {frames}, or take a smaller size."
     smallest = least(LatentSize.of_video(5, 128, 128))
     if smallest <= free:
@@ -297,37 +299,43 @@ def _cure(draft: Draft, facts: TransformerFacts, found: RunEstimate, free: int) 
     )
 
 
-def _with_seconds(found: RunEstimate, draft: Draft, options: AccelerationOptions, host: Host) -> RunEstimate:
-    if draft.speeds is None:
-        return found
-    seconds = Speeds(draft.speeds).seconds(_kind(found, options, host), found.size.num_tokens)
-    return found if seconds is None else replace(found, seconds=seconds * found.forwards)
+def _with_seconds(run: RunEstimate, spec: RunSpec, timings: Path | None, host: Host) -> RunEstimate:
+    if timings is None:
+        return run
+    seconds = Timings(timings).seconds(_run_kind(run, spec, host), run.size.num_tokens)
+    return run if seconds is None else replace(run, seconds=seconds * run.forwards)
 
 
-def _kind(found: RunEstimate, options: AccelerationOptions, host: Host) -> str:
-    return kind_of_run(host.device, found.footprint, options, found.placement.streams)
+def _run_kind(run: RunEstimate, spec: RunSpec, host: Host) -> str:
+    assert run.footprint is not None and run.placement is not None, "added together, where the files are known"
+    return run_kind(host.device, run.footprint, spec.acceleration, run.placement.streams)
 
 
-def _with_disk(found: RunEstimate, draft: Draft, problems: Problems) -> RunEstimate:
+def _with_disk(run: RunEstimate, setup: RunSetup, problems: Problems) -> RunEstimate:
     """Room for the finished windows, where they are kept, and whether the video's file can be written."""
-    if draft.runs is None:
-        found = replace(found, disk_bytes=0)
+    if setup.store is None:
+        run = replace(run, disk_bytes=0)
     else:
-        free = _free_disk(draft.runs, problems)
-        kept = 0 if free is None else kept_bytes(draft.runs)  # perhaps by this very run, which then needs less
-        if free is not None and found.disk_bytes > free + kept:
+        free = _free_disk(setup.store, problems)
+        kept = 0 if free is None else kept_bytes(setup.store)  # perhaps by this very run, which then needs less
+        if free is not None and run.disk_bytes > free + kept:
             problems.add(
                 "resume",
-                f"Finished windows need up to {found.disk_bytes / GB:.2f} GB in {draft.runs}, {free / GB:.2f} GB are "
+                f"Finished windows need up to {run.disk_bytes / GB:.2f} GB in {setup.store}, {free / GB:.2f} GB are "
                 f"free. Make room, or turn resuming off.",
             )
-    if draft.output is not None:
-        nearest = _nearest("output", draft.output, problems)
-        if nearest is not None and nearest != draft.output.absolute():
-            _check_folder("output", nearest, problems)
-        elif nearest is not None and nearest.is_dir():
-            problems.add("output", f"{draft.output} is a folder. Name a file in it, such as video.mp4.")
-    return found
+    if setup.output is not None:
+        check_output(setup.output, problems)
+    return run
+
+
+def check_output(output: Path, problems: Problems) -> None:
+    """Adds a problem where a file cannot be written."""
+    nearest = _nearest("output", output, problems)
+    if nearest is not None and nearest != output.absolute():
+        _check_folder("output", nearest, problems)
+    elif nearest is not None and nearest.is_dir():
+        problems.add("output", f"{output} is a folder. Name a file in it, such as video.mp4.")
 
 
 def _free_disk(folder: Path, problems: Problems) -> int | None:
@@ -355,28 +363,28 @@ def _check_folder(where: str, place: Path, problems: Problems) -> None:
         problems.add(where, f"{place} cannot be written to. Choose another folder.")
 
 
-def _with_ram(found: RunEstimate, draft: Draft, problems: Problems, host: Host) -> RunEstimate:
-    """What is needed of the machine's memory; `keep_frames` is what a person can turn off."""
+def _with_ram(run: RunEstimate, spec: RunSpec, setup: RunSetup, problems: Problems, host: Host) -> RunEstimate:
+    """The need of the machine's memory; `keep_frames` is what a person can turn off."""
     free = psutil.virtual_memory().available
-    pixels = draft.target[0] * draft.target[1]
-    window = found.windows[0] * pixels * FLOAT_FRAME_BYTES
-    needed = window + (found.frames * pixels * FLOAT_FRAME_BYTES if draft.keeps_frames else 0)
+    pixels = run.height * run.width
+    window = run.windows[0] * pixels * FLOAT_FRAME_BYTES
+    needed = window + (run.frames * pixels * FLOAT_FRAME_BYTES if setup.keeps_frames else 0)
     if window > free:
         problems.add(
             "window_frames",
-            f"A window of {found.windows[0]} frames takes {window / GB:.1f} GB of memory, {free / GB:.1f} GB are free. "
+            f"A window of {run.windows[0]} frames takes {window / GB:.1f} GB of memory, {free / GB:.1f} GB are free. "
             f"Take shorter windows, or a smaller size.",
         )
     elif needed > free:
         problems.add(
             "keep_frames",
-            f"{found.frames} frames take {needed / GB:.1f} GB of memory, {free / GB:.1f} GB are free. Turn keep_frames "
+            f"{run.frames} frames take {needed / GB:.1f} GB of memory, {free / GB:.1f} GB are free. Turn keep_frames "
             f"off and take the video output.",
         )
-    weights = 0 if found.footprint is None or host.device.type == "cpu" else found.footprint.weights_bytes
+    weights = 0 if run.footprint is None or host.device.type == "cpu" else run.footprint.weights_bytes
     if weights + needed > free >= needed:
         problems.note(
             f"The weights ({weights / GB:.1f} GB) do not stay in the {free / GB:.1f} GB of memory that are free; what "
             f"is streamed is then read from the disk again and again. Smaller weights (GGUF or fp8) are faster."
         )
-    return replace(found, ram_bytes=needed + weights, free_ram_bytes=free)
+    return replace(run, ram_bytes=needed + weights, free_ram_bytes=free)

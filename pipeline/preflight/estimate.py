@@ -1,15 +1,13 @@
-"""What a run will take: windows, forwards, time, memory and disk."""
+"""The estimate of a run: windows, forwards, time, memory and disk."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..acceleration.presets import AccelerationOptions, make_guidance
-from ..config import GenerationConfig
-from ..generation.windows import Window
+from ..generation.run_spec import RunSpec
 from ..host import readable
 from ..memory.placement import GB, Footprint, Placement
-from ..shapes import LatentSize
+from ..shapes import VAE_STRIDE_SPACE, LatentSize
 
 LOSSLESS_BYTES = 2.0  # a pixel in FFV1, of noisy pictures
 MOTION_BYTES = 12  # a pixel of a motion frame, three floats
@@ -17,7 +15,7 @@ MOTION_BYTES = 12  # a pixel of a motion frame, three floats
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run will take.
+    """The work, the time and the room that a run takes.
 
     Attributes:
         frames: of the video, at the model's 25 a second.
@@ -45,6 +43,16 @@ class RunEstimate:
     free_ram_bytes: int = 0
     seconds: float | None = None
 
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return self.size.h * VAE_STRIDE_SPACE
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return self.size.w * VAE_STRIDE_SPACE
+
     def describe(self) -> str:
         """A line for each quantity."""
         time_needed = "not measured on this machine yet" if self.seconds is None else f"about {readable(self.seconds)}"
@@ -52,7 +60,7 @@ class RunEstimate:
         placed = "" if self.placement is None else f"memory: {self.placement.describe()} of {_gb(self.free_bytes)} free"
         lines = (
             f"windows: {len(self.windows)} of {self.windows[0]} frames for {self.frames} frames "
-            f"({self.frames / 25:.1f} s) of {self.size.w * 8}x{self.size.h * 8}",
+            f"({self.frames / 25:.1f} s) of {self.width}x{self.height}",
             f"forwards: at most {self.forwards}, {self.size.num_tokens} tokens each",
             f"time: {time_needed}",
             placed,
@@ -62,25 +70,26 @@ class RunEstimate:
         return "\n".join(filter(None, lines))
 
 
-def count_forwards(config: GenerationConfig, options: AccelerationOptions, num_windows: int) -> int:
+def count_forwards(spec: RunSpec) -> int:
     """Forwards of a run without what caches leave out."""
-    guidance = make_guidance(options, config)
-    return num_windows * sum(len(guidance.passes_at(step)) for step in range(config.sampling.steps))
+    guidance = spec.new_guidance()
+    return len(spec.windows) * sum(len(guidance.passes_at(step)) for step in range(spec.steps))
 
 
-def estimate(
-    config: GenerationConfig, options: AccelerationOptions, windows: list[Window], target: tuple[int, int]
-) -> RunEstimate:
-    """What the plan and the sizes tell; memory and time are for the caller to add."""
-    frames = sum(window.keep.stop - window.keep.start for window in windows)
-    made, motion = sum(window.num_frames for window in windows), len(windows) * config.windows.overlap
-    return RunEstimate(
-        frames,
+def estimate(spec: RunSpec) -> RunEstimate:
+    """What the plan and the sizes tell of a run whose size and length are known; memory and time are added later."""
+    windows = spec.windows
+    size = spec.latent_size(windows[0])
+    made = sum(window.num_frames for window in windows)
+    motion = len(windows) * spec.windows_config.motion_frames
+    run = RunEstimate(
+        sum(window.keep.stop - window.keep.start for window in windows),
         tuple(window.num_frames for window in windows),
-        LatentSize.of_video(windows[0].num_frames, *target),
-        count_forwards(config, options, len(windows)),
-        disk_bytes=round((made * LOSSLESS_BYTES + motion * MOTION_BYTES) * target[0] * target[1]),
+        size,
+        count_forwards(spec),
+        disk_bytes=0,
     )
+    return replace(run, disk_bytes=round((made * LOSSLESS_BYTES + motion * MOTION_BYTES) * run.height * run.width))
 
 
 def _gb(num_bytes: float) -> str:

@@ -18,10 +18,10 @@ from ..memory.placement import Footprint
 
 logger = logging.getLogger(__name__)
 
-FILE = "speeds.json"
+FILE = "timings.json"
 
 
-class Speeds:
+class Timings:
     """Seconds of one forward, all that a run does besides shared out among them, by kind of run and number of tokens.
 
     Args:
@@ -47,12 +47,12 @@ class Speeds:
         self._note(kind, num_tokens, (time.monotonic() - started) / num_forwards)
 
     def _note(self, kind: str, num_tokens: int, seconds: float) -> None:
-        speeds = self._read()
-        speeds.setdefault(kind, {})[num_tokens] = seconds
+        timings = self._read()
+        timings.setdefault(kind, {})[num_tokens] = seconds
         unfinished = self.path.with_name(f"{FILE}.{os.getpid()}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(speeds, indent=1), encoding="utf-8")
+            unfinished.write_text(json.dumps(timings, indent=1), encoding="utf-8")
             unfinished.replace(self.path)
         except OSError as error:
             logger.warning("How long this run took is not kept: %s cannot be written (%s).", self.path, error.strerror)
@@ -68,7 +68,7 @@ class Speeds:
             return {}
 
 
-def kind_of_run(device: torch.device, footprint: Footprint, options: AccelerationOptions, streams: bool) -> str:
+def run_kind(device: torch.device, footprint: Footprint, options: AccelerationOptions, streams: bool) -> str:
     """What runs are alike: the device, the network, what leaves forwards out or makes them faster, and streaming."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     network = f"{footprint.num_blocks} blocks of {footprint.width} ({footprint.block_bytes} bytes)"

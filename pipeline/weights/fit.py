@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -34,23 +35,22 @@ FEW_STEP_NAMES = re.compile(r"lightx2v|fusionx|distill|lightning|causvid|accvid|
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
-@dataclass(frozen=True)
-class WeightFiles:
-    """The files of a run; None where something else, such as a core node, does a file's work."""
+class WeightFiles(Protocol):
+    """The files of a run, as `model_files.ModelFiles` names them; None where something else does a file's work."""
 
-    base: Path | None = None
-    adapter: Path | None = None
-    loras: tuple[tuple[Path, float], ...] = ()
-    vae: Path | None = None
-    text_encoder: Path | None = None
-    image_encoder: Path | None = None
-    audio_encoder: Path | None = None
-    allow_other: bool = False  # an audio encoder that was fine-tuned for something else
+    base: Path | None
+    adapter: Path | None
+    loras: tuple[tuple[Path, float], ...]
+    vae: Path | None
+    text_encoder: Path | None
+    image_encoder: Path | None
+    audio_encoder: Path | None
+    allow_other: bool
 
-    @property
-    def few_step_lora(self) -> str | None:
-        """The name of a LoRA that was made for few steps, as far as names tell."""
-        return next((path.name for path, _ in self.loras if FEW_STEP_NAMES.search(path.stem)), None)
+
+def few_step_lora(loras: Iterable[tuple[Path, float]]) -> str | None:
+    """The name of a LoRA that was made for few steps, as far as names tell."""
+    return next((path.name for path, _ in loras if FEW_STEP_NAMES.search(path.stem)), None)
 
 
 @dataclass(frozen=True)

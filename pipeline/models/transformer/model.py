@@ -147,7 +147,9 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
             heard: from `prepare_pass`.
         """
         tokens, time = self.embed(latents, timestep, heard)
-        tokens = self.run_blocks(tokens, time, heard)
+        context = self.block_context(heard)
+        for block in self.blocks:
+            tokens = block(tokens, time.projection, context)
         return self.head(tokens, time, heard)
 
     def embed(self, latents: Tensor, timestep: float | Tensor, heard: PassInputs) -> tuple[Tensor, Time]:

@@ -1,0 +1,193 @@
+"""A run before any weights are read: every choice with the model's defaults in place, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+from torch import Tensor
+
+from ..acceleration.presets import AccelerationOptions, make_guidance, preset
+from ..audio.embeds import TAIL_FRAMES
+from ..conditioning.reference_image import bucket, check_size
+from ..config import GenerationConfig, GuidanceConfig, Recipe, Resolution, WindowPlan
+from ..postprocess.apply import PostprocessConfig
+from ..sampling.guidance import Guidance
+from ..sampling.schedule import timesteps
+from ..shapes import FPS, LatentSize
+from .recipes import RECIPES, ModelDefaults
+from .windows import Window, WindowConfig, WindowFit, plan_windows
+
+FIRST_LOOK_FRAMES = 41
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run's choices, none of them left open.
+
+    Attributes:
+        recipe: the model that is run.
+        size: height and width; None while no picture is known.
+        num_frames: of the video at 25 a second; None while its length is not known.
+        num_speakers: voices, the silent ones too.
+        num_features: rows of audio features for each speaker.
+        fps: of the finished file.
+        num_output_frames: of the finished file, at `fps`; None while its length is not known.
+        acceleration_choice: the preset, or single knobs in its place.
+    """
+
+    recipe: Recipe
+    size: tuple[int, int] | None
+    num_frames: int | None
+    num_speakers: int
+    num_features: int
+    fps: float
+    seed: int
+    steps: int
+    shift: float
+    skip_tail: bool
+    guidance: GuidanceConfig
+    windows_config: WindowConfig
+    acceleration_choice: AccelerationOptions | None
+    config: GenerationConfig
+    color_strength: float
+    deflicker: float
+    num_output_frames: int | None
+
+    @property
+    def model(self) -> ModelDefaults:
+        """The model's row."""
+        return RECIPES[self.recipe]
+
+    @property
+    def resolution(self) -> Resolution:
+        """The class of sizes that the video belongs to."""
+        return self.config.resolution if self.size is None else Resolution.of(*self.size)
+
+    @cached_property
+    def acceleration(self) -> AccelerationOptions:
+        """The knobs: those that were set one by one, or the preset's.
+
+        Raises:
+            ConfigError: the preset does not go with the steps and scales.
+        """
+        if self.acceleration_choice is not None:
+            return self.acceleration_choice
+        return preset(self.config.acceleration, self.steps, self.guidance.text_scale)
+
+    @cached_property
+    def windows(self) -> tuple[Window, ...]:
+        """The plan of context windows.
+
+        Raises:
+            ConfigError: the sizes do not fit each other or the length.
+        """
+        assert self.num_frames is not None, "the length is known before windows are planned"
+        rows = [self.num_features] * self.num_speakers
+        return tuple(plan_windows(self.num_frames, self.windows_config, rows))
+
+    @property
+    def postprocess(self) -> PostprocessConfig:
+        """What is done to decoded frames; a single window of the exact plan keeps its colours."""
+        if self.windows_config.plan is WindowPlan.PUBLISHED:
+            return PostprocessConfig(self.color_strength, 1, self.deflicker, fades_seam=False)
+        strength = self.color_strength if len(self.windows) > 1 else 0.0
+        return PostprocessConfig(strength, self.model.color_frames, self.deflicker)
+
+    def latent_size(self, window: Window) -> LatentSize:
+        """The size of a window's latents."""
+        assert self.size is not None, "the size is known before latents are sized"
+        return LatentSize.of_video(window.num_frames, *self.size)
+
+    def timesteps(self) -> Tensor:
+        """`steps+1` values of 1000..0."""
+        return timesteps(self.steps, self.shift, self.skip_tail)
+
+    def new_guidance(self) -> Guidance:
+        """The guidance of one window; it remembers, so every window takes a new one."""
+        return make_guidance(self.acceleration, self.guidance, self.steps)
+
+
+def make_run_spec(
+    config: GenerationConfig,
+    recipe: Recipe,
+    size: tuple[int, int] | None,
+    num_frames: int | None,
+    num_speakers: int = 1,
+    num_features: int | None = None,
+    num_output_frames: int | None = None,
+    acceleration: AccelerationOptions | None = None,
+) -> RunSpec:
+    """The run that a request makes of a model.
+
+    Args:
+        config: the choices; None in it takes the model's.
+        recipe: the model.
+        size: height and width of the video.
+        num_frames: the speech's, at 25 a second, where `config.num_frames` is 0.
+        num_features: rows of audio features; None for audio that is encoded here, with its tail.
+        num_output_frames: the speech's at `config.fps`, where that is not 25 and its length is the video's.
+        acceleration: single knobs in place of the preset.
+    """
+    row = RECIPES[recipe]
+    length = config.num_frames or num_frames
+    if config.first_look:
+        length = min(length or FIRST_LOOK_FRAMES, FIRST_LOOK_FRAMES)
+    if length != num_frames or num_output_frames is None:
+        num_output_frames = None if length is None else max(1, round(length * config.fps / FPS))
+    resolution = config.resolution if size is None else Resolution.of(*size)
+    return RunSpec(
+        recipe=recipe,
+        size=size,
+        num_frames=length,
+        num_speakers=num_speakers,
+        num_features=(length or 1) + TAIL_FRAMES if num_features is None else num_features,
+        fps=config.fps,
+        seed=config.seed,
+        steps=_or(config.steps, row.steps),
+        shift=_or(config.shift, row.shift[resolution]),
+        skip_tail=_or(config.skip_tail, row.skip_tail),
+        guidance=GuidanceConfig(
+            _or(config.text_scale, row.guidance.text_scale),
+            _or(config.audio_scale, row.guidance.audio_scale),
+            config.projected,
+        ),
+        windows_config=_windows_config(config, row),
+        acceleration_choice=acceleration,
+        config=config,
+        color_strength=_or(config.color_strength, row.color_strength),
+        deflicker=_or(config.deflicker, row.deflicker),
+        num_output_frames=num_output_frames,
+    )
+
+
+def _windows_config(config: GenerationConfig, row: ModelDefaults) -> WindowConfig:
+    """The windows' sizes. A length that a person sets is kept: only a shorter request gets a shorter window."""
+    own = row.published_frames if config.plan is WindowPlan.PUBLISHED else row.window_frames
+    fit = row.window_fit
+    if config.window_frames is not None and fit is WindowFit.EQUAL:
+        fit = WindowFit.SHORTENED
+    return WindowConfig(
+        plan=config.plan,
+        num_frames=_or(config.window_frames, own),
+        motion_frames=_or(config.motion_frames, row.motion_frames),
+        fit=fit,
+        max_frames=config.max_frames,
+        drops_mirrored_tail=row.drops_mirrored_tail,
+    )
+
+
+def _or(choice: T | None, default: T) -> T:
+    return default if choice is None else choice
+
+
+def choose_size(config: GenerationConfig, row: ModelDefaults, height: int, width: int) -> tuple[int, int]:
+    """The height and width of the video of a picture: those asked for, or the model's nearest shape.
+
+    Raises:
+        ConfigError: a side that was asked for is no multiple of 16, or beyond all measure.
+    """
+    return check_size(*config.size) if config.size else bucket(height, width, row.sizes[config.resolution])
