@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from comfy_api.latest import io
 
-from ..pipeline.audio.dialogue import Arrangement, Speech, soundtrack
+from ..pipeline.audio.dialogue import Arrangement, Speech
 from ..pipeline.audio.embeds import AudioEmbeds, encode_audio
-from ..pipeline.errors import AudioError
+from ..pipeline.errors import AudioError, Problems
 from ..pipeline.host import Progress
+from ..pipeline.preflight.checks import check_voices
+from ..pipeline.shapes import FPS
 from ..pipeline.weights import handles
 from ..pipeline.weights.handles import Lazy
 from . import sockets
-from .comfy_host import ComfyHost, at_work
-from .conversions import from_audio, to_audio
+from .comfy_host import ComfyHost, at_work, show_text
+from .conversions import from_audio
 
 CATEGORY = "MultiTalk"
 MAX_SPEAKERS = 4
@@ -28,7 +32,7 @@ class MultiTalkEncodeAudio(io.ComfyNode):
             node_id="MultiTalkEncodeAudio",
             display_name="MultiTalk Encode Audio",
             category=CATEGORY,
-            description="Hears one voice or several. The sound that comes out is the user's own, only cut or padded.",
+            description="Encodes one voice or several. The video sounds as the voices came, only cut or padded.",
             inputs=[
                 sockets.AudioEncoder.Input("audio_encoder", tooltip="chinese-wav2vec2-base."),
                 io.Audio.Input("audio_1", tooltip="The first speaker's voice; it moves the lips and is heard."),
@@ -37,7 +41,7 @@ class MultiTalkEncodeAudio(io.ComfyNode):
                     for k in range(2, MAX_SPEAKERS + 1)
                 ),
                 io.Audio.Input(
-                    "heard",
+                    "soundtrack",
                     optional=True,
                     tooltip="What the video sounds like, if other than the voices: the full mix, where the voices "
                     "above were separated from music.",
@@ -47,7 +51,7 @@ class MultiTalkEncodeAudio(io.ComfyNode):
                     default=0,
                     min=0,
                     max=100000,
-                    tooltip="Length of the video in frames, counted at fps; 0 takes it from the audio.",
+                    tooltip="Length of the video, 25 frames a second; 0 is as long as the speech.",
                 ),
                 io.Float.Input(
                     "fps",
@@ -78,9 +82,9 @@ class MultiTalkEncodeAudio(io.ComfyNode):
             ],
             outputs=[
                 sockets.AudioEmbeds.Output(display_name="audio_embeds"),
-                io.Audio.Output(display_name="soundtrack"),
                 io.Int.Output(display_name="frame_count"),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -93,24 +97,40 @@ class MultiTalkEncodeAudio(io.ComfyNode):
         multi_audio_type: str,
         normalize_loudness: bool,
         start_times: str,
-        heard: dict | None = None,
+        soundtrack: dict | None = None,
         **voices: dict,
     ) -> io.NodeOutput:
-        host = ComfyHost()
-        given = {"audio_1": audio_1, **dict(sorted(voices.items()))}
-        starts = start_times_of(start_times, len(given))
-        sounds = [from_audio(voice, name) for name, voice in given.items()]
-        speeches = [Speech(sound, start) for sound, start in zip(sounds, starts, strict=True)]
-        arrangement = Arrangement(multi_audio_type)
+        host, problems, arrangement = ComfyHost(), Problems(), Arrangement(multi_audio_type)
+        speeches = speeches_of({"audio_1": audio_1, **voices}, start_times)
+        check_voices(speeches, arrangement, num_frames, fps, problems)
+        problems.raise_errors()
+        if problems.notes:
+            show_text("\n".join(problems.notes), cls.hidden.unique_id)
         host.report(Progress("audio", 0))
         with at_work(audio_encoder.model, host) as encoder:
             embeds = encode_audio(
-                encoder, speeches, arrangement, num_frames, normalize_loudness, handles.normalizes_input(encoder), fps
+                encoder,
+                speeches,
+                arrangement,
+                round(num_frames * fps / FPS),
+                normalize_loudness,
+                handles.normalizes_input(encoder),
+                fps,
+                None if soundtrack is None else from_audio(soundtrack, "soundtrack"),
             )
         host.report(Progress("audio", 1))
-        speeches = speeches if heard is None else [Speech(from_audio(heard, "heard"))]
-        track = soundtrack(speeches, arrangement, embeds.output_frames(0), embeds.fps)
-        return io.NodeOutput(embeds, to_audio(track), embeds.output_frames(0))
+        return io.NodeOutput(embeds, embeds.num_frames)
+
+
+def speeches_of(voices: Mapping[str, dict], start_times: str) -> list[Speech]:
+    """The voices by the names of their sockets, in their order, with their starts.
+
+    Raises:
+        AudioError: a voice is no sound, or there are more or fewer starts than voices.
+    """
+    starts = start_times_of(start_times, len(voices))
+    sounds = [from_audio(voice, name) for name, voice in sorted(voices.items())]
+    return [Speech(sound, start) for sound, start in zip(sounds, starts, strict=True)]
 
 
 class MultiTalkEmbedsToKijai(io.ComfyNode):

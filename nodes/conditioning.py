@@ -8,12 +8,12 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..pipeline.conditioning.reference_image import bucket, check_size, fit, to_rgb
+from ..pipeline.conditioning.reference_image import BUCKETS, bucket, check_size, fit, to_rgb
 from ..pipeline.conditioning.speakers import Place, draw_places
 from ..pipeline.config import Resolution
 from ..pipeline.errors import ConfigError, Problems
 from ..pipeline.host import Progress
-from ..pipeline.preflight.checks import check_places
+from ..pipeline.preflight.checks import check_masks
 from ..pipeline.weights.handles import Lazy
 from . import sockets
 from .comfy_host import ComfyHost, at_work
@@ -131,9 +131,6 @@ class MultiTalkCondition(io.ComfyNode):
                 ),
                 io.Int.Input("width", default=832, min=64, max=4096, step=16, tooltip="For custom, in pixels."),
                 io.Int.Input("height", default=480, min=64, max=4096, step=16, tooltip="For custom, in pixels."),
-                io.Int.Input(
-                    "num_speakers", default=1, min=1, max=8, tooltip="How many speak, where speakers gives no places."
-                ),
                 io.Boolean.Input(
                     "dub_video",
                     default=False,
@@ -158,7 +155,6 @@ class MultiTalkCondition(io.ComfyNode):
         resolution: str,
         width: int,
         height: int,
-        num_speakers: int,
         dub_video: bool,
         text_encoder: Lazy | None = None,
         positive: list | None = None,
@@ -170,12 +166,12 @@ class MultiTalkCondition(io.ComfyNode):
 
         pictures = [to_rgb(picture) for picture in from_image(image)[: None if dub_video else 1]]
         rows, columns = pictures[0].shape[:2]
-        target = check_size(height, width) if resolution == CUSTOM else bucket(rows, columns, Resolution(resolution))
-        places = places_of(speakers, ref_target_masks, num_speakers)
-        if speakers is not None and len(places) == 1:
+        target = target_size(resolution, width, height, rows, columns)
+        places = places_of(speakers, ref_target_masks)
+        if len(places) == 1:
             logger.warning("The only speaker's place is not used: one voice moves the mouth wherever it is.")
         problems = Problems()
-        masks = check_places(places, (rows, columns), target, problems)
+        masks = check_masks(places, (rows, columns), target, problems)
         problems.raise_errors()
         fitted = torch.stack([fit(picture, target) for picture in pictures], 1)
         prompts, negative_embeds = _encode_prompts(text_encoder, prompt, negative_prompt, positive, negative)
@@ -192,20 +188,29 @@ class MultiTalkCondition(io.ComfyNode):
         return io.NodeOutput(conditioning, to_image(fitted), ui=ui.PreviewImage(shown, cls=cls))
 
 
-def places_of(speakers: tuple[Place, ...] | None, masks: Tensor | None, num_speakers: int) -> tuple[Place, ...]:
-    """Who is where: the speakers, or the masks, or as many equal shares."""
+def target_size(resolution: str, width: int, height: int, rows: int, columns: int) -> tuple[int, int]:
+    """Height and width of the video of a picture of `rows x columns` pixels.
+
+    Raises:
+        ConfigError: a custom side is no multiple of 16.
+    """
+    if resolution == CUSTOM:
+        return check_size(height, width)
+    return bucket(rows, columns, BUCKETS[Resolution(resolution)])
+
+
+def places_of(speakers: tuple[Place, ...] | None, masks: Tensor | None) -> tuple[Place, ...]:
+    """The speakers' places, or the masks; none where neither is given."""
     if speakers:
         return speakers
-    if masks is not None:
-        return tuple(Place(mask=mask) for mask in from_masks(masks))
-    return (Place(),) * num_speakers
+    return () if masks is None else tuple(Place(mask=mask) for mask in from_masks(masks))
 
 
 def _encode_prompts(
     text_encoder: Lazy | None, prompt: str, negative_prompt: str, positive: list | None, negative: list | None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Prompt embeddings for each window, and the negative ones."""
-    from ..pipeline.models.text_encoder import DEFAULT_NEGATIVE_PROMPT, split_prompts
+    from ..pipeline.models.text_encoder import encode_prompts
 
     if text_encoder is None and (positive is None or negative is None):
         raise ConfigError("There is nothing to encode the prompt with. Connect text_encoder, or positive and negative.")
@@ -217,10 +222,8 @@ def _encode_prompts(
     host.report(Progress("prompt", 0))
     encoder = text_encoder.model
     with at_work(encoder.model, host):
-        prompts = prompts or tuple(encoder.encode(part).cpu() for part in split_prompts(prompt))
-        if negative_embeds is None:
-            negative_embeds = encoder.encode(negative_prompt.strip() or DEFAULT_NEGATIVE_PROMPT).cpu()
-    return prompts, negative_embeds
+        encoded, negative_encoded = encode_prompts(encoder, prompt, negative_prompt)
+    return prompts or encoded, negative_encoded if negative_embeds is None else negative_embeds
 
 
 def _penultimate(output: object) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..pipeline.config import Recipe
+from ..pipeline.generation.recipes import find_recipe
 from ..pipeline.memory.placement import MemoryConfig, MemoryLimit
 from ..pipeline.weights import handles
 from ..pipeline.weights.handles import Precision
@@ -12,6 +13,7 @@ from . import folders, sockets
 from .comfy_host import compute_device
 
 CATEGORY = "MultiTalk/loaders"
+AUTO = "auto"
 
 
 class MultiTalkLoadModel(io.ComfyNode):
@@ -38,10 +40,10 @@ class MultiTalkLoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "recipe",
-                    options=["auto", *(recipe.value for recipe in Recipe)],
-                    default="auto",
-                    tooltip="How long videos are continued. The files do not tell which of the two the audio weights "
-                    "were trained for; auto goes by the adapter's name.",
+                    options=[AUTO, *(recipe.value for recipe in Recipe)],
+                    default=AUTO,
+                    tooltip="The model that the audio weights belong to, which decides how it is run. The files do not "
+                    "tell; auto goes by their name.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -71,10 +73,12 @@ class MultiTalkLoadModel(io.ComfyNode):
     def execute(
         cls, base: str, adapter: str, recipe: str, precision: str, memory: str, resident_blocks: int
     ) -> io.NodeOutput:
+        base_path = folders.path(folders.BASE, base)
+        adapter_path = None if adapter == folders.NONE else folders.path(folders.ADAPTER, adapter)
         files = handles.TransformerFiles(
-            base=folders.path(folders.BASE, base),
-            adapter=None if adapter == folders.NONE else folders.path(folders.ADAPTER, adapter),
-            recipe=handles.recipe_of(recipe, adapter if adapter != folders.NONE else base),
+            base=base_path,
+            adapter=adapter_path,
+            recipe=find_recipe(adapter_path or base_path) if recipe == AUTO else Recipe(recipe),
             dtype=Precision(precision).on(compute_device()),
             memory=MemoryConfig(MemoryLimit(memory), None if resident_blocks < 0 else resident_blocks),
         )

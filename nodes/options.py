@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from comfy_api.latest import io
 
 from ..pipeline.acceleration.attention_kernels import AttentionKernel
 from ..pipeline.acceleration.presets import AccelerationOptions, CacheKind
-from ..pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig, WindowPlan
+from ..pipeline.config import WindowPlan
 from . import sockets
 
 CATEGORY = "MultiTalk/options"
@@ -16,22 +18,21 @@ CATEGORY = "MultiTalk/options"
 
 @dataclass(frozen=True)
 class SamplerOptions:
-    """What the options nodes add to the sampler's widgets.
+    """The options nodes' addition to the sampler's widgets.
 
     Attributes:
         acceleration: None follows the sampler's preset.
-        first_look: makes one short window only.
+        choices: further fields of `GenerationConfig`.
         resume: keeps finished windows until the video is written.
     """
 
     acceleration: AccelerationOptions | None = None
-    windows: WindowConfig = WindowConfig()
-    color_strength: float = GenerationConfig.color_strength
-    deflicker: float = GenerationConfig.deflicker
-    projected: bool = GuidanceConfig.projected
-    skip_tail: bool = SamplingConfig.skip_tail
-    first_look: bool = False
+    choices: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = True
+
+    def with_choices(self, **choices: Any) -> SamplerOptions:
+        """The same with further choices."""
+        return replace(self, choices={**self.choices, **choices})
 
 
 class MultiTalkLongVideoOptions(io.ComfyNode):
@@ -57,27 +58,28 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1001,
-                    tooltip="Frames sampled together, 4n+1; 0 fits windows of up to 97 frames to the request, "
-                    "InfiniteTalk's of up to 81.",
+                    tooltip="Frames sampled together, 4n+1; 0 takes the model's: up to 97 that fit the request, "
+                    "InfiniteTalk's 81.",
                 ),
                 io.Int.Input(
                     "motion_frames",
                     default=0,
                     min=0,
                     max=249,
-                    tooltip="Frames handed on to the next window, 4n+1; 0 takes the recipe's 25 or 9.",
+                    tooltip="Frames handed on to the next window, 4n+1; 0 takes the model's 25 or 9.",
                 ),
                 io.Float.Input(
                     "color_strength",
-                    default=SamplerOptions.color_strength,
-                    min=0.0,
+                    default=-1.0,
+                    min=-1.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How far the colours of several windows are moved to the portrait's, against drift.",
+                    tooltip="How far the colours of several windows are moved to the portrait's, against drift; -1 "
+                    "takes the model's.",
                 ),
                 io.Boolean.Input(
                     "first_look",
-                    default=SamplerOptions.first_look,
+                    default=False,
                     tooltip="Makes a video of 41 frames only, to judge a long run for little.",
                 ),
                 io.Boolean.Input(
@@ -87,12 +89,12 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "deflicker",
-                    default=SamplerOptions.deflicker,
-                    min=0.0,
+                    default=-1.0,
+                    min=-1.0,
                     max=20.0,
                     step=0.5,
-                    tooltip="Holds back changes from frame to frame of up to so many of 255 grey levels; 0 is off. "
-                    "3 stills the walls behind the small model's faces.",
+                    tooltip="Holds back changes from frame to frame of up to so many of 255 grey levels; 0 is off, -1 "
+                    "takes the model's.",
                 ),
             ],
             outputs=[sockets.Options.Output(display_name="sampler_options")],
@@ -110,18 +112,15 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
         deflicker: float,
         options: SamplerOptions | None = None,
     ) -> io.NodeOutput:
-        windows = WindowConfig(
-            plan=WindowPlan(plan), num_frames=window_frames or None, motion_frames=motion_frames or None
-        )
-        changed = replace(
-            options or SamplerOptions(),
-            windows=windows,
-            color_strength=color_strength,
+        changed = (options or SamplerOptions()).with_choices(
+            plan=WindowPlan(plan),
+            window_frames=window_frames or None,
+            motion_frames=motion_frames or None,
+            color_strength=None if color_strength < 0 else color_strength,
+            deflicker=None if deflicker < 0 else deflicker,
             first_look=first_look,
-            resume=resume,
-            deflicker=deflicker,
         )
-        return io.NodeOutput(changed)
+        return io.NodeOutput(replace(changed, resume=resume))
 
 
 class MultiTalkAccelerationOptions(io.ComfyNode):
@@ -186,12 +185,12 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "skip_tail",
-                    default=SamplerOptions.skip_tail,
+                    default=False,
                     tooltip="Leaves out the last step next to zero noise; for few-step LoRAs.",
                 ),
                 io.Boolean.Input(
                     "projected_guidance",
-                    default=SamplerOptions.projected,
+                    default=False,
                     tooltip="Adaptive projected guidance (APG), against oversaturated colours.",
                 ),
                 io.Int.Input(
@@ -199,7 +198,6 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
                     default=AccelerationOptions.interval,
                     min=2,
                     max=50,
-                    optional=True,
                     tooltip="The Taylor forecast runs every n-th step; the other caches decide by themselves.",
                 ),
             ],
@@ -218,7 +216,7 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
         compile: bool,
         skip_tail: bool,
         projected_guidance: bool,
-        interval: int = AccelerationOptions.interval,
+        interval: int,
         options: SamplerOptions | None = None,
     ) -> io.NodeOutput:
         acceleration = AccelerationOptions(
@@ -231,10 +229,5 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
             attention=AttentionKernel(attention),
             compile=compile,
         )
-        changed = replace(
-            options or SamplerOptions(),
-            acceleration=acceleration,
-            skip_tail=skip_tail,
-            projected=projected_guidance,
-        )
-        return io.NodeOutput(changed)
+        changed = (options or SamplerOptions()).with_choices(skip_tail=skip_tail or None, projected=projected_guidance)
+        return io.NodeOutput(replace(changed, acceleration=acceleration))

@@ -1,38 +1,35 @@
-"""What a run will take and what is wrong with it, told before any weights are read."""
+"""The estimate and the problems of a run, before any weights are read."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..pipeline.audio.dialogue import Arrangement, Speech
+from ..pipeline.audio.dialogue import Arrangement
 from ..pipeline.audio.embeds import AudioEmbeds
-from ..pipeline.conditioning.reference_image import bucket, check_size, to_rgb
+from ..pipeline.conditioning.reference_image import to_rgb
 from ..pipeline.conditioning.speakers import Place
-from ..pipeline.config import GenerationConfig, Resolution
+from ..pipeline.config import GenerationConfig
 from ..pipeline.errors import Problems
-from ..pipeline.preflight.checks import Draft, check_places, check_voices, describe, inspect
+from ..pipeline.generation.run_spec import make_run_spec
+from ..pipeline.model_files import ModelFiles
+from ..pipeline.preflight.checks import RunInputs, check_masks, check_run, check_voices, describe
 from ..pipeline.weights.handles import Lazy, TransformerFiles
 from . import sockets
-from .audio import MAX_SPEAKERS, MultiTalkEncodeAudio, start_times_of
+from .audio import MAX_SPEAKERS, MultiTalkEncodeAudio, speeches_of
 from .comfy_host import PreflightHost, show_text
-from .conditioning import CUSTOM, MultiTalkCondition, places_of
-from .conversions import from_audio, from_image
+from .conditioning import MultiTalkCondition, places_of, target_size
+from .conversions import from_image
 from .options import SamplerOptions
-from .sampler import MultiTalkSampler
-from .settings import Settings, hearing, seeing
+from .sampler import MultiTalkSampler, run_setup, sampling_config
 
 if TYPE_CHECKING:
     from ..pipeline.conditioning.conditioning import Conditioning
-
-# The widgets of other nodes that a run's length, size and work follow from.
-SAMPLER = ("num_frames", "steps", "text_cfg_scale", "audio_cfg_scale", "shift", "acceleration", "keep_frames")
-AUDIO = ("fps", "multi_audio_type", "start_times")
-CONDITION = ("resolution", "width", "height", "num_speakers")
 
 _refusals: Counter[str] = Counter()  # by the node's id
 
@@ -46,8 +43,9 @@ class MultiTalkPreflight(io.ComfyNode):
             node_id="MultiTalkPreflight",
             display_name="MultiTalk Preflight",
             category="MultiTalk",
-            description="Looks at a whole run in a second or two and reads no weights. Connect the picture, the voices "
-            "and the loaders to hear of everything before it is encoded.",
+            description="Looks at a whole run in a second or two and reads no weights. Length, size and steps are "
+            "those of the nodes in the graph. Connect the picture, the voices and the loaders to hear of everything "
+            "before it is encoded.",
             inputs=[
                 sockets.Model.Input("model", tooltip="From MultiTalk Load Model, with LoRAs or without."),
                 io.Image.Input("image", optional=True, tooltip="The portrait, as for MultiTalk Condition."),
@@ -76,38 +74,22 @@ class MultiTalkPreflight(io.ComfyNode):
                 sockets.Conditioning.Input(
                     "conditioning", optional=True, tooltip="The encoded picture, instead of the image above."
                 ),
-                *_widgets(MultiTalkSampler, SAMPLER),
-                *_widgets(MultiTalkEncodeAudio, AUDIO),
-                *_widgets(MultiTalkCondition, CONDITION),
             ],
             outputs=[io.String.Output(display_name="report"), io.Boolean.Output(display_name="can_run")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **widgets: object) -> int:
-        """After a refusal another look is taken though nothing was changed: memory or disk may be free by now."""
-        return _refusals[cls.hidden.unique_id]
+    def fingerprint_inputs(cls, **widgets: object) -> str:
+        """The graph's settings; and after a refusal another look, as memory or disk may be free by now."""
+        settings = [graph_widgets(cls.hidden.prompt, node) for node in (*READ_NODES,)]
+        return repr((settings, _refusals[cls.hidden.unique_id]))
 
     @classmethod
     def execute(
         cls,
         model: TransformerFiles,
-        num_frames: int,
-        steps: int,
-        text_cfg_scale: float,
-        audio_cfg_scale: float,
-        shift: float,
-        acceleration: str,
-        keep_frames: bool,
-        fps: float,
-        multi_audio_type: str,
-        start_times: str,
-        resolution: str,
-        width: int,
-        height: int,
-        num_speakers: int,
         image: Tensor | None = None,
         speakers: tuple[Place, ...] | None = None,
         ref_target_masks: Tensor | None = None,
@@ -120,69 +102,77 @@ class MultiTalkPreflight(io.ComfyNode):
         conditioning: Conditioning | None = None,
         **voices: dict,
     ) -> io.NodeOutput:
-        problems = Problems()
-        settings = Settings(
-            num_frames,
-            steps,
-            text_cfg_scale,
-            audio_cfg_scale,
-            shift,
-            acceleration,
-            keep_frames,
-            options or SamplerOptions(),
-        )
-        places = places_of(speakers, ref_target_masks, num_speakers)
-        target = None
+        problems, options = Problems(), options or SamplerOptions()
+        sampler, audio, condition = (graph_widgets(cls.hidden.prompt, node) for node in READ_NODES)
+        setup = run_setup(model, options, keep_frames=sampler.pop("keep_frames"))
+        loaders = {"vae": vae, "image_encoder": image_encoder, "text_encoder": text_encoder}
+        setup = replace(setup, files=_with_encoders(setup.files, loaders, audio_encoder))
+        places = places_of(speakers, ref_target_masks)
+        length, num_voices = _speech(audio_embeds, voices, audio, problems)
         if conditioning is not None:
-            target = conditioning.height, conditioning.width
-        elif image is not None:
-            size = (height, width) if resolution == CUSTOM else Resolution(resolution)
-            target = problems.attempt("image", _look, image, size, places, problems)
-        config = problems.attempt("sampler", settings.config, model.recipe, Resolution.of(*(target or (0, 0))))
-        draft = settings.draft(model, config or GenerationConfig())
-        encoders = {"vae": vae, "image_encoder": image_encoder, "text_encoder": text_encoder}
-        paths = {name: lazy.path for name, lazy in encoders.items() if lazy is not None}
-        if audio_encoder is not None:  # its loader has refused what was fine-tuned, or was told to allow it
-            paths |= {"audio_encoder": audio_encoder.path, "allow_other": True}
-        draft = replace(draft, files=replace(draft.files, **paths), target=target, num_places=len(places))
-        draft = draft if conditioning is None else seeing(draft, conditioning)
-        if audio_embeds is not None:
-            draft = hearing(draft, audio_embeds)
-        elif voices:
-            draft = _listen(draft, voices, start_times, Arrangement(multi_audio_type), fps, problems)
-        if (audio_embeds is None and not voices) or (conditioning is None and image is None):
+            conditioning = conditioning.for_speakers(num_voices)
+            size, inputs = (conditioning.height, conditioning.width), RunInputs.encoded(audio_embeds, conditioning)
+        else:
+            size = None if image is None else problems.attempt("image", _size, image, condition, places, problems)
+            inputs = RunInputs(num_places=len(places) or num_voices, audio_embeds=audio_embeds)
+        if length is None or size is None:
             problems.note("Connect image and audio_1, or conditioning and audio_embeds, to see what the run takes.")
-        host = PreflightHost()
-        found = inspect(draft, problems, host)
+        chosen = {"num_frames": audio["num_frames"], "fps": audio["fps"], **sampler}
+        config = problems.attempt("sampler", lambda: sampling_config(options, **chosen)) or GenerationConfig()
+        spec = make_run_spec(config, model.recipe, size, length, num_voices, acceleration=options.acceleration)
+        estimate = check_run(spec, inputs, setup, problems, PreflightHost())
         if problems.errors:
             _refusals[cls.hidden.unique_id] += 1
-        report = describe(problems, found)
+        report = describe(problems, estimate)
         show_text(report, cls.hidden.unique_id)
         return io.NodeOutput(report, not problems.errors, ui=ui.PreviewText(report))
 
 
-def _widgets(node: type[io.ComfyNode], names: tuple[str, ...]) -> list:
-    """Widgets of another node, by their ids."""
-    return [widget for widget in node.define_schema().inputs if widget.id in names]
+READ_NODES = (MultiTalkSampler, MultiTalkEncodeAudio, MultiTalkCondition)  # length, size and work follow from these
 
 
-def _look(
-    image: Tensor, size: tuple[int, int] | Resolution, places: tuple[Place, ...], problems: Problems
+def graph_widgets(prompt: Mapping[str, Any] | None, node: type[io.ComfyNode]) -> dict[str, Any]:
+    """The widgets of the graph's first node of a kind, by their ids; the default of what comes by a link."""
+    kind = node.define_schema()
+    nodes = (entry for _, entry in sorted((prompt or {}).items()) if entry.get("class_type") == kind.node_id)
+    values = next((entry.get("inputs", {}) for entry in nodes), {})
+    widgets = [widget for widget in kind.inputs if isinstance(widget, io.WidgetInput)]
+    return {
+        widget.id: widget.default if isinstance(values.get(widget.id), list | None) else values[widget.id]
+        for widget in widgets
+    }
+
+
+def _with_encoders(files: ModelFiles, loaders: Mapping[str, Lazy | None], audio_encoder: Lazy | None) -> ModelFiles:
+    """`files` with those of the encoders that are connected."""
+    paths = {name: loader.path for name, loader in loaders.items() if loader is not None}
+    files = replace(files, **paths)
+    if audio_encoder is None:
+        return files
+    # Its loader has refused what was fine-tuned, or was told to allow it.
+    return replace(files, audio_encoder=audio_encoder.path, allow_other=True)
+
+
+def _speech(
+    embeds: AudioEmbeds | None, voices: Mapping[str, dict], audio: Mapping[str, Any], problems: Problems
+) -> tuple[int | None, int]:
+    """Frames of the video, 25 a second, None while nobody is heard, and the number of voices."""
+    if embeds is not None:
+        return embeds.num_frames, embeds.num_speakers
+    if not voices:
+        return None, 1
+    speeches = problems.attempt("audio", speeches_of, voices, audio["start_times"])
+    if speeches is None:
+        return None, len(voices)
+    arrangement = Arrangement(audio["multi_audio_type"])
+    return check_voices(speeches, arrangement, audio["num_frames"], audio["fps"], problems), len(voices)
+
+
+def _size(
+    image: Tensor, condition: Mapping[str, Any], places: tuple[Place, ...], problems: Problems
 ) -> tuple[int, int]:
     """Height and width of the video; what is wrong with the places goes to `problems`."""
     rows, columns = to_rgb(from_image(image)).shape[:2]
-    target = bucket(rows, columns, size) if isinstance(size, Resolution) else check_size(*size)
-    check_places(places, (rows, columns), target, problems)
-    return target
-
-
-def _listen(
-    draft: Draft, voices: dict[str, dict], start_times: str, arrangement: Arrangement, fps: float, problems: Problems
-) -> Draft:
-    """`draft` with the number and the length of the voices; what is wrong with them goes to `problems`."""
-    starts = problems.attempt("audio", start_times_of, start_times, len(voices)) or [None] * len(voices)
-    sounds = [problems.attempt("audio", from_audio, voice, name) for name, voice in sorted(voices.items())]
-    speeches = [problems.attempt("audio", Speech, sound, start) for sound, start in zip(sounds, starts, strict=True)]
-    asked = draft.config.num_frames
-    num_frames = None if None in (*sounds, *speeches) else check_voices(speeches, arrangement, asked, fps, problems)
-    return replace(draft, num_voices=len(voices), num_frames=asked or num_frames)
+    size = target_size(condition["resolution"], condition["width"], condition["height"], rows, columns)
+    check_masks(places, (rows, columns), size, problems)
+    return size

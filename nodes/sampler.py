@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
-from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import InputImpl, io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..pipeline.acceleration.presets import preset
 from ..pipeline.audio.embeds import AudioEmbeds
-from ..pipeline.audio.waveform import Sound, fit_length
-from ..pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
+from ..pipeline.audio.waveform import fit_length
+from ..pipeline.config import Acceleration, GenerationConfig
 from ..pipeline.errors import Problems
-from ..pipeline.media.video import resample_frame_times, write_video
-from ..pipeline.preflight.checks import Draft, describe, inspect, measuring
-from ..pipeline.preflight.estimate import RunEstimate
-from ..pipeline.shapes import FPS
+from ..pipeline.model_files import ModelFiles
+from ..pipeline.multitalk_pipeline import MultiTalkPipeline
+from ..pipeline.preflight.checks import RunInputs, RunSetup, check_run, describe
 from ..pipeline.weights.handles import TransformerFiles
 from . import folders, sockets
 from .comfy_host import ComfyHost
-from .conversions import from_audio, to_audio, to_image
+from .conversions import to_audio, to_image
 from .options import SamplerOptions
-from .settings import Settings, hearing, seeing
 
 if TYPE_CHECKING:
     from ..pipeline.conditioning.conditioning import Conditioning
@@ -49,42 +44,35 @@ class MultiTalkSampler(io.ComfyNode):
             description="Samples the video window by window. An interrupted run goes on where it stopped.",
             inputs=[
                 sockets.Model.Input("model", tooltip="From MultiTalk Load Model, with LoRAs or without."),
-                sockets.AudioEmbeds.Input("audio_embeds", tooltip="From MultiTalk Encode Audio."),
-                sockets.Conditioning.Input("conditioning", tooltip="From MultiTalk Condition."),
-                io.Audio.Input(
-                    "soundtrack", optional=True, tooltip="What the video sounds like; none makes it silent."
+                sockets.AudioEmbeds.Input(
+                    "audio_embeds", tooltip="From MultiTalk Encode Audio; the video is as long, and sounds so."
                 ),
+                sockets.Conditioning.Input("conditioning", tooltip="From MultiTalk Condition."),
                 sockets.Options.Input("options", optional=True, tooltip="Single knobs, from our options nodes."),
                 io.Int.Input(
-                    "num_frames",
-                    default=GenerationConfig.num_frames,
-                    min=0,
-                    max=100000,
-                    tooltip="Length in frames of the model, which makes 25 a second; 0 takes the audio's. Above 97 "
-                    "(InfiniteTalk: 81) it is made in windows.",
-                ),
-                io.Int.Input(
                     "steps",
-                    default=SamplingConfig.steps,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=200,
-                    tooltip="Denoising steps: 40 as published, 8 or 4 with a few-step LoRA.",
+                    tooltip="Denoising steps; 0 takes the model's: 40 as published. 8 or 4 with a few-step LoRA.",
                 ),
                 io.Float.Input(
-                    "text_cfg_scale",
-                    default=GuidanceConfig.text_scale,
-                    min=0.0,
+                    "text_scale",
+                    default=-1.0,
+                    min=-1.0,
                     max=20.0,
                     step=0.1,
-                    tooltip="How closely the video follows the prompt; 1 turns it off and saves a third of the time.",
+                    tooltip="How closely the video follows the prompt; -1 takes the model's: 5 as published. 1 turns "
+                    "it off and saves a third of the time.",
                 ),
                 io.Float.Input(
-                    "audio_cfg_scale",
-                    default=GuidanceConfig.audio_scale,
-                    min=0.0,
+                    "audio_scale",
+                    default=-1.0,
+                    min=-1.0,
                     max=20.0,
                     step=0.1,
-                    tooltip="How closely the lips follow the audio: 3 to 5, 2 with a few-step LoRA; 1 turns it off.",
+                    tooltip="How closely the lips follow the audio; -1 takes the model's: 4 as published. 3 to 5, 2 "
+                    "with a few-step LoRA; 1 turns it off.",
                 ),
                 io.Float.Input(
                     "shift",
@@ -92,11 +80,12 @@ class MultiTalkSampler(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Where the steps are spent; 0 takes 7 for 480p and 11 for 720p; 2 with a few-step LoRA.",
+                    tooltip="Where the steps are spent; 0 takes the model's: 7 for 480p and 11 for 720p. 2 with a "
+                    "few-step LoRA.",
                 ),
                 io.Int.Input(
                     "seed",
-                    default=SamplingConfig.seed,
+                    default=GenerationConfig.seed,
                     min=0,
                     max=2**64 - 1,
                     control_after_generate=True,
@@ -129,75 +118,67 @@ class MultiTalkSampler(io.ComfyNode):
         model: TransformerFiles,
         audio_embeds: AudioEmbeds,
         conditioning: Conditioning,
-        num_frames: int,
-        steps: int,
-        text_cfg_scale: float,
-        audio_cfg_scale: float,
-        shift: float,
-        seed: int,
-        acceleration: str,
         keep_frames: bool,
-        soundtrack: dict | None = None,
         options: SamplerOptions | None = None,
+        **widgets: Any,
     ) -> io.NodeOutput:
-        settings = Settings(
-            num_frames,
-            steps,
-            text_cfg_scale,
-            audio_cfg_scale,
-            shift,
-            acceleration,
-            keep_frames,
-            options or SamplerOptions(),
-            seed,
-        )
-        config, host = settings.config(model.recipe, conditioning.resolution), ComfyHost(cls.hidden.unique_id)
-        draft, estimate = _look(seeing(hearing(settings.draft(model, config), audio_embeds), conditioning), host)
-        from ..pipeline.generate import generate, open_store  # imports diffusers, which takes seconds
-
-        fps, num_frames = audio_embeds.fps, config.num_frames or audio_embeds.num_frames
-        num_output_frames = audio_embeds.output_frames(config.num_frames)
-        sound = None if soundtrack is None else _as_long(from_audio(soundtrack, "soundtrack"), num_output_frames, fps)
-        parts, knobs = (model.transformer, audio_embeds, conditioning, config), draft.options
-        store = open_store(draft.runs, *parts, knobs) if draft.runs else None
-        windows = generate(*parts, host, options=knobs, memory=model.memory, store=store)
+        options, host = options or SamplerOptions(), ComfyHost(cls.hidden.unique_id)
+        conditioning = conditioning.for_speakers(audio_embeds.num_speakers)
+        talk = MultiTalkPipeline(model, host=host)
+        config = sampling_config(options, fps=float(audio_embeds.fps), **widgets)
+        spec = talk.make_spec(config, audio_embeds, conditioning, options.acceleration)
+        setup = replace(run_setup(model, options, keep_frames), output=folders.new_video())
+        problems = Problems()
+        inputs = RunInputs.encoded(audio_embeds, conditioning)
+        estimate = check_run(spec, inputs, setup, problems, host)
+        problems.raise_errors()
+        logger.info("%s", describe(problems, estimate))
         frames: list[Tensor] = []
-        windows = _kept(windows, frames) if keep_frames else windows
-        with measuring(draft, estimate, host, is_whole=not store or not any(store.folder.iterdir())):
-            path = write_video(folders.new_video(), windows, num_frames, fps, num_output_frames, sound)
-        images = ExecutionBlocker(
-            "The frames are not handed on because keep_frames is off. Turn it on in the sampler, or use its video."
+        keep = (lambda window: frames.append(to_image(window))) if keep_frames else None
+        path = talk.write(audio_embeds, conditioning, spec, setup, estimate, on_frames=keep)
+        images = (
+            torch.cat(frames)
+            if frames
+            else ExecutionBlocker(
+                "The frames are not handed on because keep_frames is off. Turn it on in the sampler, or use its video."
+            )
         )
-        if frames:
-            images = torch.cat(frames)
-            shown = resample_frame_times(num_frames, fps, num_output_frames)
-            images = images if fps == FPS else images[shown[shown < len(images)]]  # the published plan loses some
-        audio = None if sound is None else to_audio(sound)
-        if store:
-            store.discard()
-        return io.NodeOutput(images, InputImpl.VideoFromFile(str(path)), audio, float(fps))
+        return io.NodeOutput(images, InputImpl.VideoFromFile(str(path)), _audio(audio_embeds, spec.output_s), spec.fps)
 
 
-def _look(draft: Draft, host: ComfyHost) -> tuple[Draft, RunEstimate | None]:
-    """`draft` with its knobs, and what it will take.
+def sampling_config(
+    options: SamplerOptions, *, steps: int, text_scale: float, audio_scale: float, shift: float, seed: int,
+    acceleration: str, **choices: Any,
+) -> GenerationConfig:  # fmt: skip
+    """The sampler's widgets as choices: 0 steps, a shift of 0 and scales of -1 are the model's own.
 
     Raises:
-        ConfigError: with all that keeps it from running.
+        ConfigError: a value is out of range.
     """
-    problems = Problems()
-    estimate = inspect(draft, problems, host)
-    problems.raise_errors()
-    logger.info("%s", describe(problems, estimate))
-    return replace(draft, options=draft.options or preset(draft.config)), estimate
+    return GenerationConfig(
+        steps=steps or None,
+        text_scale=None if text_scale < 0 else text_scale,
+        audio_scale=None if audio_scale < 0 else audio_scale,
+        shift=shift or None,
+        seed=seed,
+        acceleration=Acceleration(acceleration),
+        **options.choices,
+        **choices,
+    )
 
 
-def _kept(windows: Iterator[Tensor], frames: list[Tensor]) -> Iterator[Tensor]:
-    """Hands the windows on and keeps them as IMAGE."""
-    for window in windows:
-        frames.append(to_image(window))
-        yield window
+def run_setup(model: TransformerFiles, options: SamplerOptions, keep_frames: bool) -> RunSetup:
+    """Where a run of this ComfyUI is executed."""
+    files = ModelFiles(base=model.base, adapter=model.adapter, loras=model.loras)
+    runs = folders.runs_directory()
+    return RunSetup(
+        files, model.dtype, model.memory, runs if options.resume else None, timings=runs, keeps_frames=keep_frames
+    )
 
 
-def _as_long(sound: Sound, num_frames: int, fps: Fraction) -> Sound:
-    """The sound, cut or continued with silence to the length of the video."""
-    return Sound(fit_length(sound.samples, round(num_frames / fps * sound.rate_hz)), sound.rate_hz)
+def _audio(audio_embeds: AudioEmbeds, duration_s: float) -> dict | None:
+    """The soundtrack as AUDIO, as long as the video."""
+    sound = audio_embeds.soundtrack
+    if sound is None:
+        return None
+    return to_audio(replace(sound, samples=fit_length(sound.samples, round(duration_s * sound.rate_hz))))

@@ -10,6 +10,7 @@ from ..errors import ConfigError
 from ..models.image_encoder import ImageEncoder
 from ..models.vae.tiling import Tiling
 from ..models.vae.video_vae import VideoCoder, VideoVae
+from .speakers import Place, speaker_masks
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class Conditioning:
     def num_places(self) -> int:
         """Speakers that are told apart in the picture; 1 where nobody is."""
         return 1 if self.speaker_masks is None else len(self.speaker_masks) - 1
+
+    def for_speakers(self, num_voices: int) -> Conditioning:
+        """The same for so many voices: where nobody was told apart they share the width, from left to right."""
+        if num_voices < 2 or self.speaker_masks is not None:
+            return self
+        size = (self.height, self.width)
+        return replace(self, speaker_masks=speaker_masks([Place()] * num_voices, size, size))
 
     @property
     def all_prompts(self) -> tuple[Tensor, ...]:

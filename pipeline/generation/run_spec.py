@@ -90,6 +90,12 @@ class RunSpec:
         return tuple(plan_windows(self.num_frames, self.windows_config, rows))
 
     @property
+    def output_s(self) -> float:
+        """Seconds of the finished file."""
+        assert self.num_output_frames is not None, "the length is known before the file is written"
+        return self.num_output_frames / self.fps
+
+    @property
     def postprocess(self) -> PostprocessConfig:
         """What is done to decoded frames; a single window of the exact plan keeps its colours."""
         if self.windows_config.plan is WindowPlan.PUBLISHED:

@@ -84,6 +84,11 @@ class RunInputs:
     audio_embeds: AudioEmbeds | None = None
     conditioning: Conditioning | None = None
 
+    @classmethod
+    def encoded(cls, audio_embeds: AudioEmbeds | None, conditioning: Conditioning) -> RunInputs:
+        """Those of a picture that is encoded."""
+        return cls(conditioning.num_places, conditioning.source.shape[1], audio_embeds, conditioning)
+
 
 def check_run(spec: RunSpec, inputs: RunInputs, setup: RunSetup, problems: Problems, host: Host) -> RunEstimate | None:
     """Adds all that is wrong with a run to `problems`; what it will take, None where too little is known."""

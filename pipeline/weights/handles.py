@@ -119,13 +119,6 @@ class TransformerFiles:
         return load_transformer(self.base, self.adapter, loras=self.loras, dtype=self.dtype)
 
 
-def recipe_of(choice: str, name: str) -> Recipe:
-    """The recipe that a person chose; `auto` goes by the file's name, for nothing inside the file tells."""
-    if choice != "auto":
-        return Recipe(choice)
-    return Recipe.INFINITETALK if "infinite" in name.lower() else Recipe.MULTITALK
-
-
 def text_encoder(path: Path, device: torch.device) -> Lazy[TextEncoder]:
     """umT5 with its tokenizer, in bfloat16 where `device` has it and else in float32: float16 is too narrow for it."""
     from . import build, catalog
