@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadgroup
 
 .PHONY: demo demo-two test lint clean
 
@@ -13,7 +14,7 @@ demo-two: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ON_ALL_CORES)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make tiny tests slow on a busy machine
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a core for each worker and its child processes
+import pytest
 import torch
 
 PACK = Path(__file__).resolve().parents[1]
@@ -16,4 +19,12 @@ spec = importlib.util.spec_from_file_location(NAME, PACK / "__init__.py", submod
 sys.modules[NAME] = importlib.util.module_from_spec(spec)  # not executed: the engine's tests need no ComfyUI
 sys.path.append(str(PACK / "tests"))  # the tests' own helpers: `from support import golden`
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of a file on one worker, which makes the file's fixtures once, unless a mark groups them."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
