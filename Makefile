@@ -14,6 +14,7 @@ demo-two: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
+	$(BIN)/pyright
 	$(BIN)/python -m pytest $(ON_ALL_CORES)
 
 lint: $(VENV)/.test

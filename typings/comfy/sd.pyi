@@ -1,0 +1,6 @@
+from torch import Tensor, nn
+
+class VAE:
+    first_stage_model: nn.Module
+    def encode(self, pixel_samples: Tensor) -> Tensor: ...
+    def decode(self, samples_in: Tensor) -> Tensor: ...
