@@ -55,18 +55,18 @@ def _attributes(node: ast.ClassDef) -> tuple[str, ...]:
 
 def stubs() -> list[Declaration]:
     """The declarations of all stubs of ComfyUI."""
-    found = []
+    collected: list[Declaration] = []
     for path in sorted(TYPINGS.rglob("*.pyi")):
         module = path.relative_to(TYPINGS).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
         if module not in OPTIONAL:
-            found += declarations(module, ast.parse(path.read_text(encoding="utf-8")).body)
-    return found
+            collected += declarations(module, ast.parse(path.read_text(encoding="utf-8")).body)
+    return collected
 
 
 @pytest.fixture(scope="module")
 def signatures() -> dict[str, dict | None]:
     """What this ComfyUI has behind each declared name."""
-    done = subprocess.run(
+    process = subprocess.run(
         [os.environ["COMFYUI_PYTHON"], Path(comfy_signatures.__file__), "--cpu"],
         cwd=os.environ["COMFYUI_DIR"],
         env={**os.environ, "PYTHONPATH": os.environ["COMFYUI_DIR"]},
@@ -75,8 +75,8 @@ def signatures() -> dict[str, dict | None]:
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("declaration", stubs(), ids=str)
