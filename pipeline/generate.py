@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .acceleration.caches import make_cache
 from .acceleration.presets import accelerated
-from .acceleration.step_cache import make_cache
 from .audio.embeds import AudioEmbeds
 from .conditioning.conditioning import Conditioning
 from .generation.guards import check_frames, check_latents
@@ -167,5 +167,5 @@ def _kept_bytes(transformer: MultiTalkTransformer, audio_embeds: AudioEmbeds, sp
     size, passes = spec.latent_size(spec.windows[0]), spec.new_guidance().passes
     prompts = len({pass_.hears_prompt for pass_ in passes})
     voices = sum(audio_embeds.num_speakers if hears else 1 for hears in {pass_.hears_audio for pass_ in passes})
-    footprint, residuals = Footprint.of(transformer), spec.acceleration.cache.num_kept(len(passes))
+    footprint, residuals = Footprint.of(transformer), spec.acceleration.cache.num_tensors(len(passes))
     return footprint.constant_bytes(size, prompts, voices) + residuals * footprint.tokens_bytes(size)

@@ -15,7 +15,7 @@ import make_workflows
 import torch
 from multitalk_pack.benchmarks.report import Table
 from multitalk_pack.pipeline.config import Resolution
-from multitalk_pack.pipeline.memory.placement import GB, Footprint, MemoryConfig, place
+from multitalk_pack.pipeline.memory.placement import GB, Footprint, MemoryConfig, plan_placement
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.remote.payload import ENDPOINTS, PriceRule, dollars, estimate
 from multitalk_pack.pipeline.shapes import FPS, LatentSize
@@ -124,7 +124,7 @@ def placements() -> str:
 
 def _stays(footprint: Footprint, free: int) -> str:
     kept = footprint.constant_bytes(WINDOW_480P, num_prompts=2, num_voices=2)
-    placement = place(footprint, MemoryConfig(), WINDOW_480P, free, kept)
+    placement = plan_placement(footprint, MemoryConfig(), WINDOW_480P, free, kept)
     if placement.estimate > free:
         return f"wants {placement.estimate / GB:.1f} GB"
     return str(placement.resident_blocks) if placement.streams else "all"

@@ -1,1 +1,1 @@
-"""What a run may do to be faster: other attention kernels, and steps whose blocks are not run."""
+"""Ways to make a run faster: attention kernels, compiled blocks, step caches, guidance in some of the steps."""

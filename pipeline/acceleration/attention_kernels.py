@@ -1,4 +1,4 @@
-"""Attention kernels: which there are, and which of them work here."""
+"""Attention kernels, and the choice of one that works on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCORES = 2**27  # of the plain formula at once: half a gigabyte in float32
 
 
 class AttentionKernel(Choice):
-    """How the transformer's attention is computed."""
+    """Kernel of the transformer's attention."""
 
     AUTO = "auto"  # the fastest exact one
     CUDNN = "cuDNN"
@@ -41,12 +41,12 @@ _BACKENDS = {
 
 @lru_cache
 def find_kernel(kernel: AttentionKernel, device: torch.device, dtype: torch.dtype, head_dim: int) -> Attend:
-    """The attention to use: `kernel` if it works on this machine, or the next best, said in the log.
+    """The attention function of `kernel` if it works on this machine, or of the next best, with a line in the log.
 
     A kernel works if it agrees with the plain formula on a small example. Each is tried once a process.
     """
     if kernel is AttentionKernel.AUTO and device.type != "cuda":
-        return scaled_dot_product_attention  # torch knows best there
+        return scaled_dot_product_attention  # torch chooses best there
     for candidate in _candidates(kernel, device):
         failure = _failure(candidate, device, dtype, head_dim)
         if failure is None:
@@ -68,23 +68,23 @@ def _candidates(kernel: AttentionKernel, device: torch.device) -> list[Attention
 
 
 def _failure(kernel: AttentionKernel, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why `kernel` cannot be used here; None if it can."""
+    """The reason that `kernel` cannot be used here; None if it can."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, 2, n, head_dim, generator=generator).to(device, dtype) for n in (96, 257, 257))
     try:
-        got = _attend(kernel)(query, key, value)
+        output = _attend(kernel)(query, key, value)
     except ImportError:
         return "it is not installed (pip install sageattention)."
     except Exception as error:  # noqa: BLE001 - a probe: kernels that others compile here fail with whatever they like
         return str(error).partition("\n")[0] or type(error).__name__
-    want = _attend(AttentionKernel.MATH)(query.float(), key.float(), value.float())
-    error = (got.float() - want).abs().max().item()
+    exact = _attend(AttentionKernel.MATH)(query.float(), key.float(), value.float())
+    error = (output.float() - exact).abs().max().item()
     tolerance = COARSE_TOLERANCE if kernel is AttentionKernel.SAGE else TOLERANCES.get(dtype, COARSE_TOLERANCE)
     return None if error <= tolerance else f"it is off by {error:.2g} on a small example."
 
 
 def _attend(kernel: AttentionKernel) -> Attend:
-    return _OURS[kernel] if kernel in _OURS else partial(_native, backend=_BACKENDS[kernel])
+    return _CUSTOM[kernel] if kernel in _CUSTOM else partial(_native, backend=_BACKENDS[kernel])
 
 
 def _native(query: Tensor, key: Tensor, value: Tensor, backend: SDPBackend) -> Tensor:
@@ -105,4 +105,4 @@ def _math(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-_OURS = {AttentionKernel.MATH: _math, AttentionKernel.SAGE: _sage}
+_CUSTOM = {AttentionKernel.MATH: _math, AttentionKernel.SAGE: _sage}

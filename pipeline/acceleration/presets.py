@@ -1,4 +1,4 @@
-"""The acceleration choices, as single knobs and as presets, and a transformer that runs with them for a while."""
+"""Acceleration options, the presets of them, and the context in which a transformer runs with them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..choice import Choice
 from ..config import Acceleration, GuidanceConfig
 from ..errors import ConfigError
 from ..sampling.guidance import Guidance
 from .attention_kernels import AttentionKernel, find_kernel
+from .caches import CacheKind
 
 if TYPE_CHECKING:
     from ..models.transformer.model import MultiTalkTransformer
@@ -24,43 +24,13 @@ WARMUP_SHARE = 5  # `regular` runs the first fifth of the steps in any case: the
 FORECAST_PARTS, HIGH_GUIDED = 5, 0.05  # `high`: into how many parts forecasts cut a run; the share that is guided
 
 
-class CacheKind(Choice):
-    """How steps are found that can do without their blocks, see `step_cache`."""
-
-    NONE = "none"
-    TEA = "TeaCache"
-    EASY = "EasyCache"
-    MAG = "MagCache"
-    FIRST_BLOCK = "first block"
-    TAYLOR = "Taylor forecast"
-
-    @property
-    def default_threshold(self) -> float:
-        """What its authors recommend for Wan; what it counts differs from cache to cache. 0 where it counts nothing."""
-        return {
-            CacheKind.TEA: 0.2,
-            CacheKind.EASY: 0.05,
-            CacheKind.MAG: 0.12,
-            CacheKind.FIRST_BLOCK: 0.06,
-        }.get(self, 0.0)
-
-    def num_kept(self, num_passes: int) -> int:
-        """Tensors of tokens x width that it keeps from step to step."""
-        return {
-            CacheKind.TEA: num_passes,
-            CacheKind.MAG: num_passes,
-            CacheKind.FIRST_BLOCK: num_passes + 1,  # and what the first block added
-            CacheKind.TAYLOR: 2 * num_passes,  # and how it changes
-        }.get(self, 0)  # EasyCache's are latents, which are small
-
-
 @dataclass(frozen=True)
 class AccelerationOptions:
-    """Single knobs. The defaults change nothing but the order of rounding.
+    """The single options. The defaults change nothing but the order of rounding.
 
     Attributes:
-        cache: which steps reuse what an earlier one has computed.
-        threshold: how much a cache lets pass before it runs a step again; None takes its own default.
+        cache: the step cache, which reuses what earlier steps have computed.
+        threshold: the change that a cache lets pass before it runs a step again; None takes its own default.
         warmup: first steps that are always run.
         interval: the Taylor forecast runs every n-th step.
         guidance_every: the passes for guidance are run every n-th step, their last difference is kept in between.
@@ -99,7 +69,7 @@ class AccelerationOptions:
 
     @property
     def cache_threshold(self) -> float:
-        """The threshold to use."""
+        """The threshold of the cache: the given one, or its own default."""
         return self.cache.default_threshold if self.threshold is None else self.threshold
 
     def check(self, steps: int) -> None:
@@ -152,12 +122,12 @@ def preset(acceleration: Acceleration, steps: int, text_scale: float) -> Acceler
 def accelerated(
     transformer: MultiTalkTransformer, options: AccelerationOptions, device: torch.device | None = None
 ) -> Iterator[MultiTalkTransformer]:
-    """`transformer` with these options, left as it was found.
+    """`transformer` with these options, restored afterwards.
 
     Args:
         transformer: the shared model.
-        options: which kernel, and whether to compile; caches and guidance belong to the windows.
-        device: where it is going to run; None where it is.
+        options: of which the kernel and compilation count; caches and guidance belong to the windows.
+        device: of the run; None takes the transformer's.
     """
     before = [(block.attn1.attend, block.attn2.attend, block._compiled_call_impl) for block in transformer.blocks]
     try:

@@ -8,14 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..acceleration.forward import Forward, StepCache
+from ..acceleration.caches.base import ForwardInputs, StepCache
 from ..audio.embeds import AudioEmbeds
 from ..conditioning.conditioning import Conditioning
 from ..conditioning.speakers import to_latent_masks
 from ..host import Host
 from ..memory.placement import PlacedTransformer
+from ..models.transformer.inputs import PassInputs
 from ..models.transformer.model import MultiTalkTransformer
-from ..models.transformer.prepared import PassInputs
 from ..sampling.guidance import Pass
 from ..shapes import LatentSize
 from .recipes import WindowStart
@@ -80,7 +80,9 @@ class PassForwards:
         inputs = self.inputs[pass_]
         forward = partial(self.transformer, latents, timestep, inputs)
         if self.cache is not None:
-            forward = partial(self.cache.velocity, Forward(self.transformer, latents, timestep, step, inputs, pass_))
+            forward = partial(
+                self.cache.velocity, ForwardInputs(self.transformer, latents, timestep, step, inputs, pass_)
+            )
         for attempt in streaming_attempts(self.placement):
             with attempt:
                 return forward()

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Concatenate, ParamSpec, TypeVar
 
-import torch
-
 from ..acceleration.attention_kernels import AttentionKernel, find_kernel
 from ..conditioning.conditioning import Conditioning
 from ..errors import NumericalError
 from ..host import Host
+from ..memory.out_of_memory import is_out_of_memory
 from ..memory.placement import GB, PlacedTransformer, resident
 from ..models.transformer.model import MultiTalkTransformer
 
@@ -49,7 +48,7 @@ class Attempt:
 
 def streaming_attempts(placement: PlacedTransformer) -> Iterator[AbstractContextManager[object]]:
     """Tries of a forward: as it is, then, if the device's memory ran out, with all blocks streamed, from then on."""
-    first = Attempt(lambda error: isinstance(error, torch.OutOfMemoryError))
+    first = Attempt(is_out_of_memory)
     yield first
     if first.error is not None:
         if not placement.stream_all():
@@ -94,8 +93,8 @@ class Coders:
             try:
                 with self._on_device():
                     return work(self.conditioning, *args, **kwargs)
-            except torch.OutOfMemoryError:
-                if not can_tile:
+            except (RuntimeError, MemoryError) as error:
+                if not can_tile or not is_out_of_memory(error):
                     raise
         logger.warning(
             "There is too little memory for the VAE, which takes about %.1f GB: it works on tiles in this window, "

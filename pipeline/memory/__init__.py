@@ -1,1 +1,1 @@
-"""Device memory: which weights stay on the device, and which are streamed through it."""
+"""Device memory: placement of weights, blocks streamed through the device, errors of memory that ran out."""

@@ -1,4 +1,4 @@
-"""Blocks that come to the device when their turn comes, and modules that find their way home."""
+"""Blocks streamed through the device, each copied while the one before it runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 2  # blocks in flight: the one that runs and the one that is being copied
+BLOCKS_IN_FLIGHT = 2  # on the device: the one that runs and the one that is being copied
 
 
 class BlockStream:
-    """Brings each block to the device when its turn comes, the next one being copied meanwhile.
+    """Copies each block to the device before it runs, while the block before it runs.
 
     Blocks run in a fixed order, round and round. On CUDA the copies run on a stream of their own, from pinned memory,
     and the host waits until a block has run before it copies the next but one: else it would run ahead of the device
@@ -26,52 +26,52 @@ class BlockStream:
 
     def __init__(self, blocks: list[nn.Module], device: torch.device, can_pin: bool = True):
         self._blocks, self._device, self._can_pin = blocks, device, can_pin
-        self._homes = [OriginalTensors(block) for block in blocks]
+        self._originals = [OriginalTensors(block) for block in blocks]
         self._copies: dict[int, list[Tensor]] = {}
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._ran: torch.cuda.Event | None = None  # the block before
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._last_end: torch.cuda.Event | None = None  # of the block before
         self._hooks = []
         for index, block in enumerate(blocks):
             self._hooks.append(block.register_forward_pre_hook(_untraced(self._enter, index)))
             self._hooks.append(block.register_forward_hook(_untraced(self._leave, index), always_call=True))
 
     def close(self) -> None:
-        """Ends the streaming; the blocks' weights are at home again."""
+        """Ends the streaming and restores the blocks' weights."""
         for hook in self._hooks:
             hook.remove()
-        for home in self._homes:
-            home.restore()
+        for originals in self._originals:
+            originals.restore()
         self._copies.clear()
 
     def _enter(self, index: int) -> None:
         self._fetch(index)
-        if self._side is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._side)
+        if self._copy_stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._copy_stream)
         for tensor, copy in zip(tensors_of(self._blocks[index]), self._copies[index], strict=True):
             tensor.data = copy
 
     def _leave(self, index: int) -> None:
-        self._homes[index].restore()
-        if self._side is not None:
+        self._originals[index].restore()
+        if self._copy_stream is not None:
             stream = torch.cuda.current_stream(self._device)
             for copy in self._copies[index]:
                 copy.record_stream(stream)
         del self._copies[index]
-        if self._side is not None:
-            if self._ran is not None:
-                self._ran.synchronize()
-            self._ran = stream.record_event()
+        if self._copy_stream is not None:
+            if self._last_end is not None:
+                self._last_end.synchronize()
+            self._last_end = stream.record_event()
         if len(self._blocks) > 1:
             self._fetch((index + 1) % len(self._blocks))
 
     def _fetch(self, index: int) -> None:
         if index in self._copies:
             return
-        sources = self._homes[index].tensors
-        if self._side is None:
+        sources = self._originals[index].tensors
+        if self._copy_stream is None:
             self._copies[index] = [source.to(self._device, copy=True) for source in sources]
             return
-        with torch.cuda.stream(self._side):
+        with torch.cuda.stream(self._copy_stream):
             self._copies[index] = [source.to(self._device, non_blocking=True) for source in self._pinned(sources)]
 
     def _pinned(self, sources: list[Tensor]) -> list[Tensor]:
@@ -85,20 +85,20 @@ class BlockStream:
             return sources
 
 
-def _untraced(work: Callable[[int], None], index: int) -> Callable[..., None]:
-    """`work(index)` as a hook that a compiler leaves alone: traced, the exchange of weights would be an error."""
-    return torch.compiler.disable(lambda *_: work(index))
+def _untraced(function: Callable[[int], None], index: int) -> Callable[..., None]:
+    """`function(index)` as a hook that a compiler leaves alone: traced, the exchange of weights would be an error."""
+    return torch.compiler.disable(lambda *_: function(index))
 
 
 class OriginalTensors:
-    """Remembers where a module's tensors were, and brings them back without a copy."""
+    """A module's tensors as they are now, to be restored later without a copy."""
 
     def __init__(self, module: nn.Module):
         self._module = module
         self.tensors = [tensor.data for tensor in tensors_of(module)]
 
     def restore(self) -> None:
-        """Puts them back."""
+        """Puts them back into the module."""
         for tensor, data in zip(tensors_of(self._module), self.tensors, strict=True):
             tensor.data = data
 

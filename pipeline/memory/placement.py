@@ -1,4 +1,4 @@
-"""Where networks stay while they run: whole on the device, or the transformer's blocks streamed through it."""
+"""Placement of networks while they run: whole on the device, or the transformer's blocks streamed through it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..choice import Choice
 from ..errors import ConfigError
 from ..host import Host
 from ..shapes import LatentSize
-from .block_streaming import WINDOW, BlockStream, OriginalTensors, tensors_of
+from .block_streaming import BLOCKS_IN_FLIGHT, BlockStream, OriginalTensors, tensors_of
 
 logger = logging.getLogger(__name__)
 
 GB = 10**9
 ACTIVATION_TENSORS = 12  # tokens x width tensors alive at a block's fullest moment, counted on the meta device
-RESERVE = GB // 2  # left to the allocator, the kernels' scratch and whoever else draws on the card
-TEXT_TOKENS, IMAGE_TOKENS, VOICE_TOKENS = 512, 257, 32  # what a block keeps: of a prompt, a picture, a moment's voice
+RESERVE = GB // 2  # for the allocator, the kernels' scratch and a screen on the same card
+TEXT_TOKENS, IMAGE_TOKENS, VOICE_TOKENS = 512, 257, 32  # keys of a block: a prompt, a picture, a latent frame's voice
 DECODE_BYTES = 20_000  # a pixel's share of the VAE decoder's memory in float32: causal caches 9, work 9, output 2
 
 
 class MemoryLimit(Choice):
-    """How much of the device a run may take for itself."""
+    """Device memory that a run may take for itself."""
 
     AUTO = "auto"
     GB8 = "8 GB"
@@ -42,7 +42,7 @@ class MemoryLimit(Choice):
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """How the transformer may use the device's memory."""
+    """The transformer's share of the device's memory."""
 
     memory: MemoryLimit = MemoryLimit.AUTO
     resident_blocks: int | None = None  # blocks that never leave the device; None lets `memory` decide
@@ -56,12 +56,12 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class Placement:
-    """How many blocks stay on the device, and what that means there, in bytes.
+    """The number of blocks that stay on the device, and the memory that this takes, in bytes.
 
     Attributes:
-        estimate: what the whole run is expected to take while it samples.
-        weights: the part of it that the transformer's weights take.
-        budget: what it may take.
+        estimate: of the whole run while it samples.
+        weights: the transformer's part of the estimate.
+        budget: the most that the run may take.
     """
 
     resident_blocks: int
@@ -72,13 +72,13 @@ class Placement:
 
     @property
     def streams(self) -> bool:
-        """Whether any block comes and goes."""
+        """True where blocks come and go."""
         return self.resident_blocks < self.num_blocks
 
     def describe(self) -> str:
         """One line for the log."""
-        kept = "all" if not self.streams else f"{self.resident_blocks} of"
-        return f"{kept} {self.num_blocks} blocks stay on the device; about {self.estimate / GB:.1f} GB"
+        resident = f"{self.resident_blocks} of" if self.streams else "all"
+        return f"{resident} {self.num_blocks} blocks stay on the device; about {self.estimate / GB:.1f} GB"
 
 
 def num_bytes(module: nn.Module) -> int:
@@ -88,7 +88,7 @@ def num_bytes(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a transformer takes, as far as its placement is concerned; known from its files' headers too.
+    """Sizes of a transformer that its placement depends on; from the network, or from its files' headers.
 
     Attributes:
         block_bytes: of the largest block.
@@ -103,39 +103,34 @@ class Footprint:
 
     @classmethod
     def of(cls, transformer: nn.Module) -> Footprint:
-        """That of a network."""
+        """The footprint of a network."""
         blocks = [num_bytes(block) for block in transformer.blocks]
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         return cls(len(blocks), max(blocks), num_bytes(transformer) - sum(blocks), width)
 
     @property
     def weights_bytes(self) -> int:
-        """Of all weights."""
+        """Bytes of all weights."""
         return self.num_blocks * self.block_bytes + self.outer_bytes
 
     def tokens_bytes(self, size: LatentSize) -> int:
-        """A window's tokens, once, in two bytes a number."""
+        """Bytes of a window's tokens in two bytes a number."""
         return 2 * size.num_tokens * self.width
 
     def constant_bytes(self, size: LatentSize, num_prompts: int, num_voices: int) -> int:
-        """The keys and values that the blocks keep of prompts, picture and voices from step to step."""
+        """Bytes of the keys and values of prompts, picture and voices that blocks keep from step to step."""
         rows = num_prompts * TEXT_TOKENS + IMAGE_TOKENS + num_voices * size.t * VOICE_TOKENS
         return 2 * 2 * rows * self.width * self.num_blocks
 
 
 def plan_placement(
-    transformer: nn.Module, config: MemoryConfig, size: LatentSize, free: int, extra_bytes: int = 0
+    footprint: Footprint, config: MemoryConfig, size: LatentSize, free: int, extra_bytes: int = 0
 ) -> Placement:
-    """How to place `transformer` for windows of `size`, given `free` bytes on the device; see `place`."""
-    return place(Footprint.of(transformer), config, size, free, extra_bytes)
+    """The placement of a transformer for windows of `size`, given `free` bytes on the device.
 
-
-def place(footprint: Footprint, config: MemoryConfig, size: LatentSize, free: int, extra_bytes: int = 0) -> Placement:
-    """How to place a transformer for windows of `size`, given `free` bytes on the device.
-
-    The estimate is weights + `ACTIVATION_TENSORS` tensors of tokens x width in two bytes + `extra_bytes`, what the run
-    keeps there besides (see `constant_bytes`), + a reserve. Whole placement is chosen where it fits; else as many
-    blocks stay as fit beside the two in flight.
+    The estimate is weights + `ACTIVATION_TENSORS` tensors of tokens x width in two bytes + `extra_bytes` that the run
+    keeps there besides (see `constant_bytes`) + a reserve. Whole placement is chosen where it fits; else as many blocks
+    stay as fit beside the two in flight.
     """
     num_blocks, block_bytes, outer = footprint.num_blocks, footprint.block_bytes, footprint.outer_bytes
     work = ACTIVATION_TENSORS * footprint.tokens_bytes(size) + extra_bytes + RESERVE
@@ -144,41 +139,41 @@ def place(footprint: Footprint, config: MemoryConfig, size: LatentSize, free: in
     if resident is None:
         num_fitting = max(0, (budget - work - outer) // block_bytes)
         fits = config.memory is MemoryLimit.ALL or num_fitting >= num_blocks
-        resident = num_blocks if fits else max(0, num_fitting - WINDOW)
+        resident = num_blocks if fits else max(0, num_fitting - BLOCKS_IN_FLIGHT)
     resident = min(resident, num_blocks)
-    in_flight = min(WINDOW, num_blocks - resident)
+    in_flight = min(BLOCKS_IN_FLIGHT, num_blocks - resident)
     weights = outer + block_bytes * (resident + in_flight)
     return Placement(resident, num_blocks, weights + work, weights, budget)
 
 
 def decode_bytes(height: int, width: int, itemsize: int = 4) -> int:
-    """What Wan's VAE takes to decode frames of this size untiled, in numbers of `itemsize` bytes."""
+    """Bytes that Wan's VAE takes to decode frames of this size untiled, in numbers of `itemsize` bytes."""
     return DECODE_BYTES * height * width * itemsize // 4
 
 
 @contextmanager
 def resident(module: nn.Module, host: Host) -> Iterator[nn.Module]:
-    """Keeps `module` on the host's device for a while; afterwards its tensors are where and what they were."""
-    home = OriginalTensors(module)
+    """Context in which `module` is on the host's device; afterwards its tensors are the ones that they were."""
+    originals = OriginalTensors(module)
     module.to(host.device)
     try:
         yield module
     finally:
-        home.restore()  # `to` and back would copy what a file backs
+        originals.restore()  # `to` and back would copy what a file backs
 
 
 class PlacedTransformer:
-    """A transformer that goes to the device to sample, wholly or block by block, and steps aside for others."""
+    """A transformer that goes to the device to sample, wholly or block by block, and leaves it for other networks."""
 
     def __init__(self, transformer: nn.Module, placement: Placement, host: Host):
         self.transformer, self.host = transformer, host
         self.placement = placement
-        self._home = OriginalTensors(transformer)
+        self._originals = OriginalTensors(transformer)
         self._stream: BlockStream | None = None
         self._is_placed = False
 
     def place(self) -> None:
-        """Puts the weights where the placement says, if they are not there."""
+        """Moves the weights as planned, if they are not there."""
         if self._is_placed:
             return
         self._is_placed = True
@@ -191,19 +186,19 @@ class PlacedTransformer:
             self._stream = BlockStream(streamed, self.host.device, self.host.can_pin)
 
     def make_room(self, needed: int) -> bool:
-        """Steps aside when `needed` bytes are not left beside it, until `place`; whether they are there now."""
-        if self._is_placed and self._left() < needed:
+        """Leaves the device, until `place`, when `needed` bytes are not left beside it. True when they are left now."""
+        if self._is_placed and self._free_bytes() < needed:
             logger.info("The transformer leaves the device: the VAE wants %.1f GB.", needed / GB)
             self.release()
-        return self._left() >= needed
+        return self._free_bytes() >= needed
 
-    def _left(self) -> int:
+    def _free_bytes(self) -> int:
         """Bytes that the run may still take."""
-        taken = self.placement.weights if self._is_placed else 0
-        return min(self.host.free_memory(), self.placement.budget - taken)
+        weights = self.placement.weights if self._is_placed else 0
+        return min(self.host.free_memory(), self.placement.budget - weights)
 
     def stream_all(self) -> bool:
-        """Streams all blocks from now on; False when it already did."""
+        """Streams all blocks from now on; False where it already did."""
         if self.placement.resident_blocks == 0:
             return False
         self.release()
@@ -213,11 +208,11 @@ class PlacedTransformer:
         return True
 
     def release(self) -> None:
-        """Takes everything back to where it was."""
+        """Takes all weights off the device again."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-        self._home.restore()
+        self._originals.restore()
         self._is_placed = False
 
 
@@ -225,8 +220,8 @@ class PlacedTransformer:
 def placed(
     transformer: nn.Module, config: MemoryConfig, size: LatentSize, host: Host, extra_bytes: int = 0
 ) -> Iterator[PlacedTransformer]:
-    """Plans where `transformer` stays for windows of `size`, and puts it back afterwards; `place` moves it there."""
-    placement = plan_placement(transformer, config, size, host.free_memory(), extra_bytes)
+    """The transformer with its placement for windows of `size`, restored afterwards; `place` moves it to the device."""
+    placement = plan_placement(Footprint.of(transformer), config, size, host.free_memory(), extra_bytes)
     logger.info("memory = %s: %s of %.1f.", config.memory.value, placement.describe(), placement.budget / GB)
     if placement.estimate > placement.budget:
         logger.warning(

@@ -1,4 +1,4 @@
-"""What CLIP sees in a frame: the tokens that the video transformer attends to beside the prompt's."""
+"""CLIP's vision tower: the image tokens that the video transformer attends to beside the prompt's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def preprocess(frame: Tensor, side: int) -> Tensor:
-    """A frame (`c h w`, -1..1) as CLIP takes it: squashed to a square, whatever its shape, and normalised.
+    """CLIP's input of a frame (`c h w`, -1..1): squeezed to a square, whatever its shape, and normalised.
 
     Bicubic without antialiasing and without clamping, as the model was trained; transformers' image processor crops
     and antialiases instead.

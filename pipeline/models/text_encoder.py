@@ -1,4 +1,4 @@
-"""The prompt: cleaned, cut into tokens, and encoded by umT5."""
+"""umT5: prompts as embeddings, cleaned and cut into tokens before."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ DEFAULT_NEGATIVE_PROMPT = (  # published with MultiTalk
 
 def clean(text: str) -> str:
     """The text with its encoding mended, its HTML entities resolved and its white space collapsed."""
-    mended = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(mended.split())
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 def split_prompts(text: str) -> list[str]:
@@ -63,7 +62,7 @@ class TextEncoder:
         self._tokenizer = tokenizer
 
     def tokenize(self, text: str) -> list[int]:
-        """The cleaned text's tokens and the end token, at most `text_len`; what is cut off is told in the log."""
+        """The cleaned text's tokens and the end token, at most `text_len`; the log names how many are left."""
         tokens = self._tokenizer.encode(clean(text))
         if len(tokens) >= self.text_len:
             logger.warning("The prompt has %d tokens; the first %d are used.", len(tokens), self.text_len - 1)
@@ -89,7 +88,7 @@ def encode_prompts(encoder: TextEncoder, prompt: str, negative_prompt: str) -> t
 
 @torch.no_grad()
 def encode_ids(model: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """The embeddings `n d`, in float32 on the CPU, of those of `ids` (`n`) where `mask` (`n`) is not 0.
+    """The embeddings `n d`, in float32 on the CPU, of the `ids` (`n`) whose `mask` (`n`) is not 0.
 
     Padding is cut off before the encoder rather than masked inside: what is masked weighs exactly nothing, and a short
     prompt then costs a fraction of `text_len`.

@@ -28,7 +28,7 @@ from ..generation.rules import check_audio_features, check_dubbing, check_places
 from ..generation.run_spec import RunSpec
 from ..generation.store import kept_bytes
 from ..host import Host
-from ..memory.placement import GB, MemoryConfig, MemoryLimit, Placement, place
+from ..memory.placement import GB, MemoryConfig, MemoryLimit, Placement, plan_placement
 from ..model_files import ModelFiles
 from ..shapes import FPS, LatentSize
 from ..weights.fit import TransformerFacts, check_weights, few_step_lora
@@ -281,7 +281,7 @@ def _with_memory(
 def _placement(spec: RunSpec, facts: TransformerFacts, memory: MemoryConfig, size: LatentSize, free: int) -> Placement:
     footprint = facts.footprint
     constants = footprint.constant_bytes(size, num_prompts=2, num_voices=spec.num_speakers + 1)  # and silence
-    return place(footprint, memory, size, free, constants)
+    return plan_placement(footprint, memory, size, free, constants)
 
 
 def _cure(spec: RunSpec, facts: TransformerFacts, run: RunEstimate, free: int) -> str:

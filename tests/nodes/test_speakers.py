@@ -6,7 +6,7 @@ import pytest
 import torch
 from multitalk_pack.pipeline.conditioning.speakers import to_latent_masks, to_token_masks
 from multitalk_pack.pipeline.models.transformer.audio_attention import AudioCrossAttention
-from multitalk_pack.pipeline.models.transformer.speakers import speaker_map, speaker_positions
+from multitalk_pack.pipeline.models.transformer.speakers import reference_attention
 from multitalk_pack.pipeline.shapes import LATENT_CHANNELS, VAE_STRIDE_SPACE, LatentSize
 from support import pack
 from support.golden import Golden
@@ -150,11 +150,11 @@ def test_two_voices_are_heard_through_the_nodes_masks_as_published(nodes, way):
     masks = latent_masks(conditioned_by(nodes, wanted, 2 * VAE_STRIDE_SPACE, way))
     tokens = to_token_masks(masks, LatentSize(frames, *masks.shape[1:])).flatten(1)
     query, key = (golden[f"in.{case}.{name}"].transpose(1, 2) for name in "qk")
-    looks_at = speaker_map(query, key, tokens)
-    golden.assert_close(looks_at, f"mid.{case}.ref_attn_map")
+    reference_map = reference_attention(query, key, tokens)
+    golden.assert_close(reference_map, f"mid.{case}.ref_attn_map")
     attention = AudioCrossAttention(config["dim"], config["encoder_hidden_states_dim"], config["num_heads"])
     attention.load_state_dict(golden.state())
     voices = golden[f"in.{case}.audio_tokens"][0]
     voices = voices.unflatten(1, (2, golden.cases[case]["tokens_per_person"])).transpose(0, 1)  # p t n d
-    heard = attention(golden[f"in.{case}.x"][0], attention.audio_kv(voices), speaker_positions(looks_at))
+    heard = attention(golden[f"in.{case}.x"][0], attention.audio_kv(voices), reference_map)
     golden.assert_close(heard[None], f"out.{case}.x")

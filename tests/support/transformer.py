@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 import torch
+from multitalk_pack.pipeline.models.transformer.inputs import PassInputs, WindowInputs
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
-from multitalk_pack.pipeline.models.transformer.prepared import PassInputs, WindowInputs
 from multitalk_pack.pipeline.shapes import LatentSize, num_video_frames
 from multitalk_pack.pipeline.weights.key_maps import rename_transformer
 from torch import Tensor
@@ -59,7 +59,7 @@ def tiny(seed: int = 0, num_layers: int = 2) -> MultiTalkTransformer:
     return transformer
 
 
-def window(transformer: MultiTalkTransformer, size: LatentSize = SIZE, seed: int = 1) -> WindowInputs:
+def window_inputs(transformer: MultiTalkTransformer, size: LatentSize = SIZE, seed: int = 1) -> WindowInputs:
     """A random window of two persons, one to the left and one to the right of the background."""
     random = torch.Generator().manual_seed(seed)
     condition = torch.randn(20, size.t, size.h, size.w, generator=random)
@@ -92,7 +92,7 @@ def latents(size: LatentSize = SIZE, seed: int = 4) -> Tensor:
     return torch.randn(size.shape, generator=torch.Generator().manual_seed(seed))
 
 
-def heard(transformer: MultiTalkTransformer, num_speakers: int = 1, size: LatentSize = SIZE) -> PassInputs:
+def pass_inputs(transformer: MultiTalkTransformer, num_speakers: int = 1, size: LatentSize = SIZE) -> PassInputs:
     """A fresh pass of a fresh window."""
     audio = voices(transformer, num_speakers, size)
-    return transformer.prepare_pass(window(transformer, size), prompt(transformer), audio)
+    return transformer.prepare_pass(window_inputs(transformer, size), prompt(transformer), audio)

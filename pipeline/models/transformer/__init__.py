@@ -1,1 +1,1 @@
-"""The network: Wan2.1's image-to-video transformer that also listens to speech (MultiTalk, arXiv:2505.22647)."""
+"""Wan2.1's image-to-video transformer with MultiTalk's attention to speech (arXiv:2505.22647)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .rope import rotate
-from .speakers import speaker_map
+from .speakers import reference_attention
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """softmax(q k^T / sqrt(k)) v of query, key and value, all `b heads n k`; views with any strides, k innermost."""
@@ -22,7 +22,7 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 class TextTokens(NamedTuple):
-    """A prompt for the attention: its tokens, of which the last one, the padding, stands for several."""
+    """Tokens of a prompt, of which the last one, the padding, stands for several."""
 
     tokens: Tensor  # n c
     num_padding: int  # how many tokens the last one stands for; from 0
@@ -47,7 +47,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Every token of the window looks at every other one."""
+    """Self-attention over all tokens of the window, with rotary position embeddings."""
 
     def __init__(self, dim: int, num_heads: int, eps: float, attend: Attend = scaled_dot_product_attention):
         super().__init__()
@@ -61,24 +61,24 @@ class SelfAttention(nn.Module):
         Args:
             x: `n c`.
             rope: `n 1 k/2 2`, see `rope.grid_rotation`.
-            token_masks: `classes s`: where each person is in the first latent frame. None where nobody asks.
+            token_masks: `classes s`: persons, then background, in the first latent frame. None for one voice.
 
         Returns:
-            `n c`, and `classes n`: how much each token looks at each person (see `speaker_map`), None without masks.
+            `n c`, and the reference map `classes n` (see `reference_attention`), None without masks.
         """
-        query = self._turned(self.norm_q(self.to_q(x)), rope).type_as(x)
-        key = self._turned(self.norm_k(self.to_k(x)), rope).type_as(x)
-        seen = self.attend(query, key, split_heads(self.to_v(x), self.num_heads))
-        looks_at = None if token_masks is None else speaker_map(query, key, token_masks)
-        return self.to_out(merge_heads(seen)), looks_at
+        query = self._rotate(self.norm_q(self.to_q(x)), rope).type_as(x)
+        key = self._rotate(self.norm_k(self.to_k(x)), rope).type_as(x)
+        attn_out = self.attend(query, key, split_heads(self.to_v(x), self.num_heads))
+        reference_map = None if token_masks is None else reference_attention(query, key, token_masks)
+        return self.to_out(merge_heads(attn_out)), reference_map
 
-    def _turned(self, x: Tensor, rope: Tensor) -> Tensor:
-        turned = rotate(rearrange(x, "n (heads k) -> n heads k", heads=self.num_heads), rope)
-        return rearrange(turned, "n heads k -> 1 heads n k")
+    def _rotate(self, x: Tensor, rope: Tensor) -> Tensor:
+        heads = rotate(rearrange(x, "n (heads k) -> n heads k", heads=self.num_heads), rope)
+        return rearrange(heads, "n heads k -> 1 heads n k")
 
 
 class CrossAttention(nn.Module):
-    """The video looks at the prompt and at the reference image: one query, two attentions, their results added."""
+    """Cross-attention to the prompt and to the reference image: one query, two attentions, their results added."""
 
     def __init__(self, dim: int, num_heads: int, eps: float, attend: Attend = scaled_dot_product_attention):
         super().__init__()
@@ -89,11 +89,11 @@ class CrossAttention(nn.Module):
         self.norm_added_k = nn.RMSNorm(dim, eps=eps)
         self.to_out = nn.Sequential(nn.Linear(dim, dim))
 
-    def forward(self, x: Tensor, text: TextKeyValue, image: KeyValue) -> Tensor:
-        """`n c` from `n c`, with the keys and values that `text_kv` and `image_kv` gave."""
+    def forward(self, x: Tensor, text_kv: TextKeyValue, image_kv: KeyValue) -> Tensor:
+        """`n c` from `n c`, with the keys and values that the methods of these names return."""
         query = split_heads(self.norm_q(self.to_q(x)).type_as(x), self.num_heads)
-        seen = self._look_at_text(query, *text) + self.attend(query, *image)
-        return self.to_out(merge_heads(seen))
+        attn_out = self._attend_to_text(query, *text_kv) + self.attend(query, *image_kv)
+        return self.to_out(merge_heads(attn_out))
 
     def text_kv(self, text: TextTokens) -> TextKeyValue:
         """Keys and values of a prompt with its padding.
@@ -116,7 +116,7 @@ class CrossAttention(nn.Module):
         key, value = self.norm_added_k(self.add_k_proj(tokens)).type_as(tokens), self.add_v_proj(tokens)
         return split_heads(key, self.num_heads), split_heads(value, self.num_heads)
 
-    def _look_at_text(self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None) -> Tensor:
+    def _attend_to_text(self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None) -> Tensor:
         if weight is None:
             return self.attend(query, key, value)
         return scaled_dot_product_attention(query, key, value, attn_mask=weight)

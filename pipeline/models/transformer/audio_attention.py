@@ -1,4 +1,4 @@
-"""Each latent frame listens to the audio of its own moment only (MultiTalk, arXiv:2505.22647)."""
+"""Attention to speech: each latent frame attends to the audio of its own moment (MultiTalk, arXiv:2505.22647)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import KeyValue
-from .prepared import Constant
+from .inputs import Constant
 from .rope import rotate, rotation
-from .speakers import voice_positions
+from .speakers import speaker_positions, voice_positions
 
-KEPT_NUMBERS = 1 << 20  # of folded keys; more are folded anew in every step, for 14B they would be 400 MB a block
+MAX_CACHED_NUMBERS = 1 << 20  # of folded keys; more are folded anew in every step, for 14B they would be 400 MB a block
 
 
-class Folded(NamedTuple):
-    """Keys and values of one voice that the video's tokens meet as they are, without a projection of their own."""
+class FoldedKeyValue(NamedTuple):
+    """Keys and values of one voice with the query and output projections multiplied in."""
 
     key: Tensor  # t (heads n) c
     offset: Tensor  # t heads n, added to the scores
     value: Tensor  # t (heads n) c
-    bias: Tensor  # c, added to what was heard
+    bias: Tensor  # c, added to the result
 
 
 class AudioCrossAttention(nn.Module):
-    """Video tokens listen to the voices of their latent frame; with several voices, mostly to their own person's."""
+    """Cross-attention of video tokens to the voices of their latent frame; of several voices, mostly their person's."""
 
     def __init__(self, dim: int, audio_dim: int, num_heads: int):
         super().__init__()
@@ -36,52 +36,52 @@ class AudioCrossAttention(nn.Module):
         self.kv_linear = nn.Linear(audio_dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, voices: Constant[KeyValue], positions: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, audio_kv: Constant[KeyValue], reference_map: Tensor | None = None) -> Tensor:
         """
         Args:
             x: `(t s) c`, t latent frames of s tokens each.
-            voices: what `audio_kv` gave, each `t heads n k`.
-            positions: `(t s)`, see `speaker_positions`; None for one voice.
+            audio_kv: from the method of this name, each `t heads n k`.
+            reference_map: `classes (t s)`, see `reference_attention`; None for one voice.
 
         Returns:
             `(t s) c`, to be added to the video tokens.
         """
-        key, value = voices.value
-        if positions is None and self._folding_pays(x, key):
-            kept = key.numel() * self.num_heads <= KEPT_NUMBERS
-            return _look_at_folded(x, *(voices.cached(self._folded) if kept else self._folded(voices.value)))
+        key, value = audio_kv.value
+        if reference_map is None and self._is_folding_faster(x, key):
+            is_cached = key.numel() * self.num_heads <= MAX_CACHED_NUMBERS
+            return _folded_attention(x, *(audio_kv.cached(self._fold) if is_cached else self._fold(audio_kv.value)))
         query = rearrange(self.q_linear(x), "n (heads k) -> n heads k", heads=self.num_heads)
-        if positions is not None:
-            query = rotate(query, rotation(positions, self.head_dim).unsqueeze(1))
+        if reference_map is not None:
+            query = rotate(query, rotation(speaker_positions(reference_map), self.head_dim).unsqueeze(1))
         query = rearrange(query, "(t s) heads k -> t heads s k", t=len(key))
-        heard = scaled_dot_product_attention(query, key, value)
-        return self.proj(rearrange(heard, "t heads s k -> (t s) (heads k)"))
+        attn_out = scaled_dot_product_attention(query, key, value)
+        return self.proj(rearrange(attn_out, "t heads s k -> (t s) (heads k)"))
 
     def audio_kv(self, tokens: Tensor) -> Constant[KeyValue]:
         """Keys and values of the audio tokens, `p t n d`: those of all p persons side by side, `t heads (p n) k`."""
         both = self.kv_linear(tokens)
         key, value = rearrange(both, "p t n (two heads k) -> two p t n heads k", two=2, heads=self.num_heads)
         if len(tokens) > 1:
-            place = rotation(voice_positions(len(tokens), tokens.device), self.head_dim)
-            key = rotate(key, rearrange(place, "p pairs two -> p 1 1 1 pairs two"))
-        return Constant(tuple(rearrange(x, "p t n heads k -> t heads (p n) k") for x in (key, value)))
+            rope = rotation(voice_positions(len(tokens), tokens.device), self.head_dim)
+            key = rotate(key, rearrange(rope, "p pairs two -> p 1 1 1 pairs two"))
+        return Constant((_side_by_side(key), _side_by_side(value)))
 
-    def _folded(self, voices: KeyValue) -> Folded:
-        """What turns `forward` for one voice into two products of c x (heads n) for each token, not of c x c.
+    def _fold(self, audio_kv: KeyValue) -> FoldedKeyValue:
+        """`forward` for one voice as two products of c x (heads n) for each token, not of c x c.
 
         `(x Wq) k^T = x (Wq k^T)` and `(a v) Wo = a (v Wo)`.
         """
-        key, value = voices
+        key, value = audio_kv
         into_key = self.q_linear.weight.unflatten(0, (self.num_heads, -1))
         from_value = self.proj.weight.unflatten(1, (self.num_heads, -1))
         key = key * self.head_dim**-0.5
         offset = torch.einsum("thnk,hk->thn", key, self.q_linear.bias.unflatten(0, (self.num_heads, -1)))
         key = torch.einsum("thnk,hkc->thnc", key, into_key).flatten(1, 2)
         value = torch.einsum("thnk,chk->thnc", value, from_value).flatten(1, 2)
-        return Folded(key, offset, value, self.proj.bias)
+        return FoldedKeyValue(key, offset, value, self.proj.bias)
 
-    def _folding_pays(self, x: Tensor, key: Tensor) -> bool:
-        """Whether folding takes fewer operations, and rounds no worse.
+    def _is_folding_faster(self, x: Tensor, key: Tensor) -> bool:
+        """True where folding takes fewer operations, and rounds no worse.
 
         Measured on a CPU, 1560 tokens and 32 audio tokens a latent frame, 40 heads of 128: 3.0 times as fast in
         float32; in bfloat16 the scores are rounded on the way and the error grows 1.6 times, so there it is left.
@@ -91,8 +91,12 @@ class AudioCrossAttention(nn.Module):
         return fewer and all(_is_plain_float32(layer, x) for layer in (self.q_linear, self.proj))
 
 
-def _look_at_folded(x: Tensor, key: Tensor, offset: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """`(t s) c` of `(t s) c`, see `Folded`."""
+def _side_by_side(x: Tensor) -> Tensor:
+    return rearrange(x, "p t n heads k -> t heads (p n) k")
+
+
+def _folded_attention(x: Tensor, key: Tensor, offset: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """`(t s) c` of `(t s) c`, see `FoldedKeyValue`."""
     t, heads, n = offset.shape
     scores = torch.baddbmm(offset.reshape(t, 1, -1), x.unflatten(0, (t, -1)), key.mT)  # t s (heads n)
     weights = scores.unflatten(-1, (heads, n)).softmax(dim=-1).flatten(-2)
@@ -100,7 +104,7 @@ def _look_at_folded(x: Tensor, key: Tensor, offset: Tensor, value: Tensor, bias:
 
 
 def _is_plain_float32(layer: nn.Module, x: Tensor) -> bool:
-    """Whether the layer's weights can be used as they stand: not quantised, not adapted, not elsewhere."""
+    """True where the layer's weights can be used as they stand: not quantised, not adapted, not elsewhere."""
     return (
         type(layer) is nn.Linear and layer.weight.dtype == x.dtype == torch.float32 and layer.weight.device == x.device
     )

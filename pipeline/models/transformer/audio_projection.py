@@ -1,4 +1,4 @@
-"""From speech features of every video frame to the audio tokens of every latent frame."""
+"""Audio adapter: speech features of every video frame to audio tokens of every latent frame."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ...shapes import VAE_STRIDE_TIME
 
 
 def group_windows(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """The features that each latent frame hears, `p 1 w ...` for the first and `p t-1 w+3 ...` for the others.
+    """The features of each latent frame, `p 1 w ...` of the first and `p t-1 w+3 ...` of the others.
 
-    Latent frame 0 holds video frame 0 and hears its whole window. Latent frame k holds video frames 4k-3..4k: of the
-    windows' w slots it hears those up to the centre of its first frame, the centres of the two middle ones, and those
+    Latent frame 0 holds video frame 0 and takes its whole window. Latent frame k holds video frames 4k-3..4k: of the
+    windows' w slots it takes those up to the centre of its first frame, the centres of the two middle ones, and those
     from the centre of its last one. That makes features 4k-5..4k+2 in a row for windows of five.
 
     Args:
@@ -27,7 +27,7 @@ def group_windows(windows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class AudioProjection(nn.Module):
-    """MultiTalk's audio adapter: a small MLP on all features that a latent frame hears."""
+    """MultiTalk's audio adapter: a small MLP on all features of a latent frame."""
 
     def __init__(
         self, window: int, num_features: int, hidden_dim: int, num_tokens: int, out_dim: int, is_normed: bool = True

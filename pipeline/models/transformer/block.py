@@ -1,4 +1,4 @@
-"""One of the 40 blocks: look around, look at prompt and picture, listen, think."""
+"""Transformer block: self-attention, cross-attention to prompt and image, cross-attention to speech, feed-forward."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from .attention import CrossAttention, SelfAttention
+from .attention import CrossAttention, KeyValue, SelfAttention, TextKeyValue, TextTokens
 from .audio_attention import AudioCrossAttention
 from .feed_forward import FeedForward
-from .prepared import Constant
-from .speakers import speaker_positions
+from .inputs import Constant
 
 
 class AdaptiveNorm(nn.Module):
-    """A layer norm whose scale and shift are told by the timestep; computed in float32 and rounded once."""
+    """Layer norm with scale and shift from the timestep; computed in float32 and rounded once."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -28,15 +27,32 @@ class AdaptiveNorm(nn.Module):
         return layer_norm(x.float(), (self.dim,), (1 + scale)[0], shift[0], self.eps).type_as(x)
 
 
+def gated_residual(tokens: Tensor, change: Tensor, gate: Tensor) -> Tensor:
+    """`tokens + change * gate`, in float32 and rounded once; gate is `1 c`."""
+    return torch.addcmul(tokens.float(), change, gate).type_as(tokens)
+
+
 @dataclass(frozen=True, eq=False)
 class BlockContext:
-    """What every block looks at and listens to; the same in all steps of a window's pass."""
+    """Positions, prompt, reference image and voices of a pass, for all blocks; the same in all steps of a window."""
 
     rope: Tensor  # n 1 k/2 2, see `rope.grid_rotation`
-    text: Constant  # the prompt's `TextTokens`
-    image: Constant  # tokens of the reference image, n c
-    voices: Constant  # audio tokens of each person and latent frame, p t n d
-    token_masks: Tensor | None  # classes s; None for one voice, where nobody has to be told apart
+    text: Constant[TextTokens]
+    image: Constant[Tensor]  # tokens of the reference image, n c
+    audio: Constant[Tensor]  # audio tokens of each person and latent frame, p t n d
+    token_masks: Tensor | None  # classes s; None for one voice, where no persons need to be told apart
+
+    def text_kv(self, block: MultiTalkBlock) -> TextKeyValue:
+        """The block's keys and values of the prompt, computed in the first step."""
+        return self.text.cached(block.attn2.text_kv)
+
+    def image_kv(self, block: MultiTalkBlock) -> KeyValue:
+        """The block's keys and values of the reference image, computed in the first step."""
+        return self.image.cached(block.attn2.image_kv)
+
+    def audio_kv(self, block: MultiTalkBlock) -> Constant[KeyValue]:
+        """The block's keys and values of the voices, computed in the first step."""
+        return self.audio.cached(block.audio_cross_attn.audio_kv)
 
 
 class MultiTalkBlock(nn.Module):
@@ -54,31 +70,21 @@ class MultiTalkBlock(nn.Module):
         self.ffn = FeedForward(dim, ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(self, tokens: Tensor, time_projection: Tensor, around: BlockContext) -> Tensor:
-        """
+    def modulation(self, time_projection: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the self-attention, then of the feed-forward, each `1 c` in float32."""
+        return (self.scale_shift_table.float() + time_projection).unbind(1)
+
+    def forward(self, tokens: Tensor, time_projection: Tensor, context: BlockContext) -> Tensor:
+        """The tokens after the block, `n c`.
+
         Args:
             tokens: `n c`.
             time_projection: `1 6 c` in float32.
-            around: what the block looks at and listens to.
-
-        Returns:
-            `n c`.
+            context: positions, prompt, reference image and voices.
         """
-        text = around.text.cached(self.attn2.text_kv)
-        image = around.image.cached(self.attn2.image_kv)
-        voices = around.voices.cached(self.audio_cross_attn.audio_kv)
-        modulation = self.scale_shift_table.float() + time_projection
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.unbind(1)  # each 1 c
-
-        seen, looks_at = self.attn1(self.norm1(tokens, shift, scale), around.rope, around.token_masks)
-        tokens = gated(tokens, seen, gate)
-        tokens = tokens + self.attn2(self.norm2(tokens), text, image)
-        positions = None if looks_at is None else speaker_positions(looks_at)
-        tokens = tokens + self.audio_cross_attn(self.norm_x(tokens), voices, positions)
-        thought = self.ffn(self.norm3(tokens, ffn_shift, ffn_scale))
-        return gated(tokens, thought, ffn_gate)
-
-
-def gated(tokens: Tensor, change: Tensor, gate: Tensor) -> Tensor:
-    """`tokens + change * gate`, in float32 and rounded once; gate is `1 c`."""
-    return torch.addcmul(tokens.float(), change, gate).type_as(tokens)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(time_projection)
+        attn_out, reference_map = self.attn1(self.norm1(tokens, shift, scale), context.rope, context.token_masks)
+        tokens = gated_residual(tokens, attn_out, gate)
+        tokens = tokens + self.attn2(self.norm2(tokens), context.text_kv(self), context.image_kv(self))
+        tokens = tokens + self.audio_cross_attn(self.norm_x(tokens), context.audio_kv(self), reference_map)
+        return gated_residual(tokens, self.ffn(self.norm3(tokens, ffn_shift, ffn_scale)), ffn_gate)

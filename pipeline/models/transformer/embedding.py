@@ -1,4 +1,4 @@
-"""What enters the blocks: latents as tokens, the timestep as modulation, prompt and reference image as context."""
+"""Embeddings: latents as tokens, the timestep as modulation, prompt and reference image as context."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.functional import linear, silu
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32, whatever its weights are stored in."""
+    """Linear layer that computes in float32, whatever its weights are stored in."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`... out_features` in float32."""
@@ -26,21 +26,21 @@ class PatchEmbedding(nn.Conv3d):
     def __init__(self, in_channels: int, dim: int, patch_size: tuple[int, int, int]):
         super().__init__(in_channels, dim, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, frames: Tensor, first_channel: int, onto: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor, first_channel: int, bias: Tensor | None = None) -> Tensor:
         """Tokens `(t rows columns) dim`.
 
         Args:
             frames: `c t h w`, the input channels from `first_channel` on.
-            onto: the share of the other channels, to which this one is added; None adds the bias.
+            bias: the tokens of the other channels, `n dim`, to be added; None adds the layer's bias.
         """
         a, b, c = self.kernel_size
         patches = rearrange(frames, "c (t a) (h b) (w d) -> (c a b d) (t h w)", a=a, b=b, d=c)
         weight = self.weight[:, first_channel : first_channel + len(frames)].flatten(1)
-        return torch.addmm(self.bias if onto is None else onto, patches.T.type_as(weight), weight.T)
+        return torch.addmm(self.bias if bias is None else bias, patches.T.type_as(weight), weight.T)
 
 
-class Time(NamedTuple):
-    """What the network knows of the timestep, in float32."""
+class TimeEmbedding(NamedTuple):
+    """The embedding of a timestep, for the head, and its projection, for the blocks; in float32."""
 
     embedding: Tensor  # 1 c
     projection: Tensor  # 1 6 c: shift, scale, gate of the self-attention, then of the feed-forward
@@ -57,7 +57,7 @@ def sinusoid(timestep: float | Tensor, width: int) -> Tensor:
 
 
 class TimeEmbedder(nn.Module):
-    """Two layers on the timestep's waves, in float32."""
+    """Two linear layers on the timestep's sinusoids, in float32."""
 
     def __init__(self, freq_dim: int, dim: int):
         super().__init__()
@@ -66,12 +66,12 @@ class TimeEmbedder(nn.Module):
 
     def forward(self, timestep: float | Tensor) -> Tensor:
         """`1 c` of a timestep in 0..1000."""
-        waves = sinusoid(timestep, self.linear_1.in_features).to(self.linear_1.weight.device, non_blocking=True)
-        return self.linear_2(silu(self.linear_1(waves)))
+        sinusoids = sinusoid(timestep, self.linear_1.in_features).to(self.linear_1.weight.device, non_blocking=True)
+        return self.linear_2(silu(self.linear_1(sinusoids)))
 
 
 class ConditionEmbedder(nn.Module):
-    """Timestep, prompt and reference image, each made as wide as the blocks."""
+    """Embedders of timestep, prompt and reference image, each to the width of the blocks."""
 
     def __init__(self, dim: int, freq_dim: int, text_dim: int, image_dim: int):
         super().__init__()
@@ -80,7 +80,7 @@ class ConditionEmbedder(nn.Module):
         self.text_embedder = PixArtAlphaTextProjection(text_dim, dim, act_fn="gelu_tanh")
         self.image_embedder = WanImageEmbedding(image_dim, dim)
 
-    def time(self, timestep: float | Tensor) -> Time:
+    def time(self, timestep: float | Tensor) -> TimeEmbedding:
         """The embedding that the head uses and the projection that every block uses."""
         embedding = self.time_embedder(timestep)
-        return Time(embedding, self.time_proj(silu(embedding)).unflatten(-1, (6, -1)))
+        return TimeEmbedding(embedding, self.time_proj(silu(embedding)).unflatten(-1, (6, -1)))

@@ -1,4 +1,4 @@
-"""MultiTalk's transformer: noisy latents, a prompt, a picture and voices become a velocity."""
+"""MultiTalk's transformer: from noisy latents, a prompt, a picture and voices to a velocity."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ...shapes import LATENT_CHANNELS, MASK_CHANNELS, LatentSize, num_video_fram
 from .attention import Attend, TextTokens
 from .audio_projection import AudioProjection
 from .block import AdaptiveNorm, BlockContext, MultiTalkBlock
-from .embedding import ConditionEmbedder, Float32Linear, PatchEmbedding, Time
-from .prepared import Constant, PassInputs, WindowInputs
+from .embedding import ConditionEmbedder, Float32Linear, PatchEmbedding, TimeEmbedding
+from .inputs import Constant, PassInputs, WindowInputs
 from .rope import grid_rotation
 
 
@@ -29,8 +29,8 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
     `norm_x`). There is no batch axis. Activations are in the dtype of the patch embedding's weights; modulation, gates,
     norms, the head and the result are in float32.
 
-    Use: `window = prepare_window(...)` once a window, `heard = prepare_pass(window, ...)` once for each pass of the
-    guidance, then `transformer(latents, timestep, heard)` in every step.
+    Use: `window = prepare_window(...)` once a window, `inputs = prepare_pass(window, ...)` once for each pass of the
+    guidance, then `transformer(latents, timestep, inputs)` in every step.
     """
 
     _no_split_modules: ClassVar[list[str]] = ["MultiTalkBlock"]
@@ -87,34 +87,33 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
             block.attn1.attend = block.attn2.attend = attend
 
     def zero_audio(self, num_frames: int) -> Tensor:
-        """What an audio-free pass hears: the zero features of one person, `1 num_frames window layers channels`."""
+        """The audio of a pass without voices: zero features of one person, `1 num_frames window layers channels`."""
         return torch.zeros(1, num_frames, self.config.audio_window, *self.config.audio_features)
 
     def prepare_window(
         self, size: LatentSize, condition: Tensor, image_embeds: Tensor, speaker_masks: Tensor | None = None
     ) -> WindowInputs:
-        """What all passes of a context window share.
+        """The inputs that all passes of a context window share.
 
         Args:
             size: of the window's latents.
-            condition: `20 t h w`: the mask of the known frames and their latents.
+            condition: `20 t h w`: the mask of the frames that are given and their latents.
             image_embeds: `i d`, the reference image's tokens.
             speaker_masks: `classes h w`, 0 or 1 at each latent, persons first, then background. Needed for two voices.
 
         Raises:
             ConfigError: the shapes do not fit each other.
         """
-        known = (MASK_CHANNELS + LATENT_CHANNELS, size.t, size.h, size.w)
         if size.h % self.config.patch_size[1] or size.w % self.config.patch_size[2]:
             raise ConfigError(f"A window of {size.h}x{size.w} latents cannot be cut into patches. Use even sides.")
-        _check_shape("condition", condition, known)
+        _check_shape("condition", condition, (MASK_CHANNELS + LATENT_CHANNELS, size.t, size.h, size.w))
         _check_shape("image_embeds", image_embeds, (None, self.config.image_dim))
         if speaker_masks is not None:
             _check_shape("speaker_masks", speaker_masks, (None, size.h, size.w))
         return WindowInputs(size, condition, image_embeds, speaker_masks)
 
     def prepare_pass(self, window: WindowInputs, prompt_embeds: Tensor, audio: Tensor) -> PassInputs:
-        """A window with a prompt and voices. Passes that are given the very same tensor share what is made of it.
+        """A window with a prompt and voices. Passes with the very same tensor share what is computed of it.
 
         Args:
             window: from `prepare_window`.
@@ -138,91 +137,93 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
             )
         return PassInputs(window, prompt_embeds, audio)
 
-    def forward(self, latents: Tensor, timestep: float | Tensor, heard: PassInputs) -> Tensor:
+    def forward(self, latents: Tensor, timestep: float | Tensor, inputs: PassInputs) -> Tensor:
         """The velocity (noise minus clean), `16 t h w` in float32.
 
         Args:
             latents: `16 t h w`.
             timestep: 1000 (noise) .. 0 (clean).
-            heard: from `prepare_pass`.
+            inputs: from `prepare_pass`.
         """
-        tokens, time = self.embed(latents, timestep, heard)
-        context = self.block_context(heard)
+        tokens, time = self.embed(latents, timestep, inputs)
+        context = self.block_context(inputs)
         for block in self.blocks:
             tokens = block(tokens, time.projection, context)
-        return self.head(tokens, time, heard)
+        return self.head(tokens, time, inputs)
 
-    def embed(self, latents: Tensor, timestep: float | Tensor, heard: PassInputs) -> tuple[Tensor, Time]:
-        """The tokens that enter the blocks, `n c`, and what the blocks and the head are told of the timestep."""
-        known = heard.window.condition.cached(self._embed_condition)
-        return self.patch_embedding(latents, 0, onto=known), self.time(timestep)
+    def embed(self, latents: Tensor, timestep: float | Tensor, inputs: PassInputs) -> tuple[Tensor, TimeEmbedding]:
+        """The tokens that enter the blocks, `n c`, and the embedding of the timestep."""
+        condition = inputs.window.condition.cached(self._embed_condition)
+        return self.patch_embedding(latents, 0, bias=condition), self.time(timestep)
 
-    def run_blocks(self, tokens: Tensor, time: Time, heard: PassInputs, blocks: slice = slice(None)) -> Tensor:
+    def run_blocks(
+        self, tokens: Tensor, time: TimeEmbedding, inputs: PassInputs, blocks: slice = slice(None)
+    ) -> Tensor:
         """`n c` after all blocks, or after those that `blocks` names."""
-        around = self.block_context(heard)
+        context = self.block_context(inputs)
         for block in self.blocks[blocks]:
-            tokens = block(tokens, time.projection, around)
+            tokens = block(tokens, time.projection, context)
         return tokens
 
-    def head(self, tokens: Tensor, time: Time, heard: PassInputs) -> Tensor:
+    def head(self, tokens: Tensor, time: TimeEmbedding, inputs: PassInputs) -> Tensor:
         """The velocity of the tokens after all blocks, `16 t h w` in float32."""
         shift, scale = (self.scale_shift_table.float() + time.embedding[:, None]).unbind(1)
         patches = self.proj_out(self.norm_out(tokens.float(), shift, scale))
-        (a, b, d), size = self.config.patch_size, heard.window.size
+        (a, b, d), size = self.config.patch_size, inputs.window.size
         return rearrange(
             patches, "(t h w) (a b d c) -> c (t a) (h b) (w d)", t=size.t // a, h=size.h // b, a=a, b=b, d=d
         )
 
-    def time(self, timestep: float | Tensor) -> Time:
+    def time(self, timestep: float | Tensor) -> TimeEmbedding:
         """The timestep's embedding, `1 c`, and its projection, `1 6 c`, on the device of the weights."""
         return self.condition_embedder.time(timestep)
 
     def time_projection(self, timestep: float | Tensor) -> Tensor:
-        """`1 6 c` in float32: the only thing that all blocks of all passes are told of the timestep (for TeaCache)."""
+        """The modulation of all blocks and passes by the timestep, `1 6 c` in float32 (for TeaCache)."""
         return self.time(timestep).projection
 
-    def block_context(self, heard: PassInputs) -> BlockContext:
-        """What the blocks look at and listen to in this pass; computed at the first call."""
-        window = heard.window
+    def block_context(self, inputs: PassInputs) -> BlockContext:
+        """Positions, prompt, reference image and voices of this pass, for the blocks; computed at the first call."""
+        window = inputs.window
         return BlockContext(
-            rope=window.place.cached(self._embed_place),
-            text=heard.prompt_embeds.cached(self._embed_text),
+            rope=window.grid.cached(self._rope),
+            text=inputs.prompt_embeds.cached(self._embed_text),
             image=window.image_embeds.cached(self._embed_image),
-            voices=heard.audio.cached(self._embed_audio),
-            token_masks=window.speaker_masks.cached(self._embed_masks) if heard.num_speakers > 1 else None,
+            audio=inputs.audio.cached(self._embed_audio),
+            token_masks=window.speaker_masks.cached(self._embed_masks) if inputs.num_speakers > 1 else None,
         )
 
     def _embed_condition(self, condition: Tensor) -> Tensor:
-        return self.patch_embedding(self._here(condition), self.config.in_channels - len(condition))
+        return self.patch_embedding(self._cast(condition), self.config.in_channels - len(condition))
 
-    def _embed_place(self, size: LatentSize) -> Tensor:
+    def _rope(self, size: LatentSize) -> Tensor:
         a, b, c = self.config.patch_size
         rope = grid_rotation(size.t // a, size.h // b, size.w // c, self.config.attention_head_dim)
         return rope.to(self.device)
 
-    def _embed_text(self, prompt_embeds: Tensor) -> Constant:
-        padded = pad(self._here(prompt_embeds), (0, 0, 0, 1))
-        tokens = self.condition_embedder.text_embedder(padded)
+    def _embed_text(self, prompt_embeds: Tensor) -> Constant[TextTokens]:
+        prompt_and_padding = pad(self._cast(prompt_embeds), (0, 0, 0, 1))
+        tokens = self.condition_embedder.text_embedder(prompt_and_padding)
         return Constant(TextTokens(tokens, self.config.text_len - len(prompt_embeds)))
 
-    def _embed_image(self, image_embeds: Tensor) -> Constant:
-        return Constant(self.condition_embedder.image_embedder(self._here(image_embeds)))
+    def _embed_image(self, image_embeds: Tensor) -> Constant[Tensor]:
+        return Constant(self.condition_embedder.image_embedder(self._cast(image_embeds)))
 
-    def _embed_audio(self, windows: Tensor) -> Constant:
-        return Constant(self.audio_proj(self._here(windows)))
+    def _embed_audio(self, windows: Tensor) -> Constant[Tensor]:
+        return Constant(self.audio_proj(self._cast(windows)))
 
     def _embed_masks(self, masks: Tensor) -> Tensor:
         _, b, c = self.config.patch_size
         return masks[:, ::b, ::c].flatten(1).to(self.device, torch.float32)  # the nearest latent of each token
 
-    def _here(self, x: Tensor) -> Tensor:
+    def _cast(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.compute_dtype)
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
     fits = tensor.ndim == len(shape) and all(
-        wanted in (None, got) for wanted, got in zip(shape, tensor.shape, strict=True)
+        length in (None, axis) for length, axis in zip(shape, tensor.shape, strict=True)
     )
     if not fits:
-        wanted = " x ".join("any" if length is None else str(length) for length in shape)
-        raise ConfigError(f"{name} must be of shape {wanted}, got {' x '.join(map(str, tensor.shape))}.")
+        pattern = " x ".join("any" if length is None else str(length) for length in shape)
+        raise ConfigError(f"{name} must be of shape {pattern}, got {' x '.join(map(str, tensor.shape))}.")

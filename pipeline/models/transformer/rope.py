@@ -1,4 +1,4 @@
-"""Rotary position embeddings (RoFormer, arXiv:2104.09864): neighbouring channels of a head are turned as one pair."""
+"""Rotary position embeddings (RoFormer, arXiv:2104.09864): neighbouring channels of a head are rotated as one pair."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def rotation(positions: Tensor, width: int) -> Tensor:
 
     Args:
         positions: `...`, any real numbers; angles are computed in their precision.
-        width: channels to be turned, two for each angle.
+        width: channels to be rotated, two for each angle.
     """
     exponents = torch.arange(0, width, 2, dtype=positions.dtype, device=positions.device) / width
     angles = positions[..., None] * THETA**-exponents
@@ -21,9 +21,9 @@ def rotation(positions: Tensor, width: int) -> Tensor:
 
 
 def grid_rotation(t: int, rows: int, columns: int, head_dim: int) -> Tensor:
-    """The rotation of every token of a video by its place, `(t rows columns) 1 head_dim/2 2`, for all heads alike.
+    """The rotation of every token of a video by its position, `(t rows columns) 1 head_dim/2 2`, for all heads alike.
 
-    Of `head_dim` channels the last third turns with the column, the third before with the row, and what the rounding
+    Of `head_dim` channels the last third rotates with the column, the third before with the row, and what the rounding
     leaves (44, 42 and 42 of 128) with the latent frame. The angles are float64: they reach far over one turn.
     """
     space = 2 * (head_dim // 6)
@@ -33,16 +33,16 @@ def grid_rotation(t: int, rows: int, columns: int, head_dim: int) -> Tensor:
         for length, width in zip((t, rows, columns), widths.values(), strict=True)
     )
     axes = (t_axis[:, None, None], row_axis[None, :, None], column_axis[None, None, :])
-    spread = [axis.expand(t, rows, columns, -1, 2) for axis in axes]
-    return torch.cat(spread, dim=-2).flatten(0, 2).unsqueeze(1)
+    grids = [axis.expand(t, rows, columns, -1, 2) for axis in axes]
+    return torch.cat(grids, dim=-2).flatten(0, 2).unsqueeze(1)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """`x` (`... heads k`), its pairs of channels turned by `rotation` (`... 1 k/2 2`) in float32, as x's dtype."""
+    """`x` (`... heads k`), its pairs of channels rotated by `rotation` (`... 1 k/2 2`) in float32, as x's dtype."""
     pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # inductor fuses this form and has no complex numbers; eager is 7-16 times slower
         (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
-        turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        pairs = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
     else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
-    return turned.flatten(-2).type_as(x)
+        pairs = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
+    return pairs.flatten(-2).type_as(x)

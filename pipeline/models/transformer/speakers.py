@@ -1,7 +1,7 @@
-"""Which person a video token belongs to, read off the self-attention (MultiTalk's label rotary embedding, L-RoPE).
+"""MultiTalk's label rotary embedding (L-RoPE): positions that bind video tokens to voices, read off the self-attention.
 
-Each person owns a range of positions, the background one position between them. A token's audio query is turned by the
-token's position, a person's audio keys by the middle of the person's range: so a token hears its own person best.
+Each person owns a range of positions, the background one position between them. A token's audio query is rotated by the
+token's position, a person's audio keys by the middle of the person's range: a token attends to its own person most.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def voice_positions(num_speakers: int, device: torch.device | None = None) -> Te
     return range_starts(num_speakers, device) + RANGE / 2
 
 
-def speaker_map(query: Tensor, key: Tensor, token_masks: Tensor) -> Tensor:
-    """How much each video token looks at each class of the first latent frame, `classes n` in float32.
+def reference_attention(query: Tensor, key: Tensor, token_masks: Tensor) -> Tensor:
+    """The reference map: each token's attention to each class of the first latent frame, `classes n` in float32.
 
     `map_c[n] = mean_heads(sum_s A[n, s] mask_c[s]) / sum_s mask_c[s]` with `A = softmax_s(q k^T / sqrt(k))` over the
     first latent frame's s tokens. The masks are the attention's values, so that `A` never exists as a whole.
@@ -37,19 +37,19 @@ def speaker_map(query: Tensor, key: Tensor, token_masks: Tensor) -> Tensor:
     """
     num_classes, num_first = token_masks.shape
     values = pad(token_masks.T.to(query.dtype), (0, key.shape[-1] - num_classes))  # fused kernels want v as wide as k
-    seen = scaled_dot_product_attention(query, key[:, :, :num_first], values.expand(1, key.shape[1], -1, -1))
-    return seen[0, :, :, :num_classes].float().mean(dim=0).T / token_masks.sum(dim=1, keepdim=True).clamp(min=1)
+    sums = scaled_dot_product_attention(query, key[:, :, :num_first], values.expand(1, key.shape[1], -1, -1))
+    return sums[0, :, :, :num_classes].float().mean(dim=0).T / token_masks.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def speaker_positions(looks_at: Tensor) -> Tensor:
-    """The position of each video token, `n`, from `looks_at` (`classes n`, persons first, then background).
+def speaker_positions(reference_map: Tensor) -> Tensor:
+    """The position of each video token, `n`, from the reference map (`classes n`, persons first, then background).
 
-    The class that is looked at most wins; a person's tokens are spread over the person's range by
+    The class with the highest attention wins; a person's tokens are spread over the person's range by
     `(map - min map) / (max map - min map)`, minimum and maximum taken over all tokens of the window.
     """
-    low, high = looks_at.aminmax(dim=1, keepdim=True)
-    relative = (looks_at - low) / (high - low + 1e-8)
-    persons = range_starts(len(looks_at) - 1, looks_at.device)[:, None] + RANGE * relative[:-1]
-    background = torch.full_like(looks_at[:1], BACKGROUND)
-    winner = looks_at.argmax(dim=0, keepdim=True)
+    low, high = reference_map.aminmax(dim=1, keepdim=True)
+    relative = (reference_map - low) / (high - low + 1e-8)
+    persons = range_starts(len(reference_map) - 1, reference_map.device)[:, None] + RANGE * relative[:-1]
+    background = torch.full_like(reference_map[:1], BACKGROUND)
+    winner = reference_map.argmax(dim=0, keepdim=True)
     return torch.cat((persons, background)).gather(0, winner)[0]

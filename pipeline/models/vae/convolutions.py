@@ -1,4 +1,4 @@
-"""3D convolutions of few values, which torch leaves to a slow loop on a CPU."""
+"""3D convolutions of few values by oneDNN: torch leaves them to a slow loop on a CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class OneDnnConvolutions(TorchFunctionMode):
-    """Inside it, oneDNN works out every float32 3D convolution on a CPU that has it.
+    """Context in which oneDNN computes every float32 3D convolution on a CPU that has it.
 
     By itself torch calls oneDNN only for more than 20,480 values, counted without the width (`use_mkldnn` in ATen's
     Convolution.cpp), and the small VAE stays below: 16 channels of 6 frames of 128x128 take 10 times as long by its
@@ -21,13 +21,13 @@ class OneDnnConvolutions(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Sequence[type], args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        """What torch calls instead of `function`."""
-        if function is torch.conv3d and not kwargs and _onednn_can(*args[:2]):
+        """Called by torch instead of `function`."""
+        if function is torch.conv3d and not kwargs and _is_onednn_possible(*args[:2]):
             return _convolve(*args)
         return function(*args, **(kwargs or {}))
 
 
-def _onednn_can(values: Tensor, weight: Tensor) -> bool:
+def _is_onednn_possible(values: Tensor, weight: Tensor) -> bool:
     plain = values.device.type == "cpu" and values.dtype is weight.dtype is torch.float32
     return plain and torch.backends.mkldnn.is_available()
 

@@ -1,4 +1,4 @@
-"""Pictures cut into overlapping tiles, and put together again with a linear blend."""
+"""Overlapping tiles of a picture, and their linear blend back into one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...shapes import VAE_STRIDE_SPACE
 
 @dataclass(frozen=True)
 class Tiling:
-    """Square tiles, and at least how much neighbours share, in pixels; both multiples of 8."""
+    """Side of square tiles and least overlap of neighbours, in pixels; both multiples of 8."""
 
     size: int = 256
     overlap: int = 64
@@ -31,7 +31,7 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Tile:
-    """Where a tile lies, in latents."""
+    """A tile's rectangle, in latents."""
 
     top: int
     left: int
@@ -45,32 +45,32 @@ class Tile:
         return picture[..., rows, columns]
 
 
-def tiles(height: int, width: int, tiling: Tiling) -> list[Tile]:
+def split_tiles(height: int, width: int, tiling: Tiling) -> list[Tile]:
     """Tiles that cover `height x width` latents, spread evenly, row by row."""
     side, overlap = tiling.size // VAE_STRIDE_SPACE, tiling.overlap // VAE_STRIDE_SPACE
     rows, columns = _starts(height, side, overlap), _starts(width, side, overlap)
     return [Tile(top, left, min(side, height), min(side, width)) for top in rows for left in columns]
 
 
-def blend(parts: Sequence[Tensor], places: Sequence[Tile], tiling: Tiling, scale: int = 1) -> Tensor:
+def blend(parts: Sequence[Tensor], tiles: Sequence[Tile], tiling: Tiling, scale: int = 1) -> Tensor:
     """One picture `... h w` of its tiles' `parts`, in float32: where tiles overlap, each fades out towards its edge.
 
     Args:
         parts: the tiles' pictures.
-        places: where they lie.
-        tiling: as given to `tiles`.
+        tiles: their rectangles.
+        tiling: of `split_tiles`.
         scale: pixels of the picture to a latent.
     """
     if len(parts) == 1:
         return parts[0]
-    height = max(place.top + place.height for place in places) * scale
-    width = max(place.left + place.width for place in places) * scale
+    height = max(tile.top + tile.height for tile in tiles) * scale
+    width = max(tile.left + tile.width for tile in tiles) * scale
     overlap = tiling.overlap // VAE_STRIDE_SPACE * scale
     picture, weights = torch.zeros(*parts[0].shape[:-2], height, width), torch.zeros(height, width)
-    for part, place in zip(parts, places, strict=True):
+    for part, tile in zip(parts, tiles, strict=True):
         weight = torch.outer(_fade(part.shape[-2], overlap), _fade(part.shape[-1], overlap))
-        place.cut(picture, scale).add_(part * weight)
-        place.cut(weights, scale).add_(weight)
+        tile.cut(picture, scale).add_(part * weight)
+        tile.cut(weights, scale).add_(weight)
     return picture / weights
 
 

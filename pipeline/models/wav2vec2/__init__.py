@@ -1,1 +1,1 @@
-"""wav2vec 2.0, the speech encoder."""
+"""wav2vec 2.0 (arXiv:2006.11477), the speech encoder."""

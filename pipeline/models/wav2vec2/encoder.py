@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ...errors import AudioError
-from .conv_features import conv_features, reach
+from .conv_features import conv_features, receptive_field
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import Wav2Vec2Model
@@ -21,8 +21,7 @@ VARIANCE_EPS = 1e-7  # of the published feature extractor
 
 @torch.no_grad()
 def encode(model: Wav2Vec2Model, waveform: Tensor, num_frames: int, normalize: bool = False) -> Tensor:
-    """
-    What every layer of the encoder makes of the audio, at the video's frame rate.
+    """The output of every layer of the encoder, at the video's frame rate.
 
     The convolutional features are resampled from 50 Hz to the video frames before the transformer sees them, as
     MultiTalk was trained; the embedding below the first layer is left out.
@@ -36,7 +35,7 @@ def encode(model: Wav2Vec2Model, waveform: Tensor, num_frames: int, normalize: b
     Returns:
         `num_frames layers channels`, float32 on the CPU.
     """
-    shortest = reach(model.feature_extractor)
+    shortest = receptive_field(model.feature_extractor)
     if len(waveform) < shortest:
         raise AudioError(f"The speech encoder needs {shortest} samples, got {len(waveform)}. Append silence.")
     model.eval()  # in training mode it would mask features and drop whole layers
@@ -45,19 +44,18 @@ def encode(model: Wav2Vec2Model, waveform: Tensor, num_frames: int, normalize: b
     waveform = waveform.to(model.device, model.dtype)
     features = conv_features(model.feature_extractor, waveform)[None]
     features = interpolate(features, size=num_frames, mode="linear", align_corners=True)
-    with _answering(model.feature_extractor, features):
+    with _fixed_output(model.feature_extractor, features):
         outputs = model(waveform[None, :shortest], output_hidden_states=True)
     return torch.cat(outputs.hidden_states[1:]).transpose(0, 1).float().cpu()
 
 
 @contextmanager
-def _answering(module: nn.Module, answer: Tensor) -> Iterator[None]:
-    """
-    Inside, `module` gives `answer` to whatever it is asked.
+def _fixed_output(module: nn.Module, output: Tensor) -> Iterator[None]:
+    """Context in which `module` returns `output`, whatever its input.
 
     So the model's own forward runs on, in any version of transformers, from features that were computed elsewhere.
     """
-    handle = module.register_forward_hook(lambda module, args, output: answer)
+    handle = module.register_forward_hook(lambda *_: output)
     try:
         yield
     finally:

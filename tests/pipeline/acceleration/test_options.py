@@ -7,14 +7,14 @@ import pytest
 import torch
 from multitalk_pack.pipeline.acceleration import attention_kernels
 from multitalk_pack.pipeline.acceleration.attention_kernels import AttentionKernel, find_kernel
+from multitalk_pack.pipeline.acceleration.caches import CacheKind
+from multitalk_pack.pipeline.acceleration.caches.taylor import interval_plan
 from multitalk_pack.pipeline.acceleration.presets import (
     AccelerationOptions,
-    CacheKind,
     accelerated,
     make_guidance,
     preset,
 )
-from multitalk_pack.pipeline.acceleration.residual_cache import interval_plan
 from multitalk_pack.pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
 from multitalk_pack.pipeline.errors import ConfigError
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
@@ -23,13 +23,13 @@ from torch.nn.functional import scaled_dot_product_attention
 CPU = torch.device("cpu")
 
 
-def request_of(acceleration: Acceleration, steps: int = 40, text_scale: float = 5.0) -> GenerationConfig:
+def config_of(acceleration: Acceleration, steps: int = 40, text_scale: float = 5.0) -> GenerationConfig:
     sampling, guidance = SamplingConfig(steps), GuidanceConfig(text_scale)
     return GenerationConfig(acceleration=acceleration, sampling=sampling, guidance=guidance)
 
 
 def test_no_acceleration_is_exact():
-    options = preset(request_of(Acceleration.NONE))
+    options = preset(config_of(Acceleration.NONE))
     assert options == AccelerationOptions()
     assert options.cache is CacheKind.NONE and options.guidance_every == 1
 
@@ -37,7 +37,7 @@ def test_no_acceleration_is_exact():
 @pytest.mark.parametrize("acceleration", [Acceleration.REGULAR, Acceleration.HIGH])
 @pytest.mark.parametrize("steps", [1, 4, 8, 9, 20, 40, 100])
 def test_a_preset_fits_its_own_request(acceleration, steps):
-    config = request_of(acceleration, steps, text_scale=1.0)
+    config = config_of(acceleration, steps, text_scale=1.0)
     options = preset(config)
     options.check(config)
     assert (options.cache is CacheKind.NONE) == (steps <= 8)
@@ -46,7 +46,7 @@ def test_a_preset_fits_its_own_request(acceleration, steps):
 
 
 def test_high_runs_a_tenth_of_the_forwards():
-    config = request_of(Acceleration.HIGH)
+    config = config_of(Acceleration.HIGH)
     options = preset(config)
     plan = interval_plan(40, options.interval, options.warmup)
     guidance = make_guidance(options, config)
@@ -55,15 +55,15 @@ def test_high_runs_a_tenth_of_the_forwards():
 
 def test_few_steps_with_text_guidance_are_refused_at_high():
     with pytest.raises(ConfigError, match="text scale to 1"):
-        preset(request_of(Acceleration.HIGH, steps=4))
-    assert preset(request_of(Acceleration.REGULAR, steps=4)).cache is CacheKind.NONE
+        preset(config_of(Acceleration.HIGH, steps=4))
+    assert preset(config_of(Acceleration.REGULAR, steps=4)).cache is CacheKind.NONE
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CacheKind if kind is not CacheKind.NONE])
 def test_a_cache_of_very_few_steps_is_refused(kind):
     with pytest.raises(ConfigError, match="finds nothing to reuse in 6 steps"):
-        AccelerationOptions(kind).check(request_of(Acceleration.NONE, steps=6))
-    AccelerationOptions(kind).check(request_of(Acceleration.NONE, steps=7))
+        AccelerationOptions(kind).check(config_of(Acceleration.NONE, steps=6))
+    AccelerationOptions(kind).check(config_of(Acceleration.NONE, steps=7))
 
 
 def test_options_that_make_no_sense_are_refused():
@@ -77,13 +77,13 @@ def test_options_that_make_no_sense_are_refused():
         AccelerationOptions(guidance_until=0)
 
 
-@pytest.mark.parametrize(("share", "guided"), [(1, 40), (0.5, 20), (0.001, 1)])
-def test_guidance_ends_after_its_share_of_the_steps(share, guided):
-    guidance = make_guidance(AccelerationOptions(guidance_until=share), request_of(Acceleration.NONE))
-    assert [len(guidance.passes_at(step)) for step in range(40)] == [3] * guided + [1] * (40 - guided)
+@pytest.mark.parametrize(("share", "num_steps"), [(1, 40), (0.5, 20), (0.001, 1)])
+def test_guidance_ends_after_its_share_of_the_steps(share, num_steps):
+    guidance = make_guidance(AccelerationOptions(guidance_until=share), config_of(Acceleration.NONE))
+    assert [len(guidance.passes_at(step)) for step in range(40)] == [3] * num_steps + [1] * (40 - num_steps)
 
 
-def test_a_shared_model_is_left_as_it_was_found_also_after_an_error():
+def test_a_shared_model_is_restored_also_after_an_error():
     transformer = small_transformer()
     with (
         pytest.raises(KeyError),
@@ -105,19 +105,19 @@ def small_transformer() -> MultiTalkTransformer:
 
 @pytest.mark.parametrize("kernel", AttentionKernel)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_whatever_kernel_is_asked_for_the_attention_is_right(kernel, dtype):
+def test_the_attention_of_every_kernel_is_the_formula(kernel, dtype):
     attend = find_kernel(kernel, CPU, dtype, 16)
     query, key, value = (torch.randn(1, 2, n, 16, dtype=dtype) for n in (5, 7, 7))
-    want = torch.softmax(query.float() @ key.float().mT / 4, -1) @ value.float()
-    torch.testing.assert_close(attend(query, key, value).float(), want, atol=3e-2, rtol=3e-2)
+    formula = torch.softmax(query.float() @ key.float().mT / 4, -1) @ value.float()
+    torch.testing.assert_close(attend(query, key, value).float(), formula, atol=3e-2, rtol=3e-2)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_the_plain_formula_is_the_same_however_few_queries_it_takes_at_a_time(monkeypatch, rows):
     query, key, value = (torch.randn(1, 2, n, 16, dtype=torch.float64) for n in (10, 7, 7))
     monkeypatch.setattr(attention_kernels, "SCORES", rows * 2 * 7)
-    got = find_kernel(AttentionKernel.MATH, CPU, torch.float64, 16)(query, key, value)
-    torch.testing.assert_close(got, torch.softmax(query @ key.mT / 4, -1) @ value)
+    attn_out = find_kernel(AttentionKernel.MATH, CPU, torch.float64, 16)(query, key, value)
+    torch.testing.assert_close(attn_out, torch.softmax(query @ key.mT / 4, -1) @ value)
 
 
 @pytest.mark.parametrize("error", [subprocess.CalledProcessError(1, "cc"), OSError("no compiler"), Exception("PTX")])
@@ -132,7 +132,7 @@ def test_a_kernel_that_cannot_be_compiled_here_is_replaced(monkeypatch, caplog, 
     find_kernel.cache_clear()
 
 
-def test_a_kernel_that_fails_is_replaced_and_said_in_one_line(caplog):
+def test_a_kernel_that_fails_is_replaced_with_one_line_in_the_log(caplog):
     find_kernel.cache_clear()
     with caplog.at_level(logging.INFO):
         attend = find_kernel(AttentionKernel.CUDNN, CPU, torch.float32, 16)

@@ -1,8 +1,9 @@
-"""How many forwards each preset runs of 40 guided steps, and which."""
+"""Forwards of 40 guided steps that each preset runs."""
 
 import torch
+from multitalk_pack.pipeline.acceleration.caches import make_cache
+from multitalk_pack.pipeline.acceleration.caches.base import ForwardInputs
 from multitalk_pack.pipeline.acceleration.presets import make_guidance, preset
-from multitalk_pack.pipeline.acceleration.step_cache import cached_forward, make_cache
 from multitalk_pack.pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, Resolution, SamplingConfig
 from multitalk_pack.pipeline.sampling.denoise import NoAnchor, denoise
 from multitalk_pack.pipeline.sampling.schedule import timesteps
@@ -12,23 +13,23 @@ FULL = ["cond", "drop_text", "uncond"]
 
 
 class LinearNetwork:
-    """The velocity is `RATE` times the latents, in every pass: what a cache sees can be reckoned beforehand."""
+    """The velocity is `RATE` times the latents, in every pass: a cache's decisions can be computed beforehand."""
 
     def __init__(self):
         self.is_run = False
 
-    def embed(self, latents, timestep, heard):
+    def embed(self, latents, timestep, inputs):
         return latents, None
 
-    def run_blocks(self, tokens, time, heard):
+    def run_blocks(self, tokens, time, inputs):
         self.is_run = True
         return RATE * tokens
 
-    def head(self, tokens, time, heard):
+    def head(self, tokens, time, inputs):
         return tokens
 
-    def __call__(self, latents, timestep, heard):
-        return self.run_blocks(latents, None, heard)
+    def __call__(self, latents, timestep, inputs):
+        return self.run_blocks(latents, None, inputs)
 
 
 def forwards_of(acceleration: Acceleration) -> dict[int, list[str]]:
@@ -36,19 +37,19 @@ def forwards_of(acceleration: Acceleration) -> dict[int, list[str]]:
     config = GenerationConfig(
         acceleration=acceleration, sampling=SamplingConfig(STEPS), guidance=GuidanceConfig(5.0, 4.0)
     )
-    options, network, schedule, run = preset(config), LinearNetwork(), timesteps(STEPS, SHIFT), {}
+    options, network, schedule, forwards = preset(config), LinearNetwork(), timesteps(STEPS, SHIFT), {}
     cache = make_cache(options, network, schedule, Resolution.P480)
 
     def predict(latents, timestep, step, pass_):
         network.is_run = False
-        velocity = cached_forward(network, cache, latents, timestep, step, None, pass_)
+        velocity = cache.velocity(ForwardInputs(network, latents, timestep, step, None, pass_))
         if network.is_run:
-            run.setdefault(step, []).append(pass_.value)
+            forwards.setdefault(step, []).append(pass_.value)
         return velocity
 
     noise = torch.ones(16, 1, 2, 2)
     denoise(predict, noise, schedule, make_guidance(options, config), NoAnchor(), lambda step, clean: None)
-    return run
+    return forwards
 
 
 def test_none_runs_every_forward():
@@ -56,15 +57,15 @@ def test_none_runs_every_forward():
 
 
 def test_high_runs_every_eighth_step_and_guides_the_first_two():
-    guided, unguided = (0, 1), (9, 17, 25, 33, 39)
-    want = {step: FULL for step in guided} | {step: ["cond"] for step in unguided}
-    assert forwards_of(Acceleration.HIGH) == want
+    full, conditional = (0, 1), (9, 17, 25, 33, 39)
+    forwards = {step: FULL for step in full} | {step: ["cond"] for step in conditional}
+    assert forwards_of(Acceleration.HIGH) == forwards
 
 
 def test_regular_runs_the_first_fifth_the_last_step_and_those_that_have_changed():
-    run = forwards_of(Acceleration.REGULAR)
-    assert list(run) == steps_that_easycache_runs() and len(run) == 28
-    assert all(passes == FULL for passes in run.values())
+    forwards = forwards_of(Acceleration.REGULAR)
+    assert list(forwards) == steps_that_easycache_runs() and len(forwards) == 28
+    assert all(passes == FULL for passes in forwards.values())
 
 
 def steps_that_easycache_runs() -> list[int]:

@@ -1,4 +1,4 @@
-"""What holds for every step cache, on a small transformer with random weights."""
+"""Properties of every step cache, on a small transformer with random weights."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from multitalk_pack.pipeline.acceleration.change_cache import EasyCache
-from multitalk_pack.pipeline.acceleration.forward import Forward
-from multitalk_pack.pipeline.acceleration.presets import AccelerationOptions, CacheKind
-from multitalk_pack.pipeline.acceleration.residual_cache import Forecast, MagCache, PlannedCache, interval_plan
-from multitalk_pack.pipeline.acceleration.step_cache import cached_forward, make_cache
+from multitalk_pack.pipeline.acceleration.caches import CacheKind, make_cache
+from multitalk_pack.pipeline.acceleration.caches.base import ForwardInputs, NoCache
+from multitalk_pack.pipeline.acceleration.caches.easycache import EasyCache
+from multitalk_pack.pipeline.acceleration.caches.magcache import MagCache
+from multitalk_pack.pipeline.acceleration.caches.taylor import Forecast, interval_plan
+from multitalk_pack.pipeline.acceleration.caches.teacache import TeaCache
+from multitalk_pack.pipeline.acceleration.presets import AccelerationOptions
 from multitalk_pack.pipeline.config import GuidanceConfig, Resolution
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.sampling.denoise import NoAnchor, denoise
@@ -30,12 +32,12 @@ class CountedTransformer(MultiTalkTransformer):
     runs = 0
     fails = False
 
-    def run_blocks(self, tokens, time, heard, blocks=slice(None)):
+    def run_blocks(self, tokens, time, inputs, blocks=slice(None)):
         is_last = len(self.blocks) - 1 in range(len(self.blocks))[blocks]
         if is_last and self.fails:
             raise torch.OutOfMemoryError
         self.runs += is_last
-        return super().run_blocks(tokens, time, heard, blocks)
+        return super().run_blocks(tokens, time, inputs, blocks)
 
 
 @pytest.fixture
@@ -51,54 +53,55 @@ def transformer() -> CountedTransformer:
 
 def run(transformer: CountedTransformer, cache) -> torch.Tensor:
     """The final latents of a guided run."""
-    given = torch.Generator().manual_seed(1)
-    window = transformer.prepare_window(SIZE, torch.randn(20, 2, 2, 4, generator=given), torch.zeros(3, 8))
-    prompt, audio = torch.randn(3, 8, generator=given), torch.randn(1, 5, 5, 1, 4, generator=given)
-    heard = {
+    random = torch.Generator().manual_seed(1)
+    window = transformer.prepare_window(SIZE, torch.randn(20, 2, 2, 4, generator=random), torch.zeros(3, 8))
+    prompt, audio = torch.randn(3, 8, generator=random), torch.randn(1, 5, 5, 1, 4, generator=random)
+    inputs = {
         Pass.COND: transformer.prepare_pass(window, prompt, audio),
         Pass.DROP_AUDIO: transformer.prepare_pass(window, prompt, transformer.zero_audio(5)),
     }
 
     def predict(latents, timestep, step, pass_):
-        return cached_forward(transformer, cache, latents, timestep, step, heard[pass_], pass_)
+        return cache.velocity(ForwardInputs(transformer, latents, timestep, step, inputs[pass_], pass_))
 
     transformer.runs = 0
-    guidance, noise = Guidance(GuidanceConfig(1.0, 2.0)), torch.randn(SIZE.shape, generator=given)
+    guidance, noise = Guidance(GuidanceConfig(1.0, 2.0)), torch.randn(SIZE.shape, generator=random)
     return denoise(predict, noise, timesteps(STEPS, 5.0), guidance, NoAnchor(), lambda step, guess: None)
 
 
-def made(transformer: CountedTransformer, kind: CacheKind, **knobs):
+def cache_of(transformer: CountedTransformer, kind: CacheKind, **knobs):
     options = AccelerationOptions(kind, warmup=WARMUP, **knobs)
     return make_cache(options, transformer, timesteps(STEPS, 5.0), Resolution.P480)
 
 
-def test_no_cache_is_made_unless_asked_for(transformer):
-    assert made(transformer, CacheKind.NONE) is None
+def test_without_a_cache_every_forward_is_run(transformer):
+    run(transformer, cache_of(transformer, CacheKind.NONE))
+    assert transformer.runs == 2 * STEPS
 
 
 @pytest.mark.parametrize("kind", ADAPTIVE)
 def test_with_threshold_zero_every_step_is_run_and_nothing_changes(transformer, kind):
-    exact = run(transformer, None)
-    assert torch.equal(run(transformer, made(transformer, kind, threshold=0.0)), exact)
+    exact = run(transformer, NoCache())
+    assert torch.equal(run(transformer, cache_of(transformer, kind, threshold=0.0)), exact)
     assert transformer.runs == 2 * STEPS
 
 
 @pytest.mark.parametrize("kind", CACHES)
 def test_steps_are_saved_in_both_passes_alike_and_the_end_stays_near(transformer, kind):
-    exact = run(transformer, None)
-    cached = run(transformer, made(transformer, kind, threshold=10.0))
+    exact = run(transformer, NoCache())
+    cached = run(transformer, cache_of(transformer, kind, threshold=10.0))
     assert 2 * WARMUP <= transformer.runs < 2 * STEPS and transformer.runs % 2 == 0
     assert not torch.equal(cached, exact)
     assert (cached - exact).norm() < 0.2 * exact.norm()
 
 
 @pytest.mark.parametrize("kind", CacheKind)
-def test_what_a_cache_keeps_is_what_is_told(transformer, kind):
-    cache = made(transformer, kind)
+def test_a_cache_keeps_as_many_tensors_as_it_declares(transformer, kind):
+    cache = cache_of(transformer, kind)
     run(transformer, cache)
-    held = [item for item in _everything_in(cache) if isinstance(item, torch.Tensor)]
-    tokens = {item.data_ptr() for item in held if item.numel() == SIZE.num_tokens * 24}
-    assert len(tokens) == kind.num_kept(2)
+    tensors = [item for item in _everything_in(cache) if isinstance(item, torch.Tensor)]
+    tokens = {item.data_ptr() for item in tensors if item.numel() == SIZE.num_tokens * 24}
+    assert len(tokens) == kind.step_cache.num_tensors(2)
 
 
 def _everything_in(item):
@@ -114,57 +117,57 @@ def _everything_in(item):
 
 @pytest.mark.parametrize("kind", CACHES)
 def test_nothing_is_left_on_the_model(transformer, kind):
-    exact, before = run(transformer, None), set(vars(transformer))
-    run(transformer, made(transformer, kind, threshold=10.0))
+    exact, before = run(transformer, NoCache()), set(vars(transformer))
+    run(transformer, cache_of(transformer, kind, threshold=10.0))
     assert set(vars(transformer)) == before
-    assert torch.equal(run(transformer, None), exact)
+    assert torch.equal(run(transformer, NoCache()), exact)
 
 
 @pytest.mark.parametrize("kind", CACHES)
-def test_a_forward_that_failed_can_be_asked_for_again(transformer, kind):
+def test_a_forward_that_failed_can_be_repeated(transformer, kind):
     window = transformer.prepare_window(SIZE, torch.zeros(20, 2, 2, 4), torch.zeros(3, 8))
-    heard = transformer.prepare_pass(window, torch.zeros(2, 8), transformer.zero_audio(5))
-    smooth, interrupted = (made(transformer, kind, threshold=0.5) for _ in range(2))
+    inputs = transformer.prepare_pass(window, torch.zeros(2, 8), transformer.zero_audio(5))
+    smooth, interrupted = (cache_of(transformer, kind, threshold=0.5) for _ in range(2))
     latents = torch.randn(SIZE.shape)
     for step, timestep in enumerate(timesteps(STEPS, 5.0)[:-1]):
-        want = cached_forward(transformer, smooth, latents, timestep, step, heard, Pass.COND)
+        forward = ForwardInputs(transformer, latents, timestep, step, inputs, Pass.COND)
+        velocity = smooth.velocity(forward)
         transformer.fails = True
         with suppress(torch.OutOfMemoryError):
-            cached_forward(transformer, interrupted, latents, timestep, step, heard, Pass.COND)
+            interrupted.velocity(forward)
         transformer.fails = False
-        got = cached_forward(transformer, interrupted, latents, timestep, step, heard, Pass.COND)
-        torch.testing.assert_close(got, want)
-        latents = latents - 0.1 * want
+        torch.testing.assert_close(interrupted.velocity(forward), velocity)
+        latents = latents - 0.1 * velocity
 
 
 def test_a_pass_that_comes_late_is_run_rather_than_guessed(transformer):
     window = transformer.prepare_window(SIZE, torch.zeros(20, 2, 2, 4), torch.zeros(3, 8))
-    heard = transformer.prepare_pass(window, torch.zeros(2, 8), transformer.zero_audio(5))
-    latents, timestep, planned = torch.randn(SIZE.shape), torch.tensor(500.0), PlannedCache([True, False])
-    cached_forward(transformer, planned, latents, timestep, 0, heard, Pass.COND)
-    got = cached_forward(transformer, planned, latents, timestep, 1, heard, Pass.UNCOND)
-    assert torch.equal(got, transformer(latents, timestep, heard))
+    inputs = transformer.prepare_pass(window, torch.zeros(2, 8), transformer.zero_audio(5))
+    latents, timestep, planned = torch.randn(SIZE.shape), torch.tensor(500.0), TeaCache([True, False])
+    planned.velocity(ForwardInputs(transformer, latents, timestep, 0, inputs, Pass.COND))
+    velocity = planned.velocity(ForwardInputs(transformer, latents, timestep, 1, inputs, Pass.UNCOND))
+    assert torch.equal(velocity, transformer(latents, timestep, inputs))
 
 
 class Fading:
-    """Blocks that add what shrinks by `ratio` from step to step."""
+    """Blocks whose residual shrinks by `ratio` from step to step."""
 
     def __init__(self, ratio):
-        self.ratio, self.ran = ratio, []
+        self.ratio, self.steps = ratio, []
 
-    def embed(self, latents, step, heard):
+    def embed(self, latents, step, inputs):
         return latents, step
 
-    def run_blocks(self, tokens, step, heard):
-        self.ran.append(step)
+    def run_blocks(self, tokens, step, inputs):
+        self.steps.append(step)
         return tokens + self.ratio**step
 
-    def head(self, tokens, step, heard):
+    def head(self, tokens, step, inputs):
         return tokens
 
 
 @pytest.mark.parametrize(
-    ("ratio", "ran"),
+    ("ratio", "steps"),
     [
         (0.97, [0, 1, 2, 3, 5, 7, 9, 11]),  # errors 0.03, then |1 - 0.97^2| = 0.0591 more: 0.0891 is too much
         (0.98, [0, 1, 2, 3, 6, 9, 11]),  # 0.02, then 0.0396 more: 0.0596 is still fine
@@ -172,20 +175,20 @@ class Fading:
         (0.9, list(range(12))),
     ],
 )
-def test_magcache_adds_up_the_errors_that_magnitudes_foretell(ratio, ran):
+def test_magcache_adds_up_the_errors_that_magnitudes_foretell(ratio, steps):
     blocks, cache = Fading(ratio), MagCache(12, threshold=0.06, warmup=4)
     for step in range(12):
-        cache.velocity(Forward(blocks, torch.zeros(2, 3), step, step, None, Pass.COND))
-    assert blocks.ran == ran
+        cache.velocity(ForwardInputs(blocks, torch.zeros(2, 3), step, step, None, Pass.COND))
+    assert blocks.steps == steps
 
 
 def test_easycache_runs_again_where_latents_jump(transformer):
     window = transformer.prepare_window(SIZE, torch.zeros(20, 2, 2, 4), torch.zeros(3, 8))
-    heard = transformer.prepare_pass(window, torch.zeros(2, 8), transformer.zero_audio(5))
+    inputs = transformer.prepare_pass(window, torch.zeros(2, 8), transformer.zero_audio(5))
     cache, latents, runs = EasyCache(8, threshold=0.05, warmup=2), torch.randn(SIZE.shape), []
     for step, move in enumerate([0, 0.1, 1e-5, 1e-5, 10.0, 1e-5, 1e-5, 1e-5]):
         transformer.runs, latents = 0, latents + move * torch.randn(SIZE.shape)
-        cached_forward(transformer, cache, latents, torch.tensor(900.0 - step), step, heard, Pass.COND)
+        cache.velocity(ForwardInputs(transformer, latents, torch.tensor(900.0 - step), step, inputs, Pass.COND))
         runs.append(bool(transformer.runs))
     assert runs == [True, True, False, False, True, False, False, True]
 
@@ -197,7 +200,7 @@ def test_a_forecast_goes_on_along_its_polynomial(order):
 
     forecast = Forecast(order)
     for step in (0, 1, 2, 4, 6):
-        forecast.learn(step, truth(step))
+        forecast.update(step, truth(step))
     torch.testing.assert_close(forecast.at(9), truth(9))
 
 

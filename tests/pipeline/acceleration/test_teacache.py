@@ -4,12 +4,11 @@ from functools import cache
 
 import pytest
 import torch
-from multitalk_pack.pipeline.acceleration.residual_cache import PlannedCache
-from multitalk_pack.pipeline.acceleration.step_cache import cached_forward
-from multitalk_pack.pipeline.acceleration.teacache import teacache_plan, time_changes
+from multitalk_pack.pipeline.acceleration.caches.base import ForwardInputs, NoCache, StepCache
+from multitalk_pack.pipeline.acceleration.caches.teacache import TeaCache, teacache_plan, time_changes
 from multitalk_pack.pipeline.config import GuidanceConfig
+from multitalk_pack.pipeline.models.transformer.inputs import PassInputs
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
-from multitalk_pack.pipeline.models.transformer.prepared import PassInputs
 from multitalk_pack.pipeline.sampling.denoise import NoAnchor, denoise
 from multitalk_pack.pipeline.sampling.guidance import Guidance, Pass
 from multitalk_pack.pipeline.sampling.schedule import timesteps
@@ -37,7 +36,7 @@ def plan(threshold: float) -> list[bool]:
     return teacache_plan(schedule(), transformer().time_projection, COEFFICIENTS, threshold, WARMUP)
 
 
-def heard_by_pass() -> dict[Pass, PassInputs]:
+def inputs_of_passes() -> dict[Pass, PassInputs]:
     model, audio = transformer(), GOLDEN["in.audio"]
     window = model.prepare_window(LatentSize(*FACTS["latent_shape"][1:]), GOLDEN["in.y"], GOLDEN["in.clip_fea"][0])
     prompts = {True: GOLDEN["in.context"], False: GOLDEN["in.context_null"]}
@@ -48,25 +47,27 @@ def heard_by_pass() -> dict[Pass, PassInputs]:
     }
 
 
-def run(step_cache: PlannedCache | None) -> tuple[list[torch.Tensor], dict[Pass, list[torch.Tensor]]]:
-    """The latents before every step and at the end, and what each pass said."""
-    heard, inputs, said = heard_by_pass(), [], {pass_: [] for pass_ in heard_by_pass()}
+def run(step_cache: StepCache) -> tuple[list[torch.Tensor], dict[Pass, list[torch.Tensor]]]:
+    """The latents before every step and at the end, and the velocities of each pass."""
+    inputs = inputs_of_passes()
+    states, velocities = [], {pass_: [] for pass_ in inputs}
 
     def predict(latents, timestep, step, pass_):
         if pass_ is Pass.COND:
-            inputs.append(latents)
-        said[pass_].append(cached_forward(transformer(), step_cache, latents, timestep, step, heard[pass_], pass_))
-        return said[pass_][-1]
+            states.append(latents)
+        forward = ForwardInputs(transformer(), latents, timestep, step, inputs[pass_], pass_)
+        velocities[pass_].append(step_cache.velocity(forward))
+        return velocities[pass_][-1]
 
     guidance = Guidance(GuidanceConfig(FACTS["text_scale"], FACTS["audio_scale"]))
     final = denoise(predict, GOLDEN["in.noise"], schedule(), guidance, NoAnchor(), lambda step, guess: None)
-    return [*inputs, final], said
+    return [*states, final], velocities
 
 
 def test_the_plan_is_the_published_one_for_all_passes():
-    want = GOLDEN["out.should_calc"].bool()
-    assert plan(FACTS["threshold"]) == want[:, 0].tolist()
-    assert (want == want[:, :1]).all()
+    published = GOLDEN["out.should_calc"].bool()
+    assert plan(FACTS["threshold"]) == published[:, 0].tolist()
+    assert (published == published[:, :1]).all()
 
 
 def test_the_numbers_behind_the_plan_are_the_published_ones():
@@ -83,14 +84,14 @@ def test_the_numbers_behind_the_plan_are_the_published_ones():
 
 
 def test_a_cached_run_is_the_published_one():
-    latents, said = run(PlannedCache(plan(FACTS["threshold"])))
-    GOLDEN.assert_close(torch.stack(latents), "out.latents")
-    for pass_, velocities in said.items():
-        GOLDEN.assert_close(torch.stack(velocities), f"out.pred_{pass_.value}")
+    states, velocities = run(TeaCache(plan(FACTS["threshold"])))
+    GOLDEN.assert_close(torch.stack(states), "out.latents")
+    for pass_, values in velocities.items():
+        GOLDEN.assert_close(torch.stack(values), f"out.pred_{pass_.value}")
 
 
 def test_without_the_cache_the_run_ends_elsewhere_as_published():
-    GOLDEN.assert_close(run(None)[0][-1], "out.latents_cache_disabled_last")
+    GOLDEN.assert_close(run(NoCache())[0][-1], "out.latents_cache_disabled_last")
 
 
 @pytest.mark.parametrize(("threshold", "runs"), [(0.0, FACTS["steps"]), (100.0, WARMUP)])

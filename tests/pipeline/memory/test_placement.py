@@ -1,4 +1,4 @@
-"""Where a run's networks stay for what memory there is, and that it makes no difference to what they give."""
+"""Placement of a run's networks for the memory there is, and its results, which do not depend on it."""
 
 import dataclasses
 import logging
@@ -9,14 +9,14 @@ from diffusers import AutoencoderKLWan
 from multitalk_pack.pipeline.acceleration.presets import preset
 from multitalk_pack.pipeline.generate import generate
 from multitalk_pack.pipeline.generation.run import Run
-from multitalk_pack.pipeline.memory.block_streaming import WINDOW, BlockStream
+from multitalk_pack.pipeline.memory.block_streaming import BLOCKS_IN_FLIGHT, BlockStream
 from multitalk_pack.pipeline.memory.placement import (
     DECODE_BYTES,
     Footprint,
     MemoryConfig,
     MemoryLimit,
     num_bytes,
-    place,
+    plan_placement,
 )
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.models.vae.video_vae import VideoVae
@@ -62,7 +62,7 @@ def needed(footprint, size, blocks):
 @pytest.mark.parametrize("card_gb", [6, 8, 12, 16, 24, 32, 48, 80])
 def test_as_many_blocks_stay_as_fit(published, card_gb, memory, packaging, size):
     footprint = packaged(published, packaging)
-    placement = place(footprint, MemoryConfig(memory), size, card_gb * GB, kept(size, 5120, 40))
+    placement = plan_placement(footprint, MemoryConfig(memory), size, card_gb * GB, kept(size, 5120, 40))
     limits = {"auto": card_gb, "all": card_gb} | {f"{limit} GB": min(limit, card_gb) for limit in (8, 12, 16, 24)}
     budget = limits[memory.value] * GB
     fitting = [blocks for blocks in range(41) if needed(footprint, size, blocks) <= budget]
@@ -83,7 +83,7 @@ def test_what_a_run_keeps_is_counted_for_each_voice_and_silence(num_speakers):
 
 def test_blocks_asked_for_are_blocks_that_stay(published):
     for blocks, wanted in ((0, 0), (7, 7), (99, 40)):
-        placement = place(published, MemoryConfig(MemoryLimit.AUTO, blocks), SIZES["480p"], 8 * GB)
+        placement = plan_placement(published, MemoryConfig(MemoryLimit.AUTO, blocks), SIZES["480p"], 8 * GB)
         assert placement.resident_blocks == wanted
 
 
@@ -101,7 +101,7 @@ def test_two_blocks_in_flight_give_the_bits_of_the_resident_run(resident_blocks)
     for hook in hooks:
         hook.remove()
     assert torch.equal(streamed, expected)
-    assert 1 <= max(away) <= WINDOW and [tensors(block) for block in model.blocks] == homes
+    assert 1 <= max(away) <= BLOCKS_IN_FLIGHT and [tensors(block) for block in model.blocks] == homes
 
 
 def test_the_exchange_of_weights_is_not_compiled():

@@ -26,10 +26,10 @@ def test_tokens_are_the_published_ones(golden, case):
     golden.assert_close(projection(windows), f"out.{case}.tokens")
 
 
-def test_a_latent_frame_hears_eight_features_in_a_row():
+def test_a_latent_frame_takes_eight_features_in_a_row():
     num_frames = 13
     features = torch.arange(num_frames)[:, None] + torch.arange(-2, 3)  # the window of frame f is f-2..f+2
     first, others = group_windows(features[None])
     assert first[0, 0].tolist() == [-2, -1, 0, 1, 2]
-    for k, heard in enumerate(others[0].tolist(), start=1):
-        assert heard == list(range(4 * k - 5, 4 * k + 3))
+    for k, slots in enumerate(others[0].tolist(), start=1):
+        assert slots == list(range(4 * k - 5, 4 * k + 3))

@@ -1,11 +1,12 @@
 """The whole transformer against the published program's numbers, with its intermediate values."""
 
+from collections.abc import Callable
 from functools import cache
 
 import pytest
 import torch
+from multitalk_pack.pipeline.models.transformer.inputs import PassInputs
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
-from multitalk_pack.pipeline.models.transformer.prepared import PassInputs
 from multitalk_pack.pipeline.shapes import LatentSize
 from support.golden import Golden
 from support.transformer import from_golden
@@ -15,88 +16,90 @@ CASES = [("dit_single", "a"), ("dit_single", "b"), ("dit_multi", "a"), ("dit_mul
 
 
 @cache
-def opened(name: str) -> tuple[Golden, MultiTalkTransformer]:
+def load(name: str) -> tuple[Golden, MultiTalkTransformer]:
     golden = Golden(name)
     return golden, from_golden(golden)
 
 
 def prepare(golden: Golden, transformer: MultiTalkTransformer, case: str) -> PassInputs:
-    def given(name: str) -> Tensor:
+    def tensor(name: str) -> Tensor:
         return golden[f"in.{case}.{name}"]
 
     size = LatentSize(*golden.cases[case]["latent_thw"])
-    window = transformer.prepare_window(size, given("y"), given("clip_fea")[0], given("ref_target_masks"))
-    return transformer.prepare_pass(window, given("context"), given("audio"))
+    window = transformer.prepare_window(size, tensor("y"), tensor("clip_fea")[0], tensor("ref_target_masks"))
+    return transformer.prepare_pass(window, tensor("context"), tensor("audio"))
 
 
-def run(golden: Golden, transformer: MultiTalkTransformer, heard: PassInputs, case: str) -> Tensor:
-    return transformer(golden[f"in.{case}.x"], golden[f"in.{case}.t"], heard)
+def run(golden: Golden, transformer: MultiTalkTransformer, inputs: PassInputs, case: str) -> Tensor:
+    return transformer(golden[f"in.{case}.x"], golden[f"in.{case}.t"], inputs)
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_the_velocity_is_the_published_one(name, case):
-    golden, transformer = opened(name)
+    golden, transformer = load(name)
     golden.assert_close(run(golden, transformer, prepare(golden, transformer, case), case), f"out.{case}.velocity")
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
-def test_a_second_call_finds_its_constants_and_gives_the_same(name, case):
-    golden, transformer = opened(name)
-    heard = prepare(golden, transformer, case)
-    first = run(golden, transformer, heard, case)
-    assert torch.equal(run(golden, transformer, heard, case), first)
+def test_a_second_call_reads_its_constants_and_is_the_same(name, case):
+    golden, transformer = load(name)
+    inputs = prepare(golden, transformer, case)
+    first = run(golden, transformer, inputs, case)
+    assert torch.equal(run(golden, transformer, inputs, case), first)
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
-def test_what_enters_the_blocks(name, case):
-    golden, transformer = opened(name)
-    heard = prepare(golden, transformer, case)
-    tokens, time = transformer.embed(golden[f"in.{case}.x"], golden[f"in.{case}.t"], heard)
-    around = transformer.block_context(heard)
-    got = {
+def test_the_inputs_of_the_blocks_are_the_published_ones(name, case):
+    golden, transformer = load(name)
+    inputs = prepare(golden, transformer, case)
+    tokens, time = transformer.embed(golden[f"in.{case}.x"], golden[f"in.{case}.t"], inputs)
+    context = transformer.block_context(inputs)
+    values = {
         "patch_tokens": tokens[None],
         "time_embedding": time.embedding,
         "time_projection": time.projection.flatten(1),
-        "text_embedding": padded(*around.text.value)[None],
-        "img_emb_first_32_tokens": around.image.value[None, :32],
-        "audio_tokens": around.voices.value.transpose(0, 1).flatten(1, 2)[None],
-        "token_ref_target_masks": around.token_masks,
+        "text_embedding": with_padding(*context.text.value)[None],
+        "img_emb_first_32_tokens": context.image.value[None, :32],
+        "audio_tokens": context.audio.value.transpose(0, 1).flatten(1, 2)[None],
+        "token_ref_target_masks": context.token_masks,
     }
-    for key, value in got.items():
+    for key, value in values.items():
         if f"mid.{case}.{key}" in golden and value is not None:
             golden.assert_close(value, f"mid.{case}.{key}")
 
 
-def padded(tokens, num_padding):
+def with_padding(tokens, num_padding):
     """The prompt's tokens with every token of the padding."""
     return torch.cat((tokens[:-1], tokens[-1:].expand(num_padding, -1)))
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
-def test_what_the_blocks_make_of_it(name, case):
-    golden, transformer = opened(name)
-    got = {}
+def test_the_outputs_of_the_blocks_are_the_published_ones(name, case):
+    golden, transformer = load(name)
+    outputs = {}
+
+    def keep(key: str) -> Callable[..., None]:
+        return lambda module, args, output: outputs.update({key: output})
+
     hooks = []
     for i, block in enumerate(transformer.blocks):
-        parts = {"cross_attn": block.attn2, "audio_cross_attn": block.audio_cross_attn, "block": block}
-        for key, module in parts.items():
-            hooks.append(module.register_forward_hook(lambda _, __, out, key=f"{key}{i}": got.update({key: out[None]})))
-        hooks.append(
-            block.attn1.register_forward_hook(
-                lambda _, __, out, i=i: got.update({f"self_attn{i}": out[0][None], f"ref_attn_map{i}": out[1]})
-            )
-        )
+        parts = {"self_attn": block.attn1, "cross_attn": block.attn2, "audio_cross_attn": block.audio_cross_attn}
+        for key, module in (parts | {"block": block}).items():
+            hooks.append(module.register_forward_hook(keep(f"{key}{i}")))
     run(golden, transformer, prepare(golden, transformer, case), case)
     for hook in hooks:
         hook.remove()
-    compared = [key for key, value in got.items() if f"mid.{case}.{key}" in golden and value is not None]
-    for key in compared:
-        golden.assert_close(got[key], f"mid.{case}.{key}")
-    assert f"block{len(transformer.blocks) - 1}" in compared
+    for i in range(len(transformer.blocks)):
+        outputs[f"self_attn{i}"], outputs[f"ref_attn_map{i}"] = outputs[f"self_attn{i}"]
+    keys = [key for key, value in outputs.items() if f"mid.{case}.{key}" in golden and value is not None]
+    for key in keys:
+        value = outputs[key]
+        golden.assert_close(value if key.startswith("ref_attn_map") else value[None], f"mid.{case}.{key}")
+    assert f"block{len(transformer.blocks) - 1}" in keys
 
 
 def test_norms_have_the_published_epsilons():
-    golden, transformer = opened("dit_single")
+    golden, transformer = load("dit_single")
     block, image = transformer.blocks[0], transformer.condition_embedder.image_embedder
     zero = torch.zeros(1, golden.config["dim"])
     norms = {
@@ -112,5 +115,5 @@ def test_norms_have_the_published_epsilons():
         "audio_proj.norm": transformer.audio_proj.norm,
     }
     for name, norm in norms.items():
-        want = f"out.small_norms.{name}"
-        golden.assert_close(norm(golden[f"in.small_norms.dim{golden[want].shape[-1]}"]), want)
+        name_out = f"out.small_norms.{name}"
+        golden.assert_close(norm(golden[f"in.small_norms.dim{golden[name_out].shape[-1]}"]), name_out)

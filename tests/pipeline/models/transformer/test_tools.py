@@ -1,4 +1,4 @@
-"""diffusers' tools, and whoever else moves weights around a forward, find what they look for."""
+"""diffusers' tools, and whoever else moves weights around a forward, work on the transformer."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import torch
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.models.transformer.rope import rotate, rotation
 from packaging.version import Version
-from support.transformer import heard, latents, tiny
+from support.transformer import latents, pass_inputs, tiny
 from torch import nn
 
 
@@ -29,7 +29,7 @@ def test_weights_may_be_away_between_the_blocks_forwards(num_speakers):
         block.to("meta")
         block.register_forward_pre_hook(partial(fetch, source.state_dict()))
         block.register_forward_hook(send_away)
-    pass_, want = heard(transformer, num_speakers), plain(latents(), 500.0, heard(plain, num_speakers))
+    pass_, want = pass_inputs(transformer, num_speakers), plain(latents(), 500.0, pass_inputs(plain, num_speakers))
     for _ in range(2):
         torch.testing.assert_close(transformer(latents(), 500.0, pass_), want)
 
@@ -43,27 +43,27 @@ def test_weights_may_be_away_between_the_blocks_forwards(num_speakers):
 )
 def test_group_offload_changes_nothing(offload):
     transformer = tiny()
-    want = transformer(latents(), 500.0, heard(transformer, 2))
+    want = transformer(latents(), 500.0, pass_inputs(transformer, 2))
     transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), **offload)
-    torch.testing.assert_close(transformer(latents(), 500.0, heard(transformer, 2)), want)
+    torch.testing.assert_close(transformer(latents(), 500.0, pass_inputs(transformer, 2)), want)
 
 
 def test_layerwise_casting_stores_the_blocks_matrices_only():
     transformer = tiny().to(torch.bfloat16)
-    want = transformer(latents(), 500.0, heard(transformer, 2))
+    want = transformer(latents(), 500.0, pass_inputs(transformer, 2))
     transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
     stored = {name for name, weight in transformer.named_parameters() if weight.dtype == torch.float8_e4m3fn}
     assert stored and all(name.startswith("blocks.") and "norm" not in name for name in stored)
-    velocity = transformer(latents(), 500.0, heard(transformer, 2))
+    velocity = transformer(latents(), 500.0, pass_inputs(transformer, 2))
     assert ((velocity - want).norm() / want.norm()) < 0.2  # what fp8 costs at random weights
 
 
 @pytest.mark.parametrize("num_speakers", [1, 2])
 def test_blocks_can_be_compiled(num_speakers):
     transformer = tiny()
-    want = transformer(latents(), 500.0, heard(transformer, num_speakers))
+    want = transformer(latents(), 500.0, pass_inputs(transformer, num_speakers))
     transformer.compile_repeated_blocks(backend="eager")
-    pass_ = heard(transformer, num_speakers)
+    pass_ = pass_inputs(transformer, num_speakers)
     for _ in range(2):
         torch.testing.assert_close(transformer(latents(), 500.0, pass_), want)
 
@@ -79,6 +79,6 @@ def test_a_saved_transformer_comes_back(tmp_path):
     again = MultiTalkTransformer.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert again.compute_dtype == torch.bfloat16
     assert again.blocks[0].scale_shift_table.dtype == again.proj_out.weight.dtype == torch.float32
-    velocity = again(latents(), 500.0, heard(again, 2))
-    want = transformer(latents(), 500.0, heard(transformer, 2))
+    velocity = again(latents(), 500.0, pass_inputs(again, 2))
+    want = transformer(latents(), 500.0, pass_inputs(transformer, 2))
     assert (velocity - want).norm() / want.norm() < 0.02

@@ -1,4 +1,4 @@
-"""Small 3D convolutions go to oneDNN, and give what they gave before."""
+"""Small 3D convolutions by oneDNN, and their results."""
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from torch.profiler import profile
 
 def operations(call):
     """Names of the operations that a call is made of."""
-    with profile() as seen:
+    with profile() as trace:
         call()
-    return {event.key for event in seen.key_averages()}
+    return {event.key for event in trace.key_averages()}
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,10 @@ def operations(call):
 def test_results_are_those_of_the_convolution_itself(options):
     convolution = nn.Conv3d(4, 6, 3, **options)
     values = torch.randn(1, 4, 6, 9, 11)
-    wanted = nn.Conv3d(4, 6, 3, **options).double()
-    wanted.load_state_dict(convolution.state_dict())
+    exact = nn.Conv3d(4, 6, 3, **options).double()
+    exact.load_state_dict(convolution.state_dict())
     with OneDnnConvolutions():
-        assert torch.allclose(convolution(values).double(), wanted(values.double()), atol=1e-6)
+        assert torch.allclose(convolution(values).double(), exact(values.double()), atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multitalk_pack.pipeline.errors import ConfigError
 from multitalk_pack.pipeline.models.vae.convolutions import OneDnnConvolutions
-from multitalk_pack.pipeline.models.vae.tiling import Tiling, blend, tiles
-from multitalk_pack.pipeline.models.vae.video_vae import LATENT_MEAN, LATENT_STD, CausalWalk, VideoVae
+from multitalk_pack.pipeline.models.vae.tiling import Tiling, blend, split_tiles
+from multitalk_pack.pipeline.models.vae.video_vae import LATENT_MEAN, LATENT_STD, StreamingEncoder, VideoVae
 from multitalk_pack.pipeline.weights.key_maps import rename_vae
 from support.golden import Golden
 
@@ -54,32 +54,32 @@ def test_coding_is_bit_for_bit_that_of_diffusers_by_the_same_convolutions(vae):
         assert torch.equal(vae.decode_all(latents), vae.model.decode((latents * std + mean)[None]).sample[0])
 
 
-def with_grey(known, num_frames):
-    return torch.cat((known, known.new_zeros(3, num_frames - known.shape[1], *known.shape[2:])), dim=1)
+def with_grey(frames, num_frames):
+    return torch.cat((frames, frames.new_zeros(3, num_frames - frames.shape[1], *frames.shape[2:])), dim=1)
 
 
-@pytest.mark.parametrize("num_known", [1, 3, 9, 25, 81])
-def test_stopping_where_a_layer_repeats_itself_changes_no_bit(vae, num_known):
-    known = video(num_known)
-    assert torch.equal(vae.encode_padded(known, 81), vae.encode(with_grey(known, 81)))
+@pytest.mark.parametrize("num_given", [1, 3, 9, 25, 81])
+def test_stopping_where_a_layer_repeats_itself_changes_no_bit(vae, num_given):
+    frames = video(num_given)
+    assert torch.equal(vae.encode_padded(frames, 81), vae.encode(with_grey(frames, 81)))
 
 
 @settings(max_examples=6, deadline=None)
 @given(st.integers(1, 14), st.integers(0, 12))
-def test_any_number_of_known_frames_may_be_followed_by_grey(vae, num_known, more):
-    num_frames = -(-(num_known - 1) // 4) * 4 + 1 + 4 * more
-    known = video(num_known, 8, 8, seed=num_known)
-    assert torch.equal(vae.encode_padded(known, num_frames), vae.encode(with_grey(known, num_frames)))
+def test_any_number_of_frames_may_be_followed_by_grey(vae, num_given, more):
+    num_frames = -(-(num_given - 1) // 4) * 4 + 1 + 4 * more
+    frames = video(num_given, 8, 8, seed=num_given)
+    assert torch.equal(vae.encode_padded(frames, num_frames), vae.encode(with_grey(frames, num_frames)))
 
 
 @pytest.mark.parametrize(
-    ("num_known", "first_repeats"),
+    ("num_given", "first_repeats"),
     [
         (1, [3, 4, 5, 5, 6, 7, 7, 9, 11, 12, 16, 20]),
         (25, [9, 10, 11, 11, 12, 13, 13, 15, 17, 18, 21, 21]),  # 21: never
     ],
 )
-def test_layers_fall_silent_one_after_the_other(vae, num_known, first_repeats):
+def test_layers_become_steady_one_after_the_other(vae, num_given, first_repeats):
     """The first chunk of 21 that a layer need not be run for: the first convolution, then the down blocks."""
     layers = [vae.model.encoder.conv_in, *vae.model.encoder.down_blocks]
     calls = [0] * len(layers)
@@ -88,19 +88,19 @@ def test_layers_fall_silent_one_after_the_other(vae, num_known, first_repeats):
         return lambda *_: calls.__setitem__(index, calls[index] + 1)
 
     hooks = [layer.register_forward_hook(count(index)) for index, layer in enumerate(layers)]
-    vae.encode_padded(video(num_known), 81)
+    vae.encode_padded(video(num_given), 81)
     for hook in hooks:
         hook.remove()
     assert calls == first_repeats
 
 
-def test_a_layer_whose_memory_goes_on_changing_is_run_every_time():
-    def count(chunk, memory):
-        memory[0] = memory[0] + 1
-        return chunk + memory[0]
+def test_a_layer_whose_cache_goes_on_changing_is_run_every_time():
+    def count(chunk, cache):
+        cache[0] = cache[0] + 1
+        return chunk + cache[0]
 
-    walk = CausalWalk([(count, [torch.zeros(1)])])
-    assert [walk(torch.zeros(1)).item(), *(walk.again().item() for _ in range(3))] == [1, 2, 3, 4]
+    encoder = StreamingEncoder([(count, [torch.zeros(1)])])
+    assert [encoder(torch.zeros(1)).item(), *(encoder.repeat().item() for _ in range(3))] == [1, 2, 3, 4]
 
 
 def test_frames_come_as_they_are_decoded(vae):
@@ -133,12 +133,12 @@ def test_half_precision_gives_float32(vae):
 def test_tiles_cover_everything_and_share_enough():
     tiling = Tiling(size=64, overlap=16)
     for height, width in [(8, 8), (9, 30), (20, 13), (40, 8)]:
-        places = tiles(height, width, tiling)
+        tiles = split_tiles(height, width, tiling)
         covered = torch.zeros(height, width)
-        for place in places:
-            place.cut(covered).add_(1)
+        for tile in tiles:
+            tile.cut(covered).add_(1)
         assert covered.min() >= 1
-        lefts = sorted({place.left for place in places})
+        lefts = sorted({tile.left for tile in tiles})
         assert all(right - left <= 6 for left, right in pairwise(lefts))
 
 
@@ -147,14 +147,14 @@ def test_tiles_cover_everything_and_share_enough():
 def test_tiles_that_agree_give_the_picture_back(height, width, scale):
     picture = torch.rand(2, height * scale, width * scale)
     tiling = Tiling(size=64, overlap=24)
-    places = tiles(height, width, tiling)
-    assert torch.allclose(blend([place.cut(picture, scale) for place in places], places, tiling, scale), picture)
+    tiles = split_tiles(height, width, tiling)
+    assert torch.allclose(blend([tile.cut(picture, scale) for tile in tiles], tiles, tiling, scale), picture)
 
 
 def test_where_tiles_differ_one_fades_into_the_other():
     tiling = Tiling(size=64, overlap=32)
-    places = tiles(8, 12, tiling)
-    row = blend([torch.zeros(8, 8), torch.ones(8, 8)], places, tiling)[0]
+    tiles = split_tiles(8, 12, tiling)
+    row = blend([torch.zeros(8, 8), torch.ones(8, 8)], tiles, tiling)[0]
     assert torch.allclose(row, torch.tensor([0] * 4 + [0.125, 0.375, 0.625, 0.875] + [1] * 4))
 
 
@@ -164,15 +164,15 @@ def test_tiling_is_near_the_whole_and_nearer_with_more_overlap(vae):
     errors = []
     for overlap in (16, 32):
         tiled = VideoVae(vae.model, Tiling(size=64, overlap=overlap))
-        coded, decoded = tiled.encode(frames), tiled.decode_all(latents)
-        assert coded.shape == latents.shape
-        errors.append([relative_error(coded, latents), relative_error(decoded, vae.decode_all(latents))])
+        tiled_latents, tiled_frames = tiled.encode(frames), tiled.decode_all(latents)
+        assert tiled_latents.shape == latents.shape
+        errors.append([relative_error(tiled_latents, latents), relative_error(tiled_frames, vae.decode_all(latents))])
     assert max(errors[1]) < 0.15, errors
     assert errors[1][0] < errors[0][0] and errors[1][1] < errors[0][1], errors
 
 
-def relative_error(got, want):
-    return ((got - want).square().mean().sqrt() / want.std()).item()
+def relative_error(x, reference):
+    return ((x - reference).square().mean().sqrt() / reference.std()).item()
 
 
 def test_tiles_as_large_as_the_frame_change_no_bit(vae):

@@ -77,8 +77,8 @@ def test_too_few_samples_are_refused(model):
 
 @pytest.mark.parametrize(("norm", "bias"), [("group", False), ("group", True), ("layer", True)])
 @pytest.mark.parametrize("num_samples", [400, 719, 720, 16000, 100_001])
-def test_features_of_pieces_are_those_of_the_whole(norm, bias, num_samples, monkeypatch):
-    monkeypatch.setattr(conv_features, "PIECE_FRAMES", 7)
+def test_features_of_chunks_are_those_of_the_whole(norm, bias, num_samples, monkeypatch):
+    monkeypatch.setattr(conv_features, "CHUNK_FRAMES", 7)
     extractor = tiny_encoder(feat_extract_norm=norm, conv_bias=bias).feature_extractor
     for layer in extractor.conv_layers:
         if hasattr(layer, "layer_norm"):
