@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pipeline.acceleration.accelerate import AccelerationOptions, CacheKind
-from pipeline.lip_sync import implied_mouth, mouth_openings
-from pipeline.lip_sync import measure as measure_lips
-from pipeline.transformer.model import MultiTalkTransformer
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
+from demo.lip_sync import implied_mouth, mouth_openings
+from demo.lip_sync import measure as measure_lips
+from pipeline.acceleration.presets import AccelerationOptions, CacheKind
 from pipeline.config import Acceleration
 from pipeline.host import Progress, TorchHost
+from pipeline.models.transformer.model import MultiTalkTransformer
 
 from .lip_sync import MODELS_FOLDER, Frames, Studio, held_out
 from .measure import PeakMemory, Settings, relative_error

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from pipeline.audio.wav2vec2 import encode
 from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from pipeline.audio.waveform import SAMPLE_RATE_HZ
+from pipeline.models.wav2vec2.encoder import encode
 from pipeline.shapes import FPS
 
 from .measure import Settings, measure

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pipeline.weights.tiny import TinySet, write_tiny
 from torch import Tensor
 
 from pipeline.audio.dialogue import Speech
@@ -22,6 +21,7 @@ from pipeline.weights import build
 
 from .measure import Settings, measure
 from .report import Row, comparison_rows
+from .tiny_weights import TinySet, write_tiny
 
 SIDE = 64
 SIZES = {"smoke": (5, 10), "tiny": (121, 20)}  # frames, steps: two windows

@@ -1,6 +1,6 @@
 """What the bundled model can do, on faces and speech that it never saw: `python -m benchmarks.lip_sync`.
 
-Prints a table for each part. The measures look at frames and sounds alone (`pipeline.lip_sync`), or compare the frames
+Prints a table for each part. The measures look at frames and sounds alone (`demo.lip_sync`), or compare the frames
 with drawings of the same face; none asks the model.
 """
 
@@ -16,15 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pipeline.acceleration.accelerate import AccelerationOptions, preset
-from pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT
-from pipeline.lip_sync import implied_mouth, measure, mouth_openings
-from pipeline.sampling.windows import plan_windows
 
 from demo import prompts
 from demo.dataset import HEIGHT, Scene, random_scene
 from demo.faces import Motion, draw, place
+from demo.lip_sync import implied_mouth, measure, mouth_openings
 from pipeline.__main__ import DEMO_DEFLICKER, DEMO_GUIDANCE
+from pipeline.acceleration.presets import AccelerationOptions, preset
 from pipeline.audio.dialogue import Arrangement, Speech
 from pipeline.audio.embeds import encode_audio
 from pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound
@@ -32,7 +30,9 @@ from pipeline.conditioning.conditioning import Conditioning
 from pipeline.conditioning.speakers import Place, speaker_masks
 from pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
 from pipeline.generate import generate
+from pipeline.generation.windows import plan_windows
 from pipeline.host import Host, TorchHost
+from pipeline.models.text_encoder import DEFAULT_NEGATIVE_PROMPT
 from pipeline.weights import build
 from pipeline.weights.handles import Precision
 

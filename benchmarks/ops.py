@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
-from pipeline.transformer.block import gated
-from pipeline.transformer.model import MultiTalkTransformer
-from pipeline.transformer.rope import grid_rotation, rotate
-from pipeline.transformer.speakers import speaker_map
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import conv3d, scaled_dot_product_attention
 
+from pipeline.models.transformer.block import gated
+from pipeline.models.transformer.model import MultiTalkTransformer
+from pipeline.models.transformer.rope import grid_rotation, rotate
+from pipeline.models.transformer.speakers import speaker_map
 from pipeline.sampling.guidance import Pass
 
 from . import plain

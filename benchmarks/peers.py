@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
-from pipeline.transformer.model import MultiTalkTransformer
 from torch import Tensor
+
+from pipeline.models.transformer.model import MultiTalkTransformer
 
 from .measure import Settings, Work
 from .sizes import Told

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
-from pipeline.transformer.model import MultiTalkTransformer
 from torch import Tensor, nn
 from torch.nn.functional import conv3d, gelu, layer_norm, pad, scaled_dot_product_attention, silu
+
+from pipeline.models.transformer.model import MultiTalkTransformer
 
 from .sizes import Told
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from pipeline.transformer.model import MultiTalkTransformer
 from torch import Tensor
 
 from pipeline.config import GuidanceConfig
+from pipeline.models.transformer.model import MultiTalkTransformer
 from pipeline.sampling.denoise import NoAnchor, Predict, denoise
 from pipeline.sampling.guidance import Guidance, Pass
 from pipeline.sampling.schedule import timesteps

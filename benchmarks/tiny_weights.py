@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, Wav2Vec2Config, Wav2Vec2Model
 
-from ..pipeline.shapes import LATENT_CHANNELS, MASK_CHANNELS, PATCH_SPACE
-from ..pipeline.weights.key_maps import native_clip_state, rename_vae
+from pipeline.shapes import LATENT_CHANNELS, MASK_CHANNELS, PATCH_SPACE
+from pipeline.weights.key_maps import native_clip_state, rename_vae
 
 SENTENCES = (
     "A woman is talking to the camera in a warm room.",

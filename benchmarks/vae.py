@@ -7,9 +7,10 @@ from functools import partial
 
 import torch
 from diffusers import AutoencoderKLWan
-from pipeline.conditioning.convolutions import OneDnnConvolutions
-from pipeline.conditioning.vae import LATENT_MEAN, LATENT_STD, VideoVae
 from torch import Tensor
+
+from pipeline.models.vae.convolutions import OneDnnConvolutions
+from pipeline.models.vae.video_vae import LATENT_MEAN, LATENT_STD, VideoVae
 
 from .measure import Settings, measure
 from .report import Row, comparison_rows

@@ -17,13 +17,13 @@ import gguf
 import numpy as np
 import torch
 from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
-from pipeline.weights.tiny import TinySizes, adapter_shapes, transformer_shapes
 from torch import nn
 
 from pipeline.weights.build import load_transformer
 
 from .measure import PrivatePeak, Settings
 from .report import Row
+from .tiny_weights import TinySizes, adapter_shapes, transformer_shapes
 
 PUBLISHED = {"width": 5120, "ffn": 13824, "text_width": 4096, "image_width": 1280, "speech_width": 768,
              "speech_layers": 12, "audio_hidden": 512, "audio_width": 768, "audio_tokens": 32}  # fmt: skip

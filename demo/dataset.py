@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from pipeline.audio.wav2vec2 import encode as encode_speech
-from pipeline.conditioning.image_encoder import ImageEncoder
-from pipeline.lip_sync import implied_mouth
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, Wav2Vec2Model
 
 from pipeline.audio.embeds import SAMPLES_PER_FRAME, TAIL_FRAMES
+from pipeline.models.image_encoder import ImageEncoder
+from pipeline.models.wav2vec2.encoder import encode as encode_speech
 
 from .faces import Appearance, Motion, draw, eye_box, mouth_box, random_appearance, random_background, random_motion
+from .lip_sync import implied_mouth
 from .numbers import fast_numbers
 from .run import RUN_FOLDER
 from .speech import Utterance, random_utterance

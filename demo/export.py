@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
-from pipeline.conditioning.vae import LATENT_MEAN, LATENT_STD
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.models.vae.video_vae import LATENT_MEAN, LATENT_STD
 from pipeline.weights.key_maps import native_clip_state, native_text_key, native_transformer_key
 
 from . import prompts, train_vae, windows

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d, minimum_filter1d
 
-from ..pipeline.audio.waveform import SAMPLE_RATE_HZ
-from ..pipeline.shapes import FPS
+from pipeline.audio.waveform import SAMPLE_RATE_HZ
+from pipeline.shapes import FPS
 
 Track = NDArray[np.float64]
 Gauge = Callable[[NDArray[np.uint8]], Track]

@@ -1,4 +1,4 @@
-"""Speech from espeak-ng, and the mouth that would have made it (see `pipeline.lip_sync`)."""
+"""Speech from espeak-ng, and the mouth that would have made it (see `demo.lip_sync`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 import soxr
-from pipeline.lip_sync import implied_mouth
 from pyloudnorm import Meter
+
+from .lip_sync import implied_mouth
 
 RATE_HZ = 16000
 FPS = 25

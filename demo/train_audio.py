@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pipeline.lip_sync import implied_mouth
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+from .lip_sync import implied_mouth
 from .run import Run, phase_at, total_steps
 from .speech import FPS, RATE_HZ, random_utterance
 

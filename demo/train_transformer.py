@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import sentencepiece
 import torch
-from pipeline.conditioning.prompt import DEFAULT_NEGATIVE_PROMPT
 from torch import Tensor
 
+from pipeline.models.text_encoder import DEFAULT_NEGATIVE_PROMPT
 from pipeline.sampling.guidance import Pass
 
 from . import prompts, states

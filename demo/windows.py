@@ -6,11 +6,11 @@ from itertools import chain
 
 import numpy as np
 import torch
-from pipeline.sampling.windows import CONTEXT
 from torch import Tensor
 
 from pipeline.conditioning.context_frames import known_mask
 from pipeline.conditioning.speakers import Place, speaker_masks, to_latent_masks
+from pipeline.generation.windows import CONTEXT
 from pipeline.shapes import LatentSize, num_latent_frames, num_video_frames
 
 from .dataset import KNOWN_FRAMES, shards

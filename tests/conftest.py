@@ -18,6 +18,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != PACK]
 spec = importlib.util.spec_from_file_location(NAME, PACK / "__init__.py", submodule_search_locations=[str(PACK)])
 sys.modules[NAME] = importlib.util.module_from_spec(spec)  # not executed: the engine's tests need no ComfyUI
 sys.path.append(str(PACK / "tests"))  # the tests' own helpers: `from support import golden`
+sys.path.append(str(PACK))  # last: `demo` and `benchmarks`, programs of the root that say `from pipeline import ...`
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

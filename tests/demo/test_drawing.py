@@ -30,8 +30,7 @@ def test_the_same_stream_draws_the_same_clip():
 
 @needs_espeak
 def test_lips_shut_between_the_vowels_of_mama_and_papa():
-    from pipeline.lip_sync import implied_mouth
-
+    from demo.lip_sync import implied_mouth
     from demo.speech import normalized, speak
 
     opening = implied_mouth(normalized(speak("ah pa ah ba ah", "en"))).opening
@@ -42,9 +41,8 @@ def test_lips_shut_between_the_vowels_of_mama_and_papa():
 
 @needs_espeak
 def test_the_measure_finds_the_drawn_mouth_in_step_with_the_voice():
-    from pipeline.lip_sync import implied_mouth, measure, mouth_openings
-
     from demo.dataset import random_scene
+    from demo.lip_sync import implied_mouth, measure, mouth_openings
 
     scene = random_scene(np.random.default_rng(5), 60, num_people=1, late=False)
     sync = measure(mouth_openings(scene.frames())[0], implied_mouth(scene.sounds[0]).opening)
@@ -53,9 +51,8 @@ def test_the_measure_finds_the_drawn_mouth_in_step_with_the_voice():
 
 
 def test_a_mouth_that_is_merely_wide_is_not_taken_for_an_open_one():
-    from pipeline.lip_sync import mouth_openings
-
     from demo.faces import draw, random_appearance, random_motion
+    from demo.lip_sync import mouth_openings
 
     random = np.random.default_rng(6)
     opening, width = random.uniform(0, 1, 40), random.uniform(-1, 1, 40)
@@ -110,9 +107,8 @@ def test_eyes_weigh_more_than_walls_and_mouths_more_than_eyes():
 
 @needs_espeak
 def test_only_the_one_who_speaks_moves_the_lips():
-    from pipeline.lip_sync import implied_mouth, mouth_openings
-
     from demo.dataset import random_scene
+    from demo.lip_sync import implied_mouth, mouth_openings
 
     for number in range(8):
         scene = random_scene(np.random.default_rng(number), 40, num_people=2, late=False)
