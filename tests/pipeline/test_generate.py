@@ -4,9 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from multitalk_pack.pipeline.config import GuidanceConfig, Recipe
+from multitalk_pack.pipeline.config import Recipe
 from multitalk_pack.pipeline.errors import ConfigError, NumericalError
-from multitalk_pack.pipeline.generate import generate
 from multitalk_pack.pipeline.memory.placement import MemoryConfig, MemoryLimit
 from support import run
 
@@ -19,14 +18,14 @@ def model():
 def frames_of(model, num_frames=13, num_speakers=1, host=None, config=None, audio=None, **options):
     audio = audio or run.audio(model, num_frames, num_speakers)
     conditioning = run.conditioning(model, num_speakers)
-    windows = generate(model, audio, conditioning, config or run.config(), host or run.RecordingHost(), **options)
+    windows = run.generate(model, audio, conditioning, config, host, **options)
     return torch.cat(list(windows), 1)
 
 
 @pytest.mark.parametrize("num_frames", [1, 5, 9, 10, 13, 14, 30])
 @pytest.mark.parametrize("recipe", list(Recipe))
 def test_as_many_frames_come_as_were_asked_for(model, num_frames, recipe):
-    frames = frames_of(model, num_frames, config=run.config(steps=1, recipe=recipe))
+    frames = frames_of(model, num_frames, config=run.config(steps=1), recipe=recipe)
     assert frames.shape == (3, num_frames, run.HEIGHT, run.WIDTH)
     assert frames.abs().max() <= 1
 
@@ -52,7 +51,7 @@ def test_guidance_with_all_scales_one_is_one_forward_a_step(model, monkeypatch):
     calls = []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
-    plain = dataclasses.replace(run.config(steps=3), guidance=GuidanceConfig(1.0, 1.0))
+    plain = run.config(steps=3, text_scale=1.0, audio_scale=1.0)
     frames_of(model, 9, config=plain)
     assert len(calls) == 3
     calls.clear()
@@ -118,8 +117,8 @@ def test_a_still_reference_is_encoded_once_and_a_dubbed_video_for_every_window(m
 
     def frames(seen):
         looks.clear()
-        config = run.config(recipe=Recipe.INFINITETALK)
-        return torch.cat(list(generate(model, run.audio(model, 21), seen, config, run.RecordingHost())), 1), len(looks)
+        windows = run.generate(model, run.audio(model, 21), seen, recipe=Recipe.INFINITETALK)
+        return torch.cat(list(windows), 1), len(looks)
 
     monkeypatch.setattr(type(still.vae), "encode_padded", counted)
     (of_still, once), (of_video, often) = frames(still), frames(video)
@@ -171,8 +170,8 @@ def test_what_does_not_fit_is_told_before_a_network_runs(model, monkeypatch):
     monkeypatch.setattr(model, "forward", lambda *given: pytest.fail("a network ran"))
     wrong = run.audio(model, 9)
     wrong = dataclasses.replace(wrong, features=wrong.features[..., :3])
-    with pytest.raises(ConfigError, match="adapter wants"):
-        generate(model, wrong, run.conditioning(model), run.config(), run.RecordingHost())
+    with pytest.raises(ConfigError, match="the audio weights take"):
+        next(run.generate(model, wrong, run.conditioning(model)))
     seen = run.conditioning(model)
     long, wide = torch.zeros(model.config.text_len + 1, model.config.text_dim), torch.zeros(5, 3)
     for changes, message in (
@@ -181,8 +180,6 @@ def test_what_does_not_fit_is_told_before_a_network_runs(model, monkeypatch):
         ({"image_embeds": wide}, "The tokens of the image have 3 channels"),
     ):
         with pytest.raises(ConfigError, match=message):
-            generate(
-                model, run.audio(model, 13), dataclasses.replace(seen, **changes), run.config(), run.RecordingHost()
-            )
+            next(run.generate(model, run.audio(model, 13), dataclasses.replace(seen, **changes)))
     with pytest.raises(ConfigError, match="2 voices need as many places"):
-        generate(model, run.audio(model, 9, 2), run.conditioning(model), run.config(), run.RecordingHost())
+        next(run.generate(model, run.audio(model, 9, 2), run.conditioning(model)))

@@ -9,15 +9,7 @@ from multitalk_pack.pipeline.audio.embeds import AudioEmbeds
 from multitalk_pack.pipeline.conditioning.conditioning import Conditioning
 from multitalk_pack.pipeline.conditioning.reference_image import fit
 from multitalk_pack.pipeline.conditioning.speakers import published_masks
-from multitalk_pack.pipeline.config import (
-    GenerationConfig,
-    GuidanceConfig,
-    Recipe,
-    SamplingConfig,
-    WindowConfig,
-    WindowPlan,
-)
-from multitalk_pack.pipeline.generate import generate
+from multitalk_pack.pipeline.config import GenerationConfig, Recipe, WindowPlan
 from multitalk_pack.pipeline.host import TorchHost
 from multitalk_pack.pipeline.models.image_encoder import ImageEncoder
 from multitalk_pack.pipeline.models.text_encoder import encode_ids
@@ -31,6 +23,7 @@ from multitalk_pack.pipeline.weights.key_maps import (
     rename_transformer,
     rename_vae,
 )
+from support import run
 from support.golden import Golden
 from support.transformer import sizes
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
@@ -64,33 +57,27 @@ def test_the_same_inputs_and_noise_give_the_published_frames(name, case):
     facts = golden.cases[case]
     transformer = load_transformer(golden)
     conditioning = make_conditioning(golden, case)
-    frames = torch.cat(
-        list(
-            generate(
-                transformer,
-                make_audio(golden, case),
-                conditioning,
-                make_config(facts, RUNS[name]),
-                TorchHost("cpu"),
-                noise=RecordedNoise(golden, case),
-            )
-        ),
-        1,
+    noise, audio = RecordedNoise(golden, case), make_audio(golden, case)
+    windows = run.generate(
+        transformer, audio, conditioning, make_config(facts), TorchHost("cpu"), RUNS[name], noise=noise
     )
+    frames = torch.cat(list(windows), 1)
     golden.assert_close(conditioning.prompt_embeds[0], "mid.context")
     golden.assert_close(conditioning.negative_embeds, "mid.context_null")
     golden.assert_close(frames, f"out.{case}.video")
 
 
-def make_config(facts: dict, recipe: Recipe) -> GenerationConfig:
+def make_config(facts: dict) -> GenerationConfig:
     return GenerationConfig(
-        num_frames=0,
-        allow_long=True,
-        sampling=SamplingConfig(steps=facts["steps"], shift=facts["shift"]),
-        guidance=GuidanceConfig(facts["text_scale"], facts["audio_scale"], facts["apg"]),
-        windows=WindowConfig(
-            recipe, WindowPlan.PUBLISHED, facts["frame_num"], facts["motion_frame"], facts["max_frames_num"]
-        ),
+        steps=facts["steps"],
+        shift=facts["shift"],
+        text_scale=facts["text_scale"],
+        audio_scale=facts["audio_scale"],
+        projected=facts["apg"],
+        plan=WindowPlan.PUBLISHED,
+        window_frames=facts["frame_num"],
+        motion_frames=facts["motion_frame"],
+        max_frames=facts["max_frames_num"],
         color_strength=facts["color_strength"],
     )
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKLWan
+from multitalk_pack.pipeline import generate as engine
+from multitalk_pack.pipeline.acceleration.presets import AccelerationOptions
 from multitalk_pack.pipeline.audio.embeds import AudioEmbeds
 from multitalk_pack.pipeline.conditioning.conditioning import Conditioning
-from multitalk_pack.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig
-from multitalk_pack.pipeline.host import Progress, TorchHost
+from multitalk_pack.pipeline.config import GenerationConfig, Recipe
+from multitalk_pack.pipeline.generation.run_spec import RunSpec, make_run_spec
+from multitalk_pack.pipeline.generation.store import WindowStore
+from multitalk_pack.pipeline.host import Host, Progress, TorchHost
+from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.models.vae.video_vae import VideoVae
 from torch import Tensor
 
@@ -72,14 +80,52 @@ def audio(model, num_frames: int, num_speakers: int = 1, seed: int = 9) -> Audio
     return AudioEmbeds(features, num_frames)
 
 
-def config(num_frames: int = 0, steps: int = 2, seed: int = 42, **windows) -> GenerationConfig:
-    return GenerationConfig(
-        num_frames=num_frames,
-        allow_long=True,
-        sampling=SamplingConfig(steps=steps, seed=seed),
-        guidance=GuidanceConfig(5.0, 4.0),
-        windows=WindowConfig(**({"num_frames": 9, "motion_frames": 5} | windows)),
+def config(num_frames: int = 0, steps: int = 2, seed: int = 42, **choices) -> GenerationConfig:
+    """Small windows and the published scales."""
+    small = {"window_frames": 9, "motion_frames": 5, "text_scale": 5.0, "audio_scale": 4.0}
+    return GenerationConfig(num_frames=num_frames, steps=steps, seed=seed, **(small | choices))
+
+
+def spec(
+    audio: AudioEmbeds,
+    conditioning: Conditioning,
+    config: GenerationConfig,
+    recipe: Recipe = Recipe.MULTITALK,
+    acceleration: AccelerationOptions | None = None,
+) -> RunSpec:
+    """The run that these inputs and choices make."""
+    return make_run_spec(
+        config,
+        recipe,
+        (conditioning.height, conditioning.width),
+        audio.num_frames,
+        audio.num_speakers,
+        audio.features.shape[1],
+        acceleration=acceleration,
     )
+
+
+def generate(
+    model: MultiTalkTransformer,
+    audio: AudioEmbeds,
+    conditioning: Conditioning,
+    choices: GenerationConfig | None = None,
+    host: Host | None = None,
+    recipe: Recipe = Recipe.MULTITALK,
+    acceleration: AccelerationOptions | None = None,
+    **options,
+) -> Iterator[Tensor]:
+    """The frames of a run, window by window."""
+    run_spec = spec(audio, conditioning, choices or config(), recipe, acceleration)
+    return engine.generate(model, audio, conditioning, run_spec, host or RecordingHost(), **options)
+
+
+def open_store(
+    folder: Path, model: MultiTalkTransformer, audio: AudioEmbeds, conditioning: Conditioning, choices=None, **options
+) -> WindowStore:
+    """The store of the same run."""
+    run_spec = spec(audio, conditioning, choices or config(), **options)
+    return engine.open_store(folder, model, audio, conditioning, run_spec)
 
 
 def model(num_layers: int = 2):

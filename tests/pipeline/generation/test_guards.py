@@ -7,7 +7,6 @@ import torch
 from multitalk_pack.pipeline.acceleration.attention_kernels import AttentionKernel
 from multitalk_pack.pipeline.acceleration.presets import AccelerationOptions
 from multitalk_pack.pipeline.errors import ConfigError, NumericalError
-from multitalk_pack.pipeline.generate import generate
 from support import run
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -23,9 +22,8 @@ def frames_of(model, num_frames=13, conditioning=None, options=None, steps=2):
     """A video whose colours are left alone: near black, the match multiplies the last bit's rounding thirteenfold."""
     conditioning = conditioning or run.conditioning(model)
     audio = run.audio(model, num_frames)
-    config = dataclasses.replace(run.config(steps=steps), color_strength=0.0)
-    host = run.RecordingHost()
-    return torch.cat(list(generate(model, audio, conditioning, config, host, options=options)), 1)
+    config = run.config(steps=steps, color_strength=0.0)
+    return torch.cat(list(run.generate(model, audio, conditioning, config, acceleration=options)), 1)
 
 
 class Faulty:
@@ -42,11 +40,11 @@ class Faulty:
 
 def break_kernel(monkeypatch, model, first):
     """`AUTO` is a faulty kernel, math is what it is."""
-    from multitalk_pack.pipeline.acceleration import presets as accelerate
+    from multitalk_pack.pipeline.acceleration import presets
 
-    kernel, find = Faulty(first), accelerate.find_kernel
+    kernel, find = Faulty(first), presets.find_kernel
     monkeypatch.setattr(
-        accelerate, "find_kernel", lambda kind, *rest: find(kind, *rest) if kind is AttentionKernel.MATH else kernel
+        presets, "find_kernel", lambda kind, *rest: find(kind, *rest) if kind is AttentionKernel.MATH else kernel
     )
     return kernel
 

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from multitalk_pack.pipeline.acceleration.presets import AccelerationOptions
-from multitalk_pack.pipeline.generate import generate, open_store
-from multitalk_pack.pipeline.generation.store import WindowStore, fingerprint, kept_bytes, run_key
-from multitalk_pack.pipeline.generation.windows import plan_windows
+from multitalk_pack.pipeline.config import Recipe
+from multitalk_pack.pipeline.errors import ConfigError
+from multitalk_pack.pipeline.generation.run_spec import make_run_spec
+from multitalk_pack.pipeline.generation.store import RunKeys, WindowStore, fingerprint, kept_bytes, run_key
 from multitalk_pack.pipeline.preflight.estimate import estimate
 from support import run
 from support.pack import PACK
@@ -26,17 +26,24 @@ def model():
 
 def frames_with(store, model, host=None):
     audio, conditioning = run.audio(model, 21), run.conditioning(model)
-    windows = generate(model, audio, conditioning, run.config(), host or run.RecordingHost(), store=store)
-    return torch.cat(list(windows), 1)
+    return torch.cat(list(run.generate(model, audio, conditioning, host=host, store=store)), 1)
 
 
 def store_in(folder, model, config=None):
-    return open_store(folder, model, run.audio(model, 21), run.conditioning(model), config or run.config())
+    return run.open_store(folder, model, run.audio(model, 21), run.conditioning(model), config)
+
+
+def store_of(root, name, **options):
+    """A store of one window, by the run's name."""
+    return WindowStore(root, RunKeys.of((name,), ["a prompt"]), **options)
+
+
+SHAPE = (9, 32, 48)
 
 
 def test_an_interrupted_run_repeats_no_finished_window_and_gives_the_same_bytes(model, tmp_path, monkeypatch):
     expected = frames_with(store_in(tmp_path / "whole", model), model)
-    per_window = run.config().sampling.steps * 3
+    per_window = run.config().steps * 3
     forward, calls = model.forward, []
     monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
     with pytest.raises(KeyboardInterrupt):
@@ -50,12 +57,11 @@ def test_an_interrupted_run_repeats_no_finished_window_and_gives_the_same_bytes(
 
 KILLED = """
 import sys; sys.path.insert(0, {tests!r}); import conftest
-from multitalk_pack.pipeline.generate import generate, open_store
 from support import run
 import os, signal, torch
 model = run.model(); audio = run.audio(model, 21); conditioning = run.conditioning(model)
-store = open_store({folder!r}, model, audio, conditioning, run.config())
-for number, _ in enumerate(generate(model, audio, conditioning, run.config(), run.RecordingHost(), store=store)):
+store = run.open_store({folder!r}, model, audio, conditioning)
+for number, _ in enumerate(run.generate(model, audio, conditioning, store=store)):
     if number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -72,7 +78,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(model, tmp_path,
     forward, calls = model.forward, []
     monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
     assert torch.equal(frames_with(store_in(tmp_path / "killed", model), model), expected)
-    assert len(calls) == 2 * run.config().sampling.steps * 3
+    assert len(calls) == 2 * run.config().steps * 3
 
 
 def test_other_inputs_are_another_run(model):
@@ -91,7 +97,7 @@ def test_other_inputs_are_another_run(model):
 def test_another_programs_vae_is_told_from_its_like(model, tmp_path):
     def store(seed):
         seen = dataclasses.replace(run.conditioning(model), vae=SimpleNamespace(model=run.vae(seed).model))
-        return open_store(tmp_path, model, run.audio(model, 9), seen, run.config()).folder
+        return run.open_store(tmp_path, model, run.audio(model, 9), seen).folder
 
     assert store(1) == store(1) != store(2)
 
@@ -107,29 +113,29 @@ def test_a_changed_weight_changes_the_fingerprint(model):
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
 def test_a_window_that_was_cut_off_is_made_again(tmp_path, share):
-    store = WindowStore(tmp_path, run_key("cut"))
+    store = store_of(tmp_path, "cut")
     store.save(0, run.random((3, 9, 32, 48), 1).clamp(-1, 1), 5)
     file = store.folder / "0000.mkv"
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    assert store.load(0) is None
+    assert store.load(0, SHAPE) is None
 
 
 @pytest.mark.parametrize("name", ["0000.mkv", "0000.safetensors"])
 def test_a_window_with_changed_bytes_is_made_again_or_the_same_for_all_that(tmp_path, name):
-    store = WindowStore(tmp_path, run_key("changed"))
+    store = store_of(tmp_path, "changed")
     kept = store.save(0, run.random((3, 9, 32, 48), 1).clamp(-1, 1), 5)
     file = store.folder / name
     whole, refused = file.read_bytes(), 0
     for place in range(0, len(whole), len(whole) // 40):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-        again = store.load(0)
+        again = store.load(0, SHAPE)
         refused += again is None
         assert again is None or (torch.equal(again.frames, kept.frames) and torch.equal(again.motion, kept.motion))
     assert refused > 30
 
 
 def test_what_a_full_disk_refused_leaves_nothing_behind(tmp_path, caplog):
-    store = WindowStore(tmp_path, run_key("full"))
+    store = store_of(tmp_path, "full")
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
@@ -141,26 +147,25 @@ def test_what_a_full_disk_refused_leaves_nothing_behind(tmp_path, caplog):
 
 
 def test_kept_windows_take_no_more_than_was_told(tmp_path):
-    config = run.config(33)
-    windows = plan_windows(33, config.windows, [33])
-    told = estimate(config, AccelerationOptions(), windows, (64, 96)).disk_bytes
-    store = WindowStore(tmp_path, run_key("told"))
-    for window in windows:
+    spec = make_run_spec(run.config(33), Recipe.MULTITALK, (64, 96), 33)
+    expected = estimate(spec).disk_bytes
+    store = WindowStore(tmp_path, RunKeys.of(("told",), ["a prompt"] * len(spec.windows)))
+    for window in spec.windows:
         picture = 0.02 * run.random((3, window.num_frames, 64, 96), window.index)  # as noisy as a photograph
-        store.save(window.index, picture.clamp(-1, 1), config.windows.overlap)
-    assert told / 2 < kept_bytes(tmp_path) < told
+        store.save(window.index, picture.clamp(-1, 1), spec.windows_config.motion_frames)
+    assert expected / 2 < kept_bytes(tmp_path) < expected
 
 
 def test_disk_use_is_bounded_by_dropping_the_oldest_run(tmp_path):
     frames = run.random((3, 9, 32, 48), 1).clamp(-1, 1)
-    old, newer, newest = (run_key(name) for name in ("old", "newer", "newest"))
-    for age, key in enumerate((old, newer)):
-        store = WindowStore(tmp_path, key)
+    old, newer, newest = (RunKeys.of((name,), ["a prompt"]) for name in ("old", "newer", "newest"))
+    for age, keys in enumerate((old, newer)):
+        store = WindowStore(tmp_path, keys)
         store.save(0, frames, 5)
         os.utime(store.folder, (1000 + age, 1000 + age))
-    size = sum(file.stat().st_size for file in (tmp_path / newer).iterdir())
+    size = sum(file.stat().st_size for file in (tmp_path / newer.run).iterdir())
     WindowStore(tmp_path, newest, limit_bytes=size)
-    assert {folder.name for folder in tmp_path.iterdir()} == {newer, newest}
+    assert {folder.name for folder in tmp_path.iterdir()} == {newer.run, newest.run}
 
 
 def test_what_else_lies_beside_the_runs_is_never_removed(tmp_path):
@@ -173,16 +178,75 @@ def test_what_else_lies_beside_the_runs_is_never_removed(tmp_path):
     (elsewhere / "0000.mkv").write_bytes(bytes(1000))
     (tmp_path / run_key("a link")).symlink_to(elsewhere, target_is_directory=True)
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
-    WindowStore(tmp_path, run_key("mine"), limit_bytes=1).save(0, run.random((3, 9, 32, 48), 1), 5)
+    store_of(tmp_path, "mine", limit_bytes=1).save(0, run.random((3, 9, 32, 48), 1), 5)
     assert all((tmp_path / folder / file).exists() for folder, file in foreign.items())
     assert (elsewhere / "0000.mkv").exists()
 
 
 def test_a_window_comes_back_as_it_was_handed_on(tmp_path):
     frames = run.random((3, 9, 32, 48), 1).clamp(-1, 1)
-    store = WindowStore(tmp_path, "key")
+    store = store_of(tmp_path, "key")
     handed_on = store.save(0, frames, 5)
-    again = store.load(0)
+    again = store.load(0, SHAPE)
     assert torch.equal(again.frames, handed_on.frames) and torch.equal(again.motion, frames[:, -5:])
     assert (again.frames - frames).abs().max() <= 1 / 255 + 1e-6
-    assert store.load(1) is None
+
+
+def test_a_window_that_was_never_made_is_not_there(tmp_path):
+    store = WindowStore(tmp_path, RunKeys.of(("two",), ["a prompt"] * 2))
+    store.save(0, run.random((3, *SHAPE), 1).clamp(-1, 1), 5)
+    assert store.load(0, SHAPE) is not None and store.load(1, SHAPE) is None
+
+
+def test_files_that_are_exchanged_or_another_runs_are_no_windows(tmp_path, caplog):
+    keys = RunKeys.of(("mine",), ["a prompt"] * 2)
+    store = WindowStore(tmp_path, keys)
+    for index in range(2):
+        store.save(index, run.random((3, *SHAPE), index).clamp(-1, 1), 5)
+    for ending in ("mkv", "safetensors"):
+        first, second = (store.folder / f"{index:04d}.{ending}" for index in range(2))
+        first.rename(store.folder / "aside")
+        second.rename(first)
+        (store.folder / "aside").rename(second)
+    assert store.load(0, SHAPE) is None and store.load(1, SHAPE) is None
+    other = WindowStore(tmp_path, RunKeys.of(("another seed",), ["a prompt"]))
+    other.save(0, run.random((3, *SHAPE), 3).clamp(-1, 1), 5)
+    store.clear()
+    for file in other.folder.iterdir():
+        file.rename(store.folder / file.name)
+    assert store.load(0, SHAPE) is None
+
+
+def test_a_window_of_another_size_is_no_window_of_the_run(tmp_path):
+    store = store_of(tmp_path, "short")
+    store.save(0, run.random((3, 5, 32, 48), 1).clamp(-1, 1), 5)
+    assert store.load(0, SHAPE) is None and store.load(0, (5, 32, 48)) is not None
+
+
+def test_another_prompt_for_a_later_window_leaves_the_earlier_ones(model, tmp_path, monkeypatch):
+    audio, conditioning = run.audio(model, 21), run.conditioning(model)
+    prompts = [run.random((5, model.config.text_dim), seed) for seed in range(5)]
+
+    def frames(*numbers):
+        changed = dataclasses.replace(conditioning, prompt_embeds=tuple(prompts[number] for number in numbers))
+        store = run.open_store(tmp_path, model, audio, changed)
+        return torch.cat(list(run.generate(model, audio, changed, store=store)), 1)
+
+    first = frames(0, 1, 2, 3)
+    calls, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    assert torch.equal(frames(0, 1, 2, 3, 4), first) and not calls, "a fifth prompt is for no window"
+    changed = frames(0, 1, 4, 3)
+    assert len(calls) == 2 * run.config().steps * 3, "the third window, and the fourth that goes on from it"
+    assert not torch.equal(changed, first) and torch.equal(changed[:, :13], first[:, :13])
+
+
+@pytest.mark.parametrize("obstacle", ["a file", "a dangling link"])
+def test_a_folder_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, obstacle):
+    root = tmp_path / "runs"
+    if obstacle == "a file":
+        root.write_text("")
+    else:
+        root.symlink_to(tmp_path / "gone" / "far")
+    with pytest.raises(ConfigError, match=r"folder of unfinished runs .*runs cannot be used.*turn resuming off"):
+        store_of(root, "mine")

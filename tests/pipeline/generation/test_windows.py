@@ -1,26 +1,31 @@
+import dataclasses
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from multitalk_pack.pipeline.config import Recipe, WindowConfig, WindowPlan
+from multitalk_pack.pipeline.config import Recipe, WindowPlan
 from multitalk_pack.pipeline.errors import ConfigError
-from multitalk_pack.pipeline.generation.windows import plan_windows
+from multitalk_pack.pipeline.generation.recipes import RECIPES
+from multitalk_pack.pipeline.generation.windows import WindowConfig, WindowFit, plan_windows
 from support.golden import Golden
 
 MULTITALK, INFINITETALK = Golden("clip_plan"), Golden("infinitetalk_plan")
 BOOKKEEPING = [case for case in INFINITETALK.cases if f"out.{case}.result_clip_and_frame" in INFINITETALK]
 
 
+FULL = WindowConfig(num_frames=81, motion_frames=9, fit=WindowFit.SHORTENED)  # InfiniteTalk's
+
+
 @st.composite
 def configs(draw) -> WindowConfig:
-    """Sizes that the configuration takes, of either recipe, fitted or asked for."""
-    recipe = draw(st.sampled_from(Recipe))
+    """Sizes of every fit, the models' own or asked for."""
+    fit = draw(st.sampled_from([WindowFit.EQUAL, WindowFit.SHORTENED]))
     if draw(st.booleans()):
-        return WindowConfig(recipe)
+        return dataclasses.replace(draw(st.sampled_from([WindowConfig(), FULL])), fit=fit)
     motion = 4 * draw(st.integers(0, 10)) + 1
-    return WindowConfig(recipe, num_frames=motion + 4 * draw(st.integers(1, 30)), motion_frames=motion)
+    return WindowConfig(num_frames=motion + 4 * draw(st.integers(1, 30)), motion_frames=motion, fit=fit)
 
 
 REQUESTS = st.integers(1, 1500) | st.integers(41, 241)
@@ -38,7 +43,7 @@ def test_a_window_starts_with_frames_that_the_one_before_has_made(num_frames, co
     windows = plan_windows(num_frames, config, [num_frames])
     assert windows[0].start == 0 and windows[0].overlap == 0
     for before, window in pairwise(windows):
-        assert window.overlap == config.overlap <= before.num_frames
+        assert window.overlap == config.motion_frames <= before.num_frames
         assert window.start == before.start + before.num_frames - window.overlap
         assert len(range(window.num_frames)[window.keep]) > 0  # none is made in vain
     assert all(window.num_frames % 4 == 1 for window in windows)
@@ -74,8 +79,14 @@ def test_usual_requests_are_cut_as_the_table_says(num_frames, count, size):
 
 @pytest.mark.parametrize(("num_frames", "count", "size"), [(41, 1, 41), (81, 1, 81), (145, 2, 81), (241, 4, 81)])
 def test_infinitetalk_keeps_its_trained_length(num_frames, count, size):
-    windows = plan_windows(num_frames, WindowConfig(Recipe.INFINITETALK), [num_frames])
+    windows = plan_windows(num_frames, FULL, [num_frames])
     assert [window.num_frames for window in windows] == [size] * count
+
+
+def test_a_network_of_one_length_gets_no_shorter_window():
+    fixed = WindowConfig(num_frames=33, motion_frames=5, fit=WindowFit.FIXED)
+    assert [window.num_frames for window in plan_windows(10, fixed, [10])] == [33]
+    assert len(range(33)[plan_windows(10, fixed, [10])[0].keep]) == 10
 
 
 def test_sizes_that_do_not_fit_are_refused():
@@ -84,13 +95,14 @@ def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="at least one frame"):
         plan_windows(0, WindowConfig(), [10])
     with pytest.raises(ConfigError, match="longer than a window"):
-        plan_windows(81, WindowConfig(plan=WindowPlan.PUBLISHED), [81])
+        plan_windows(81, WindowConfig(WindowPlan.PUBLISHED, 81), [81])
 
 
 def published(recipe: Recipe, facts: dict, num_features: list[int]):
     config = WindowConfig(
-        recipe, WindowPlan.PUBLISHED, facts["frame_num"], facts["motion_frame"], facts["max_frames_num"]
-    )
+        WindowPlan.PUBLISHED, facts["frame_num"], facts["motion_frame"], max_frames=facts["max_frames_num"],
+        drops_mirrored_tail=RECIPES[recipe].drops_mirrored_tail,
+    )  # fmt: skip
     return plan_windows(max(num_features), config, num_features)
 
 
