@@ -14,8 +14,9 @@ from pipeline.audio.dialogue import Speech
 from pipeline.audio.embeds import encode_audio
 from pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound
 from pipeline.conditioning.conditioning import Conditioning
-from pipeline.config import Acceleration, GenerationConfig, SamplingConfig
+from pipeline.config import Acceleration, GenerationConfig, Recipe
 from pipeline.generate import generate
+from pipeline.generation.run_spec import make_run_spec
 from pipeline.host import TorchHost
 from pipeline.weights import build
 
@@ -54,6 +55,7 @@ def _talk(files: TinySet, num_frames: int, steps: int, acceleration: Acceleratio
         image_encoder=build.load_image_encoder(files.image_encoder),
     )
     transformer = build.load_transformer(files.transformer, files.adapter, dtype=settings.dtype)
-    config = GenerationConfig(num_frames, acceleration=acceleration, allow_long=True, sampling=SamplingConfig(steps))
+    config = GenerationConfig(acceleration=acceleration, steps=steps)
     embeds = encode_audio(build.load_audio_encoder(files.audio_encoder), [Speech(sound)], num_frames=num_frames)
-    return torch.cat(list(generate(transformer, embeds, conditioning, config, TorchHost(settings.device))), 1)
+    spec = make_run_spec(config, Recipe.MULTITALK, (SIDE, SIDE), embeds.num_frames)
+    return torch.cat(list(generate(transformer, embeds, conditioning, spec, TorchHost(settings.device))), 1)

@@ -21,16 +21,17 @@ from demo import prompts
 from demo.dataset import HEIGHT, Scene, random_scene
 from demo.faces import Motion, draw, place
 from demo.lip_sync import implied_mouth, measure, mouth_openings
-from pipeline.__main__ import DEMO_DEFLICKER, DEMO_GUIDANCE
-from pipeline.acceleration.presets import AccelerationOptions, preset
+from pipeline.acceleration.presets import AccelerationOptions
 from pipeline.audio.dialogue import Arrangement, Speech
 from pipeline.audio.embeds import encode_audio
 from pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound
 from pipeline.conditioning.conditioning import Conditioning
 from pipeline.conditioning.speakers import Place, speaker_masks
-from pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
+from pipeline.config import Acceleration, GenerationConfig, Recipe
 from pipeline.generate import generate
-from pipeline.generation.windows import plan_windows
+from pipeline.generation.recipes import RECIPES
+from pipeline.generation.run_spec import make_run_spec
+from pipeline.generation.windows import WindowConfig, plan_windows
 from pipeline.host import Host, TorchHost
 from pipeline.models.text_encoder import DEFAULT_NEGATIVE_PROMPT
 from pipeline.weights import build
@@ -58,12 +59,7 @@ class Studio:
         self.text = build.load_text_encoder(folder / "text_encoders/umt5_demo.safetensors", dtype=torch.float32)
         self.image = build.load_image_encoder(folder / "clip_vision/clip_vision_h_demo.safetensors", torch.float32)
         self.listener = build.load_audio_encoder(folder / "audio_encoders/wav2vec2_demo.safetensors")
-        self.config = GenerationConfig(
-            allow_long=True,
-            sampling=SamplingConfig(steps=steps),
-            guidance=GuidanceConfig(text_scale=text_scale, audio_scale=audio_scale),
-            deflicker=DEMO_DEFLICKER,
-        )
+        self.config = GenerationConfig(steps=steps, text_scale=text_scale, audio_scale=audio_scale)
 
     @torch.inference_mode()
     def talk(
@@ -90,15 +86,14 @@ class Studio:
             portrait, (self.text.encode(prompt),), self.text.encode(DEFAULT_NEGATIVE_PROMPT), self.vae, self.image,
             speaker_masks=masks,
         )  # fmt: skip
-        heard = encode_audio(self.listener, sounds, Arrangement.PARALLEL, num_frames)
-        config = replace(self.config, num_frames=num_frames, guidance=replace(self.config.guidance, **guidance))
-        options = (
-            preset(replace(config, acceleration=acceleration))
-            if isinstance(acceleration, Acceleration)
-            else acceleration
-        )
-        host = host or TorchHost("cpu")
-        windows = list(generate(self.transformer, heard, conditioning, config, host, options=options))
+        embeds = encode_audio(self.listener, sounds, Arrangement.PARALLEL, num_frames)
+        is_preset = isinstance(acceleration, Acceleration)
+        config = replace(self.config, acceleration=acceleration if is_preset else Acceleration.NONE, **guidance)
+        spec = make_run_spec(
+            config, Recipe.BUNDLED, size, embeds.num_frames, len(sounds),
+            acceleration=None if is_preset else acceleration,
+        )  # fmt: skip
+        windows = list(generate(self.transformer, embeds, conditioning, spec, host or TorchHost("cpu")))
         video = torch.cat(windows, dim=1).permute(1, 2, 3, 0)
         return ((video + 1) * 127.5).round().clamp(0, 255).byte().numpy()
 
@@ -164,7 +159,7 @@ def long(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
     yield _at_least("correlation, mean", np.mean([*map(_sync, videos, scenes)]), 0.8)
     last = [still_psnr(scene, video[-25:]) for scene, video in zip(scenes, videos, strict=True)]
     yield _at_least("PSNR outside the mouth in the last second, dB, mean", np.mean(last), 24)
-    plan = plan_windows(num_frames, studio.config.windows, [num_frames])
+    plan = plan_windows(num_frames, WindowConfig(), [num_frames])
     seams = [window.start + window.overlap - 1 for window in plan[1:]]
     jumps = []
     for video in videos:
@@ -190,7 +185,7 @@ def turns(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
 
 def windows(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
     """How the lips follow the sound in each window by itself."""
-    plan = plan_windows(num_frames, studio.config.windows, [num_frames])
+    plan = plan_windows(num_frames, WindowConfig(), [num_frames])
     parts = [slice(window.start + window.keep.start, window.start + window.keep.stop) for window in plan]
     found = []
     for number in range(count):
@@ -363,8 +358,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="people, instead of each part's own number")
     parser.add_argument("--frames", type=int, help="instead of each part's own length")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--text-scale", type=float, default=DEMO_GUIDANCE.text_scale)
-    parser.add_argument("--audio-scale", type=float, default=DEMO_GUIDANCE.audio_scale)
+    parser.add_argument("--text-scale", type=float, default=RECIPES[Recipe.BUNDLED].guidance.text_scale)
+    parser.add_argument("--audio-scale", type=float, default=RECIPES[Recipe.BUNDLED].guidance.audio_scale)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--sheet", type=Path, help="write a contact sheet there")
     parser.add_argument("--json", type=Path, help="adds the tables to this file, and writes them as Markdown beside it")

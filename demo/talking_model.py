@@ -7,11 +7,11 @@ import math
 import sentencepiece
 import torch
 import torch.nn.functional as F
+from pipeline.models.transformer.prepared import Constant
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from pipeline.models.transformer.model import MultiTalkTransformer
-from pipeline.models.transformer.prepared import Constant
 from pipeline.shapes import LatentSize, num_video_frames
 
 from . import train_audio

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..pipeline.audio.waveform import Sound
 from ..pipeline.choice import Choice
-from ..pipeline.config import CARD_NUM_FRAMES, Acceleration, GenerationConfig, Resolution, SamplingConfig
+from ..pipeline.config import CARD_NUM_FRAMES, Acceleration, GenerationConfig, Resolution
 from ..pipeline.errors import AudioError, ConfigError, MultiTalkError, RemoteError
 from ..pipeline.remote.collect import RemoteVideo
 from ..pipeline.remote.context import RemoteContext
@@ -139,7 +139,7 @@ class MultiTalkFal(io.ComfyNode):
 
         def request(sounds: list[Sound], num_frames: int) -> RemoteRequest:
             config = GenerationConfig(
-                num_frames, Resolution(resolution), Acceleration(acceleration), sampling=SamplingConfig(seed=seed)
+                num_frames, Resolution(resolution), acceleration=Acceleration(acceleration), seed=seed
             )
             return RemoteRequest(row, prompt, config, _media(row, portrait, sounds, num_frames))
 

@@ -104,7 +104,7 @@ class Request:
             negative_prompt=negative_prompt,
             soundtrack=_path(soundtrack),
             in_turn=in_turn,
-            config=collected.attempt("", lambda: GenerationConfig(**config)) or GenerationConfig(),
+            config=_config(config, collected),
         )
         if problems is None:
             collected.raise_errors()
@@ -166,6 +166,15 @@ def _speech(voice: Voice) -> Speech:
 
 def _sound(sound: Path | Sound) -> Sound:
     return sound if isinstance(sound, Sound) else read_sound(sound)
+
+
+def _config(choices: dict[str, Any], problems: Problems) -> GenerationConfig:
+    """The choices; one that is out of range goes to `problems`, and its default takes its place."""
+    valid = {}
+    for name, value in choices.items():
+        if problems.attempt("", lambda choice: GenerationConfig(**choice), {name: value}) is not None:
+            valid[name] = value
+    return GenerationConfig(**valid)
 
 
 def _one_each(option: str, name: str, values: Sequence[Any], count: int, problems: Problems) -> Sequence[Any]:

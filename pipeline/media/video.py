@@ -167,7 +167,8 @@ def is_video(path: str | Path) -> bool:
     with suppress(OSError), Image.open(path):
         return False
     with suppress(OSError), av.open(str(path), container_options=waveform.LOCAL, metadata_errors="replace") as file:
-        return bool(file.streams.video)
+        is_picture = file.format.name.endswith(("_pipe", "image2"))  # by the ending of its name, whatever is in it
+        return bool(file.streams.video) and not is_picture
     return False
 
 

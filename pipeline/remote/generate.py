@@ -192,7 +192,7 @@ class _Run:
         urls = self._uploaded()
         self.monitor.wait(0)
         now, usd = time.time(), self.request.estimate.usd_at_most
-        seed, endpoint = self.request.config.sampling.seed, self.request.endpoint.id
+        seed, endpoint = self.request.config.seed, self.request.endpoint.id
         row = Row(self.job_key, attempt, endpoint, State.SUBMITTING, None, urls, seed, now, now, usd, None, None)
         self.ledger.begin(row, self.context.caps.day_usd)
         self.monitor.say(f"buying - {self.request.estimate}", 0)

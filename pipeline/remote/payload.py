@@ -165,8 +165,8 @@ class RemoteRequest:
                 f"{self.endpoint.id} makes {frames[0]}..{frames[-1]} frames in one request, "
                 f"got {self.config.num_frames}. Shorten it, or split long audio at pauses."
             )
-        if not 0 <= self.config.sampling.seed <= MAX_SEED:
-            raise ConfigError(f"fal takes a seed in 0..{MAX_SEED}, got {self.config.sampling.seed}.")
+        if not 0 <= self.config.seed <= MAX_SEED:
+            raise ConfigError(f"fal takes a seed in 0..{MAX_SEED}, got {self.config.seed}.")
         self._check_fields()
 
     def _check_fields(self) -> None:
@@ -189,7 +189,7 @@ class RemoteRequest:
             "prompt": self.prompt.strip(),
             "num_frames": self.config.num_frames,
             "resolution": self.config.resolution.value,
-            "seed": self.config.sampling.seed,
+            "seed": self.config.seed,
             "acceleration": self.config.acceleration.value,
         }
 

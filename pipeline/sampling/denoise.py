@@ -79,8 +79,10 @@ def denoise(
     sigmas = timesteps / NUM_TRAIN_TIMESTEPS
     latents = anchor.hold(noise.float(), sigmas[0])
     for step, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        passes = guidance.passes_at(step)
-        velocity = guidance.combine({pass_: predict(latents, timesteps[step], step, pass_).float() for pass_ in passes})
+        velocities = {}
+        for pass_ in guidance.passes_at(step):
+            velocities[pass_] = predict(latents, timesteps[step], step, pass_).float()
+        velocity = guidance.combine(velocities)
         on_step(step, latents - sigma * velocity)
         latents = anchor.hold(latents - (sigma - next_sigma) * velocity, next_sigma)
     return latents

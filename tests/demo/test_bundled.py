@@ -4,22 +4,20 @@ import librosa
 import numpy as np
 import pytest
 from multitalk_pack.demo.lip_sync import implied_mouth, measure, mouth_openings
-from multitalk_pack.pipeline import request as requests
-from multitalk_pack.pipeline.__main__ import ASSETS, DEMO_FILES, DEMO_GUIDANCE
+from multitalk_pack.pipeline.__main__ import ASSETS
 from multitalk_pack.pipeline.audio.waveform import SAMPLE_RATE_HZ
-from multitalk_pack.pipeline.config import GenerationConfig, SamplingConfig
-from multitalk_pack.pipeline.host import TorchHost
 from multitalk_pack.pipeline.media.video import read_video
+from multitalk_pack.pipeline.multitalk_pipeline import MultiTalkPipeline
 from PIL import Image
 
 NUM_FRAMES = 57
 
 
-def video(folder, **asked):
+def video(folder, **request):
     """`f h w 3` uint8, made in ten steps."""
-    config = GenerationConfig(NUM_FRAMES, sampling=SamplingConfig(10), guidance=DEMO_GUIDANCE)
-    request = requests.Request(files=DEMO_FILES, config=config, output=folder / "talk.mp4", **asked)
-    return read_video(requests.run(request, TorchHost("cpu")))[0].numpy()
+    talk = MultiTalkPipeline.bundled(device="cpu")
+    path = talk.render(folder / "talk.mp4", **request, num_frames=NUM_FRAMES, steps=10)
+    return read_video(path)[0].numpy()
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +26,8 @@ def talking(tmp_path_factory):
     return video(
         tmp_path_factory.mktemp("one"),
         image=ASSETS / "drawn_portrait.png",
-        audio=(ASSETS / "drawn_speech.wav",),
+        audio=ASSETS / "drawn_speech.wav",
         prompt="a smiling person talks",
-        size=(128, 128),
     )
 
 
@@ -42,7 +39,6 @@ def two_people(tmp_path_factory):
         image=ASSETS / "drawn_two.png",
         audio=(ASSETS / "drawn_speech.wav", None),
         prompt="A person is talking to the camera.",
-        size=(128, 192),
     )
 
 

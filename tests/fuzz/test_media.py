@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from multitalk_pack.benchmarks.tiny_weights import write_tiny
-from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, arrange, plan_turns, soundtrack
+from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, arrange, mix_soundtrack, plan_turns
 from multitalk_pack.pipeline.audio.waveform import Sound, check, normalize_loudness, read, to_mono_16k
 from multitalk_pack.pipeline.conditioning.reference_image import bucket, check_size, fit, read_image, to_rgb
 from multitalk_pack.pipeline.conditioning.speakers import Place, draw_places, speaker_masks
@@ -19,7 +19,7 @@ from multitalk_pack.pipeline.config import Resolution
 from multitalk_pack.pipeline.errors import Problems
 from multitalk_pack.pipeline.media.video import VideoWriter, read_video
 from multitalk_pack.pipeline.models.text_encoder import clean, split_prompts
-from multitalk_pack.pipeline.preflight.checks import check_places, check_voices
+from multitalk_pack.pipeline.preflight.checks import check_masks, check_voices
 from multitalk_pack.pipeline.weights.build import load_text_encoder
 from PIL import Image
 from support.fuzz import fuzzed, works_or_says_why
@@ -65,7 +65,7 @@ def hear(sounds, starts, arrangement, num_frames, fps, path):
     plan_turns(speeches, arrangement)
     for track in arrange(speeches, arrangement):
         assert track.ndim == 1 and track.isfinite().all()
-    heard = soundtrack(speeches, arrangement, max(1, num_frames), 25)
+    heard = mix_soundtrack(speeches, arrangement, max(1, num_frames), 25)
     with VideoWriter(path, 25, heard) as writer:
         writer.add(torch.zeros(3, max(1, num_frames), 16, 16))
 
@@ -195,7 +195,7 @@ def places(draw):
 
 def tell_apart(given, image_hw, target):
     made = [Place(*place) for place in given]
-    check_places(made, image_hw, target, Problems())
+    check_masks(made, image_hw, target, Problems())
     masks = speaker_masks(made, image_hw, target)
     assert masks.shape == (len(made) + 1, *target) and set(masks.unique().tolist()) <= {0.0, 1.0}
     assert draw_places(torch.zeros(*target, 3, dtype=torch.uint8), masks).shape == (*target, 3)

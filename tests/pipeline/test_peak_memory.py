@@ -8,23 +8,21 @@ LONG_VIDEO = """
 import dataclasses, torch
 from pathlib import Path
 from multitalk_pack.benchmarks.measure import PeakMemory
-from multitalk_pack.pipeline.config import GuidanceConfig, WindowConfig
-from multitalk_pack.pipeline.generate import generate, open_store
 from multitalk_pack.pipeline.host import TorchHost
-from multitalk_pack.pipeline.media.video import write_video
+from multitalk_pack.pipeline.media.video import VideoWriter
 from support import run
 from support.media import hum
 num_frames, folder = int(sys.argv[1]), Path(sys.argv[2])
 model = run.model(num_layers=1)
-config = dataclasses.replace(run.config(steps=1), guidance=GuidanceConfig(1.0, 1.0), windows=WindowConfig())
+config = run.config(steps=1, text_scale=1.0, audio_scale=1.0, window_frames=None, motion_frames=None)
 parts = (model, run.audio(model, num_frames), run.conditioning(model), config)
-store = open_store(folder, *parts)
+store = run.open_store(folder, *parts)
 peaks, peak = [], PeakMemory(torch.device('cpu'))
-def watched():
-    for frames in generate(*parts, TorchHost('cpu'), store=store):
-        yield frames
+with VideoWriter(folder / "talk.mp4", sound=hum(num_frames / 25, 16000, 1)) as writer:
+    for frames in run.generate(*parts, TorchHost('cpu'), store=store):
+        writer.add(frames)
+        del frames
         peaks.append(peak.megabytes())
-write_video(folder / "talk.mp4", watched(), num_frames, sound=hum(num_frames / 25, 16000, 1))
 print(json.dumps(peaks))
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from multitalk_pack.pipeline.config import Acceleration, GenerationConfig, SamplingConfig
+from multitalk_pack.pipeline.config import Acceleration, GenerationConfig
 from multitalk_pack.pipeline.remote import media, payload
 from multitalk_pack.pipeline.remote.client import THREAD_NAME
 
@@ -35,7 +35,7 @@ def make_request(prompt: str = "a woman talks", shade: float = 0.5, **changes: o
     """A request of one grey portrait and one tone; `changes` are of the endpoint and the configuration."""
     options = {"num_frames": NUM_FRAMES, "acceleration": Acceleration.REGULAR, **changes}
     seed, endpoint = options.pop("seed", 42), options.pop("endpoint", payload.AI_AVATAR)
-    config = GenerationConfig(sampling=SamplingConfig(seed=seed), **options)
+    config = GenerationConfig(seed=seed, **options)
     files = {
         "image_url": media.encode_image(torch.full((1, 16, 16, 3), shade)),
         "audio_url": media.encode_sound(tone(7), RATE_HZ, config.num_frames),

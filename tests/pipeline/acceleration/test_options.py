@@ -15,7 +15,7 @@ from multitalk_pack.pipeline.acceleration.presets import (
     make_guidance,
     preset,
 )
-from multitalk_pack.pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, SamplingConfig
+from multitalk_pack.pipeline.config import Acceleration, GuidanceConfig
 from multitalk_pack.pipeline.errors import ConfigError
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from torch.nn.functional import scaled_dot_product_attention
@@ -23,13 +23,8 @@ from torch.nn.functional import scaled_dot_product_attention
 CPU = torch.device("cpu")
 
 
-def config_of(acceleration: Acceleration, steps: int = 40, text_scale: float = 5.0) -> GenerationConfig:
-    sampling, guidance = SamplingConfig(steps), GuidanceConfig(text_scale)
-    return GenerationConfig(acceleration=acceleration, sampling=sampling, guidance=guidance)
-
-
 def test_no_acceleration_is_exact():
-    options = preset(config_of(Acceleration.NONE))
+    options = preset(Acceleration.NONE, 40, 5.0)
     assert options == AccelerationOptions()
     assert options.cache is CacheKind.NONE and options.guidance_every == 1
 
@@ -37,33 +32,31 @@ def test_no_acceleration_is_exact():
 @pytest.mark.parametrize("acceleration", [Acceleration.REGULAR, Acceleration.HIGH])
 @pytest.mark.parametrize("steps", [1, 4, 8, 9, 20, 40, 100])
 def test_a_preset_fits_its_own_request(acceleration, steps):
-    config = config_of(acceleration, steps, text_scale=1.0)
-    options = preset(config)
-    options.check(config)
+    options = preset(acceleration, steps, text_scale=1.0)
+    options.check(steps)
     assert (options.cache is CacheKind.NONE) == (steps <= 8)
     assert options.warmup < max(steps, 6)
     assert options.interval < max(steps, 4)
 
 
 def test_high_runs_a_tenth_of_the_forwards():
-    config = config_of(Acceleration.HIGH)
-    options = preset(config)
+    options = preset(Acceleration.HIGH, 40, 5.0)
     plan = interval_plan(40, options.interval, options.warmup)
-    guidance = make_guidance(options, config)
+    guidance = make_guidance(options, GuidanceConfig(), 40)
     assert sum(len(guidance.passes_at(step)) for step in range(40) if plan[step]) == 11  # of 40 x 3
 
 
 def test_few_steps_with_text_guidance_are_refused_at_high():
     with pytest.raises(ConfigError, match="text scale to 1"):
-        preset(config_of(Acceleration.HIGH, steps=4))
-    assert preset(config_of(Acceleration.REGULAR, steps=4)).cache is CacheKind.NONE
+        preset(Acceleration.HIGH, 4, 5.0)
+    assert preset(Acceleration.REGULAR, 4, 5.0).cache is CacheKind.NONE
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CacheKind if kind is not CacheKind.NONE])
 def test_a_cache_of_very_few_steps_is_refused(kind):
     with pytest.raises(ConfigError, match="finds nothing to reuse in 6 steps"):
-        AccelerationOptions(kind).check(config_of(Acceleration.NONE, steps=6))
-    AccelerationOptions(kind).check(config_of(Acceleration.NONE, steps=7))
+        AccelerationOptions(kind).check(steps=6)
+    AccelerationOptions(kind).check(steps=7)
 
 
 def test_options_that_make_no_sense_are_refused():
@@ -79,7 +72,7 @@ def test_options_that_make_no_sense_are_refused():
 
 @pytest.mark.parametrize(("share", "num_steps"), [(1, 40), (0.5, 20), (0.001, 1)])
 def test_guidance_ends_after_its_share_of_the_steps(share, num_steps):
-    guidance = make_guidance(AccelerationOptions(guidance_until=share), config_of(Acceleration.NONE))
+    guidance = make_guidance(AccelerationOptions(guidance_until=share), GuidanceConfig(), 40)
     assert [len(guidance.passes_at(step)) for step in range(40)] == [3] * num_steps + [1] * (40 - num_steps)
 
 

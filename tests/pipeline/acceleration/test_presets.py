@@ -4,7 +4,7 @@ import torch
 from multitalk_pack.pipeline.acceleration.caches import make_cache
 from multitalk_pack.pipeline.acceleration.caches.base import ForwardInputs
 from multitalk_pack.pipeline.acceleration.presets import make_guidance, preset
-from multitalk_pack.pipeline.config import Acceleration, GenerationConfig, GuidanceConfig, Resolution, SamplingConfig
+from multitalk_pack.pipeline.config import Acceleration, GuidanceConfig, Resolution
 from multitalk_pack.pipeline.sampling.denoise import NoAnchor, denoise
 from multitalk_pack.pipeline.sampling.schedule import timesteps
 
@@ -34,21 +34,27 @@ class LinearNetwork:
 
 def forwards_of(acceleration: Acceleration) -> dict[int, list[str]]:
     """The passes whose blocks were run, by step, without the steps that were left out."""
-    config = GenerationConfig(
-        acceleration=acceleration, sampling=SamplingConfig(STEPS), guidance=GuidanceConfig(5.0, 4.0)
-    )
-    options, network, schedule, forwards = preset(config), LinearNetwork(), timesteps(STEPS, SHIFT), {}
+    options, network = preset(acceleration, STEPS, 5.0), LinearNetwork()
+    schedule, forwards = timesteps(STEPS, SHIFT), {}
     cache = make_cache(options, network, schedule, Resolution.P480)
 
     def predict(latents, timestep, step, pass_):
         network.is_run = False
-        velocity = cache.velocity(ForwardInputs(network, latents, timestep, step, None, pass_))
+        inputs = ForwardInputs(network, latents, timestep, step, None, pass_)
+        velocity = inputs.compute() if cache is None else cache.velocity(inputs)
         if network.is_run:
             forwards.setdefault(step, []).append(pass_.value)
         return velocity
 
     noise = torch.ones(16, 1, 2, 2)
-    denoise(predict, noise, schedule, make_guidance(options, config), NoAnchor(), lambda step, clean: None)
+    denoise(
+        predict,
+        noise,
+        schedule,
+        make_guidance(options, GuidanceConfig(5.0, 4.0), STEPS),
+        NoAnchor(),
+        lambda step, clean: None,
+    )
     return forwards
 
 

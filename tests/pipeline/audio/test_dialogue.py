@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, arrange, soundtrack
+from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, arrange, mix_soundtrack
 from multitalk_pack.pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound, loudness_lufs
 from multitalk_pack.pipeline.errors import AudioError
 from support.media import hum
@@ -79,7 +79,7 @@ def test_bad_samples_are_refused():
 @given(st.integers(1, 90), st.sampled_from([16, 24, 25, 30, Fraction(30000, 1001)]), st.sampled_from([22050, 48000]))
 def test_a_soundtrack_is_as_long_as_its_video_and_untouched(num_frames, fps, rate_hz):
     sound = noise(1.2, rate_hz, num_channels=2)
-    track = soundtrack([Speech(sound)], TOGETHER, num_frames, fps)
+    track = mix_soundtrack([Speech(sound)], TOGETHER, num_frames, fps)
     num_samples = round(num_frames / Fraction(fps) * rate_hz)
     assert (track.rate_hz, track.samples.shape) == (rate_hz, (2, num_samples))
     kept = min(num_samples, sound.samples.shape[-1])
@@ -89,14 +89,14 @@ def test_a_soundtrack_is_as_long_as_its_video_and_untouched(num_frames, fps, rat
 
 def test_one_voice_beside_silent_speakers_is_untouched_but_for_its_place():
     sound = noise(0.5, 44100, num_channels=2)
-    track = soundtrack([Speech(None), Speech(sound)], IN_TURN, num_frames=25)
+    track = mix_soundtrack([Speech(None), Speech(sound)], IN_TURN, num_frames=25)
     assert torch.equal(track.samples[:, 22050:], sound.samples)
     assert not track.samples[:, :22050].any()
 
 
 def test_several_voices_are_mixed_at_the_highest_rate_with_all_channels():
     low, high = hum(0.4, 16000, 1), hum(0.4, 48000, 2)
-    track = soundtrack([Speech(low), Speech(high)], IN_TURN, num_frames=20)
+    track = mix_soundtrack([Speech(low), Speech(high)], IN_TURN, num_frames=20)
     assert (track.rate_hz, track.samples.shape) == (48000, (2, 38400))
     assert torch.equal(track.samples[:, 19200:], high.samples)
     wanted = hum(0.4, 48000, 1).samples.expand(2, -1)
@@ -105,9 +105,9 @@ def test_several_voices_are_mixed_at_the_highest_rate_with_all_channels():
 
 def test_a_mix_is_turned_down_rather_than_clipped():
     loud = Sound(torch.full((1, 16000), 0.8), 16000)
-    track = soundtrack([Speech(loud), Speech(loud)], TOGETHER, num_frames=25)
+    track = mix_soundtrack([Speech(loud), Speech(loud)], TOGETHER, num_frames=25)
     assert track.samples.max() == 1
 
 
-def test_silent_speakers_have_no_soundtrack():
-    assert soundtrack([Speech(None)], TOGETHER, num_frames=25) is None
+def test_silent_speakers_have_no_mix_soundtrack():
+    assert mix_soundtrack([Speech(None)], TOGETHER, num_frames=25) is None

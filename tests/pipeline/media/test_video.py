@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, soundtrack
+from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, mix_soundtrack
 from multitalk_pack.pipeline.audio.embeds import num_frames_of, num_model_frames
 from multitalk_pack.pipeline.audio.waveform import Sound, read
 from multitalk_pack.pipeline.errors import AudioError, ImageError, MultiTalkError
@@ -40,7 +40,7 @@ def blocks(num_frames, height, width):
 @pytest.mark.parametrize("duration_s", DURATIONS_S)
 def test_sound_and_picture_end_together(tmp_path, duration_s, fps):
     num_frames = num_frames_of(duration_s, fps)
-    sound = soundtrack([Speech(hum(duration_s, 16000, 1))], Arrangement.PARALLEL, num_frames, fps)
+    sound = mix_soundtrack([Speech(hum(duration_s, 16000, 1))], Arrangement.PARALLEL, num_frames, fps)
     with VideoWriter(tmp_path / "talk.mp4", fps, sound) as video:
         for _ in range(num_frames):
             video.add(ONE_FRAME)

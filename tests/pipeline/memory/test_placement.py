@@ -6,9 +6,7 @@ import logging
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from multitalk_pack.pipeline.acceleration.presets import preset
-from multitalk_pack.pipeline.generate import generate
-from multitalk_pack.pipeline.generation.run import Run
+from multitalk_pack.pipeline.generate import _kept_bytes
 from multitalk_pack.pipeline.memory.block_streaming import BLOCKS_IN_FLIGHT, BlockStream
 from multitalk_pack.pipeline.memory.placement import (
     DECODE_BYTES,
@@ -20,7 +18,6 @@ from multitalk_pack.pipeline.memory.placement import (
 )
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.models.vae.video_vae import VideoVae
-from multitalk_pack.pipeline.sampling.noise import NoiseSource
 from multitalk_pack.pipeline.shapes import LatentSize
 from support import run
 from support.peak import LiveTensors
@@ -74,11 +71,11 @@ def test_as_many_blocks_stay_as_fit(published, card_gb, memory, packaging, size)
 @pytest.mark.parametrize("num_speakers", [1, 2])
 def test_what_a_run_keeps_is_counted_for_each_voice_and_silence(num_speakers):
     model = run.model()
-    parts = run.audio(model, 9, num_speakers), run.conditioning(model, num_speakers), run.config()
-    made = Run(model, *parts, preset(parts[-1]), MemoryConfig(), run.RecordingHost(), NoiseSource(0))
+    audio = run.audio(model, 9, num_speakers)
+    spec = run.spec(audio, run.conditioning(model, num_speakers), run.config())
     size, width, layers = LatentSize(3, run.HEIGHT // 8, run.WIDTH // 8), 64, 2
     another_voice = 2 * 2 * 32 * size.t * width * layers
-    assert made.kept_bytes == kept(size, width, layers) + (num_speakers - 1) * another_voice
+    assert _kept_bytes(model, audio, spec) == kept(size, width, layers) + (num_speakers - 1) * another_voice
 
 
 def test_blocks_asked_for_are_blocks_that_stay(published):
@@ -138,9 +135,7 @@ def tensors(block):
 
 def frames_of(model, conditioning=None, host=None, **options):
     audio, conditioning = run.audio(model, 9), conditioning or run.conditioning(model)
-    return torch.cat(
-        list(generate(model, audio, conditioning, run.config(), host or run.RecordingHost(), **options)), 1
-    )
+    return torch.cat(list(run.generate(model, audio, conditioning, host=host, **options)), 1)
 
 
 @torch.inference_mode()

@@ -4,8 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from multitalk_pack.pipeline.config import GuidanceConfig
-from multitalk_pack.pipeline.generate import generate
 from support import run
 
 CAST = torch.tensor([0.03, -0.01, -0.025])  # a window's share of the drift, in RGB of -1..1
@@ -44,8 +42,8 @@ def distance(strength):
     portrait = run.random((3, 1, run.HEIGHT, run.WIDTH), 3).mul(0.25).clamp(-0.8, 0.8)
     conditioning = dataclasses.replace(run.conditioning(model), source=portrait)
     conditioning = dataclasses.replace(conditioning, vae=DriftingVae(conditioning.vae, portrait))
-    config = dataclasses.replace(run.config(steps=1), guidance=GuidanceConfig(1.0, 1.0), color_strength=strength)
-    windows = list(generate(model, run.audio(model, 45), conditioning, config, run.RecordingHost()))
+    config = run.config(steps=1, text_scale=1.0, audio_scale=1.0, color_strength=strength)
+    windows = list(run.generate(model, run.audio(model, 45), conditioning, config))
     assert len(windows) == 10
     return (lab(windows[-1]) - lab(windows[0])).norm().item()
 
