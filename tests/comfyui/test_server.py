@@ -140,12 +140,10 @@ def test_cancel_ends_within_a_forward_and_the_next_run_is_unharmed(server, event
     events.heard.clear()
     long = server.queue(prompt)
     events.wait(lambda event: event.kind == "preview")
-    second = events.wait(lambda event: event.kind == "preview" and event is not events.of("preview")[0])
-    step_s = second.at_s - events.of("preview")[0].at_s
-    asked = time.monotonic()
     server.interrupt()
-    ended = events.wait(lambda event: event.kind == "execution_interrupted")
-    assert ended.at_s - asked < step_s + 0.5
+    num_steps = len(events.of("preview"))
+    events.wait(lambda event: event.kind == "execution_interrupted")
+    assert len(events.of("preview")) <= num_steps + 1
     assert "execution_interrupted" in messages(server.wait(long))
     inputs_of(prompt, "MultiTalkSampler")["steps"] = 4
     again = frames(video(server, server.wait(server.queue(prompt), VIDEO_S)))

@@ -80,10 +80,9 @@ def test_no_node_has_the_id_of_another_pack(nodes):
 
 
 IMPORT = """
-import sys, time, torch; sys.path.insert(0, {tests!r})
+import sys, torch; sys.path.insert(0, {tests!r})
 from pathlib import Path
 from support import pack
-start = time.monotonic()
 nodes = pack.node_classes(pack.load(Path({folder!r}), Path({folder!r})))
 heavy = [name for name in ("diffusers", "transformers", "librosa", "fal_client") if name in sys.modules]
 print(len(nodes), heavy, torch.cuda.is_initialized())

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import json
 import sys
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,9 +79,7 @@ def long_video(nodes, **changes):
 
 
 def test_a_run_that_works_is_estimated_on_the_node_and_as_text(nodes, loaded):
-    started = time.monotonic()
     output = ask(nodes, loaded)
-    assert time.monotonic() - started < 2
     report, can_run = output.args
     assert can_run and output.ui.value == report
     assert sys.modules["server"].PromptServer.instance.texts[-1] == ("1", report)
@@ -203,7 +201,7 @@ def test_encoded_inputs_stand_in_for_raw_ones(nodes, loaded):
     assert not can_run and "A video of 9 frames" in report and "The tokens of the image have 1024 channels" in report
 
 
-def test_the_time_is_told_once_a_run_was_measured(nodes, loaded, folders):
+def test_the_time_is_told_once_a_run_was_measured(nodes, loaded, folders, monkeypatch):
     speed = sys.modules[f"{pack.NAME}.pipeline.preflight.timings"]
     runs = folders[1] / "user" / "__multitalk" / "runs"
     runs.mkdir(parents=True)
@@ -219,11 +217,12 @@ def test_the_time_is_told_once_a_run_was_measured(nodes, loaded, folders):
     config = settings.config(loaded["model"].recipe, config_module.Resolution.P480)
     draft = dataclasses.replace(settings.draft(loaded["model"], config), num_frames=50, target=(64, 64))
     found = inspect.inspect(draft, problems, host)
+    monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=iter((7.0, 49.0)).__next__))
     with inspect.measuring(draft, found, host):
-        time.sleep(0.05)
+        pass
     (kind,) = json.loads((runs / speed.FILE).read_text())
     assert kind.startswith(facts)
-    assert "time: about 0 s" in ask(nodes, loaded).args[0]
+    assert "time: about 42 s" in ask(nodes, loaded).args[0]
 
 
 def test_models_of_other_nodes_are_counted_as_room_and_left_alone(nodes, monkeypatch):

@@ -19,11 +19,10 @@ PREVIEW = 1  # the first four bytes of a binary message that holds a picture
 
 @dataclass(frozen=True)
 class Event:
-    """A message of the server: its type, its data (a picture's bytes for `preview`), and when it came."""
+    """A message of the server: its type, and its data (a picture's bytes for `preview`)."""
 
     kind: str
     data: Any
-    at_s: float
 
 
 class Events:
@@ -78,6 +77,6 @@ class Events:
             payload = self._stream.read(size)
             if opcode == 1:
                 message = json.loads(payload)
-                self.heard.append(Event(message["type"], message["data"], time.monotonic()))
+                self.heard.append(Event(message["type"], message["data"]))
             elif opcode == 2 and struct.unpack(">I", payload[:4])[0] == PREVIEW:
-                self.heard.append(Event("preview", payload[8:], time.monotonic()))  # four more name the format
+                self.heard.append(Event("preview", payload[8:]))  # four more name the format

@@ -107,12 +107,10 @@ class ComfyServer:
         """What the Cancel button does."""
         self.call("/interrupt", {})
 
-    def control_c(self) -> float:
-        """Presses Ctrl-C and returns the seconds until the process is gone."""
-        began = time.monotonic()
+    def control_c(self) -> None:
+        """Presses Ctrl-C and waits until the process is gone."""
         self.process.send_signal(signal.SIGINT)
         self.process.wait(30)
-        return time.monotonic() - began
 
     def close(self) -> None:
         """Ends the process, if it still runs."""

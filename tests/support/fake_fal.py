@@ -43,7 +43,6 @@ class Call:
     path: str
     headers: dict[str, str]
     body: bytes
-    at: float
 
     @property
     def line(self) -> str:
@@ -125,7 +124,8 @@ class FakeFal:
         self.listed = True
         self.open_connections = 0
         self.lock = threading.Lock()
-        self.released = threading.Event()  # set at the end, so that hanging answers end too
+        self.withheld = 0  # answers that a fault keeps back at this moment
+        self.released = threading.Event()  # lets hanging answers go; set at the end
         self.server = _Server(("127.0.0.1", 0), _Handler)
         self.server.fake = self
         self.port = self.server.server_address[1]
@@ -136,6 +136,14 @@ class FakeFal:
         self.released.set()
         self.server.shutdown()
         self.server.server_close()
+
+    def withhold(self, seconds: float) -> None:
+        """Keeps an answer back so long, or until it is released."""
+        with self.lock:
+            self.withheld += 1
+        self.released.wait(seconds)
+        with self.lock:
+            self.withheld -= 1
 
     @property
     def url(self) -> str:
@@ -284,7 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_CONNECT(self) -> None:
         self.tunnel = self.path.rsplit(":", 1)[0]
-        call = Call("CONNECT", self.tunnel, _service(self.tunnel), "", {}, b"", time.monotonic())
+        call = Call("CONNECT", self.tunnel, _service(self.tunnel), "", {}, b"")
         fault = self.server.fake.take_fault(call)
         self.send_response_only(fault.status if fault and fault.kind == "status" else 200)
         self.end_headers()
@@ -306,7 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind in ("drop_after", "hang_after"):
             return self._drop(fault.seconds if kind == "hang_after" else 0)
         if kind == "slow":
-            fake.released.wait(fault.seconds)
+            fake.withhold(fault.seconds)
         return self._send(reply, kind)
 
     do_POST = do_PUT = do_GET
@@ -319,7 +327,7 @@ class _Handler(BaseHTTPRequestHandler):
         first, _, rest = path.lstrip("/").partition("/")
         if not self.tunnel and first in PLAIN_SERVICES:
             service, path = first, f"/{rest}"
-        return Call(self.command, host, service, path, headers, body, time.monotonic())
+        return Call(self.command, host, service, path, headers, body)
 
     def _send(self, reply: Reply, kind: str) -> None:
         half = reply.body[: len(reply.body) // 2]
@@ -338,7 +346,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _drop(self, seconds: float) -> None:
         """A real reset, after a silence."""
-        self.server.fake.released.wait(seconds)
+        self.server.fake.withhold(seconds)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
         self.connection.close()

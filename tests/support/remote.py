@@ -48,7 +48,7 @@ def tone(duration_s: float, rate_hz: int = RATE_HZ) -> torch.Tensor:
     return 0.5 * torch.sin(torch.arange(round(duration_s * rate_hz)) * (2 * torch.pi * 220 / rate_hz))[None, None]
 
 
-def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Waits for something to become true, and fails if it does not."""
     end = time.monotonic() + timeout_s
     while not condition():

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import shutil
-import time
 from types import SimpleNamespace
 
 import psutil
@@ -219,7 +218,7 @@ def test_a_voice_that_starts_after_the_end_is_named():
     assert any("Voice 2 is not heard: it starts at 9.0 s" in note for note in problems.notes)
 
 
-def test_the_estimate_counts_windows_and_forwards_and_learns_the_time(files, tmp_path):
+def test_the_estimate_counts_windows_and_forwards_and_learns_the_time(files, tmp_path, monkeypatch):
     setup, run_spec = RunSetup(files=weights(files), timings=tmp_path), spec()
     problems, run = checked(run_spec, files=setup.files, timings=tmp_path)
     assert run.windows == (89, 89, 89) or sum(run.windows) >= 200

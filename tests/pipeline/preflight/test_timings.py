@@ -2,12 +2,13 @@
 
 import json
 import logging
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from multitalk_pack.pipeline.acceleration.presets import AccelerationOptions, CacheKind
 from multitalk_pack.pipeline.memory.placement import Footprint
+from multitalk_pack.pipeline.preflight import timings
 from multitalk_pack.pipeline.preflight.timings import FILE, Timings, run_kind
 
 
@@ -16,13 +17,14 @@ def stored(folder, content):
     return Timings(folder)
 
 
-def test_a_measured_run_tells_the_next_ones_time(tmp_path):
-    timings = Timings(tmp_path / "new" / "folder")
-    assert timings.seconds("gpu", 100) is None
-    with timings.measure("gpu", 100, num_forwards=5):
-        time.sleep(0.05)
-    assert 0.01 <= timings.seconds("gpu", 100) < 1 and timings.seconds("other", 100) is None
-    assert [file.name for file in timings.path.parent.iterdir()] == [FILE]
+def test_a_measured_run_tells_the_next_ones_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(timings, "time", SimpleNamespace(monotonic=iter((7.0, 17.0)).__next__))
+    kept = Timings(tmp_path / "new" / "folder")
+    assert kept.seconds("gpu", 100) is None
+    with kept.measure("gpu", 100, num_forwards=5):
+        pass
+    assert kept.seconds("gpu", 100) == 2.0 and kept.seconds("other", 100) is None
+    assert [file.name for file in kept.path.parent.iterdir()] == [FILE]
 
 
 def test_the_nearest_number_of_tokens_decides_in_proportion(tmp_path):

@@ -103,6 +103,7 @@ class Place:
         self.fal.log.clear()
         self.fal.jobs.clear()
         self.fal.faults.clear()
+        self.fal.released.clear()
         self.fal.script, self.fal.on_cancel = [DONE], "removed"
         if self.server is None or self.server.process.poll() is not None:
             self.start()
@@ -201,10 +202,11 @@ def test_an_interrupt_frees_the_interface_and_sends_one_cancel(place, state):
     place.fal.script = [RUNNING if state == "running" else {"status": "IN_QUEUE", "queue_position": 3}]
     prompt_id = place.server.queue(graph({"queued": 4, "running": 5}[state]))
     running(place)
-    began = time.monotonic()
+    place.fal.fault("^PUT queue", "slow", seconds=60)
     place.server.interrupt()
-    assert status(place.server.wait(prompt_id)) == "execution_interrupted" and time.monotonic() - began < 2
-    until(lambda: place.fal.cancels)
+    assert status(place.server.wait(prompt_id)) == "execution_interrupted"
+    until(lambda: place.fal.withheld == 1)  # nobody has waited for the answer to the cancel
+    place.fal.released.set()
     time.sleep(0.5)
     assert len(place.fal.cancels) == 1 and len(place.fal.submits) == 1
 
@@ -305,7 +307,7 @@ def test_control_c_leaves_the_job_to_the_next_start(place):
     place.fal.script = [RUNNING]
     place.server.queue(graph(14))
     running(place)
-    assert place.server.control_c() < 5
+    place.server.control_c()
     assert not place.fal.cancels
     place.fal.script = [DONE]
     server = place.start()

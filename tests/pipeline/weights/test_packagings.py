@@ -1,7 +1,6 @@
 import copy
 import json
 import sys
-import time
 
 import pytest
 import torch
@@ -62,11 +61,10 @@ def test_an_adapter_may_be_without_its_last_norm(tmp_path):
 
 
 @pytest.mark.parametrize("packaging", PACKAGINGS, ids=lambda packaging: packaging.name)
-def test_headers_alone_tell_what_it_is(packaging, tmp_path):
+def test_headers_alone_tell_what_it_is(packaging, tmp_path, tensors_read):
     base, adapter, _ = packaging.write(base_state(), adapter_state(), tmp_path)
-    start = time.perf_counter()
     report = check_transformer(base, adapter)
-    assert time.perf_counter() - start < 0.5
+    assert all(name.endswith(".comfy_quant") for name in tensors_read)  # a few bytes that name a format
     assert report.startswith("Wan2.1 I2V 2 blocks of width 256: ")
     if packaging.name == "fp8 e4m3 scaled":
         assert "native names, fp8 e4m3 scaled per tensor and f16" in report
