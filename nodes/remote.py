@@ -17,7 +17,7 @@ from ..pipeline.remote.generate import Resume, start, start_collecting
 from ..pipeline.remote.job import Job
 from ..pipeline.remote.media import Media, encode_image, encode_sound
 from ..pipeline.remote.payload import AI_AVATAR, ENDPOINTS, MAX_SEED, MULTI, Endpoint, RemoteRequest, endpoint_named
-from ..pipeline.remote.split import start_long
+from ..pipeline.remote.split import start_split
 from ..pipeline.shapes import VAE_STRIDE_TIME
 from . import folders
 from .comfy_host import allows_api_nodes, raise_when_interrupted, show_text
@@ -146,10 +146,10 @@ class MultiTalkFal(io.ComfyNode):
         if LongAudio(long_audio) is LongAudio.SPLIT:
             if len(voices) != 1:
                 raise ConfigError(f"Only one voice can be split at pauses, got {len(voices)}. Set long_audio to cut.")
-            job = start_long(voices[0], lambda sound, frames: request([sound], frames), context, Resume(resume))
+            job = start_split(voices[0], lambda sound, frames: request([sound], frames), context, Resume(resume))
         else:
             job = start(request(voices, num_frames), context, Resume(resume))
-        return _output(await _watched(job, cls.hidden.unique_id))
+        return _output(await _watch(job, cls.hidden.unique_id))
 
 
 class MultiTalkFalCollect(io.ComfyNode):
@@ -175,7 +175,7 @@ class MultiTalkFalCollect(io.ComfyNode):
     @classmethod
     async def execute(cls, request_id: str, endpoint: str) -> io.NodeOutput:
         job = start_collecting(request_id, ENDPOINTS[endpoint], _context())
-        return _output(await _watched(job, cls.hidden.unique_id))
+        return _output(await _watch(job, cls.hidden.unique_id))
 
 
 def _outputs() -> list:
@@ -213,22 +213,22 @@ def _media(endpoint: Endpoint, portrait: Media, sounds: list[Sound], num_frames:
     return media
 
 
-async def _watched(job: Job[RemoteVideo], node_id: str) -> RemoteVideo:
+async def _watch(job: Job[RemoteVideo], node_id: str) -> RemoteVideo:
     """Passes on how the job goes until it ends. However this is left, the job's own thread sees to the cancel."""
-    told = None
+    shown = None
     try:
         while job.alive:
             raise_when_interrupted()
-            if (job.monitor.text, job.monitor.fraction) != told:
-                told = job.monitor.text, job.monitor.fraction
-                await _tell(*told, node_id)
+            if (job.monitor.text, job.monitor.fraction) != shown:
+                shown = job.monitor.text, job.monitor.fraction
+                await _show(*shown, node_id)
             await asyncio.sleep(LOOK_S)
         return job.result()
     finally:
         job.monitor.stop()
 
 
-async def _tell(text: str, fraction: float, node_id: str) -> None:
+async def _show(text: str, fraction: float, node_id: str) -> None:
     from comfy_api.latest import ComfyAPI
 
     show_text(text, node_id)

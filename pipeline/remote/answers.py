@@ -10,27 +10,27 @@ from typing import Any
 from ..errors import RemoteError
 
 
-class Stopped(RemoteError):
+class JobStopped(RemoteError):
     """The user wants the job to end."""
 
 
-class NotSent(RemoteError):
+class JobNotSent(RemoteError):
     """The job has certainly not reached fal."""
 
 
-class Rejected(RemoteError):
+class JobRejected(RemoteError):
     """fal has refused the job, and bills nothing."""
 
 
-class MaybeSent(RemoteError):
+class JobUncertain(RemoteError):
     """Nobody here can know whether fal has the job."""
 
 
-class KeyRefused(RemoteError):
+class AccessDenied(RemoteError):
     """fal does not take the key; what was bought before is still there."""
 
 
-class Lost(RemoteError):
+class JobLost(RemoteError):
     """fal no longer knows the job."""
 
 
@@ -38,7 +38,7 @@ class JobFailed(RemoteError):
     """fal has run the job, without success."""
 
 
-class BadAnswer(RemoteError):
+class NoAnswer(RemoteError):
     """One question was not answered; the next may be."""
 
 
@@ -81,14 +81,14 @@ class Poll:
     """Where a job stands.
 
     Attributes:
-        word: IN_QUEUE, IN_PROGRESS or COMPLETED.
-        ahead: requests before this one; None where fal does not say.
+        status: IN_QUEUE, IN_PROGRESS or COMPLETED.
+        queue_position: requests before this one; None where fal does not say.
         logs: time stamp and message of each line, oldest first.
         error: what went wrong, for a completed job that failed.
     """
 
-    word: str
-    ahead: int | None
+    status: str
+    queue_position: int | None
     logs: tuple[tuple[str, str], ...]
     error: str | None
 

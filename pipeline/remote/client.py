@@ -1,4 +1,4 @@
-"""fal's queue over the wire: one request a call, each with its timeout, and every failure told by what it means."""
+"""fal's queue over the wire: one request a call, each with its timeout, and every failure reason by what it means."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from urllib.parse import quote, urlencode
 
 from ..errors import RemoteError
 from .answers import (
+    AccessDenied,
     Answer,
-    BadAnswer,
     JobFailed,
-    KeyRefused,
-    Lost,
-    MaybeSent,
-    NotSent,
+    JobLost,
+    JobNotSent,
+    JobRejected,
+    JobUncertain,
+    NoAnswer,
     Poll,
-    Rejected,
     Result,
     log_lines,
     number,
@@ -44,7 +44,7 @@ UPLOAD_S = 20  # the client repeats an upload by itself, up to ten times
 CONNECT_TRIES, BUSY_TRIES, UPLOAD_TRIES = 4, 6, 3
 LONGEST_BUSY_WAIT = 30
 
-Wait = Callable[[float], None]  # sleeps so many seconds, and raises Stopped as soon as the user wants an end
+Wait = Callable[[float], None]  # sleeps so many seconds, and raises JobStopped as soon as the user wants an end
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class FalClient:
         self._http: httpx.Client = handle.client
         self._app_url = handle.response_url.removesuffix("/requests/x")
         self._queue_url = self._app_url.rsplit("/", 2)[0]
-        logging.getLogger("httpx").addFilter(_not_ours)
+        logging.getLogger("httpx").addFilter(_is_foreign)
 
     def __enter__(self) -> FalClient:
         return self
@@ -89,8 +89,8 @@ class FalClient:
         """The URL of the uploaded file, which fal deletes after a day.
 
         Raises:
-            KeyRefused: 401 or 403.
-            NotSent: three tries failed.
+            AccessDenied: 401 or 403.
+            JobNotSent: three tries failed.
         """
         import fal_client
         import httpx
@@ -115,7 +115,7 @@ class FalClient:
             logger.warning("Sending %s to fal failed (%s), try %d of %d.", media.file_name, reason, tries, UPLOAD_TRIES)
             if tries < UPLOAD_TRIES:
                 wait(self._backoff.after(tries, first=1, longest=4))
-        raise NotSent(f"{media.file_name} could not be sent to fal ({reason}). Nothing was bought. Try again later.")
+        raise JobNotSent(f"{media.file_name} could not be sent to fal ({reason}). Nothing was bought. Try again later.")
 
     def submit(self, arguments: Mapping[str, object], wait: Wait) -> str:
         """Buys the job with one POST, and returns its request id.
@@ -123,14 +123,14 @@ class FalClient:
         It is sent again only where it certainly never arrived, or was refused for being too busy.
 
         Raises:
-            NotSent, Rejected, KeyRefused: nothing was bought.
-            MaybeSent: nobody here can know.
+            JobNotSent, JobRejected, AccessDenied: nothing was bought.
+            JobUncertain: nobody here can know.
         """
         unsent = busy = 0
         while True:
             try:
                 answer = self._post(arguments)
-            except NotSent:
+            except JobNotSent:
                 unsent += 1
                 if unsent >= CONNECT_TRIES:
                     raise
@@ -140,21 +140,21 @@ class FalClient:
                 return self._request_id(answer)
             busy += 1
             if busy >= BUSY_TRIES:
-                raise Rejected(f"fal is too busy for the job ({self._explained(answer)}). Try again in some minutes.")
+                raise JobRejected(f"fal is too busy for the job ({self._explain(answer)}). Try again in some minutes.")
             wait(self._busy_wait(answer, busy))
 
     def status(self, request_id: str) -> Poll:
         """Looks at a job once.
 
         Raises:
-            KeyRefused, Lost: looking again will not help.
-            BadAnswer: it may.
+            AccessDenied, JobLost: looking again will not help.
+            NoAnswer: it may.
         """
-        answer = self._asked("GET", f"{self._request_url(request_id)}/status?logs=1", POLL_S)
-        self._check_known(answer, request_id)
+        answer = self._request("GET", f"{self._request_url(request_id)}/status?logs=1", POLL_S)
+        self._check_access(answer, request_id)
         body, word = answer.body, answer.body.get("status")
         if answer.status not in (200, 202) or word not in ("IN_QUEUE", "IN_PROGRESS", "COMPLETED"):
-            raise BadAnswer(f"fal did not say how the job stands ({self._explained(answer)}).")
+            raise NoAnswer(f"fal did not say how the job stands ({self._explain(answer)}).")
         ahead = body["queue_position"] if isinstance(body.get("queue_position"), int) else None
         return Poll(word, ahead, log_lines(body), self._clean(body["error"]) if body.get("error") else None)
 
@@ -163,23 +163,23 @@ class FalClient:
 
         Raises:
             JobFailed: the model's own failure.
-            KeyRefused, Lost: asking again will not help.
-            BadAnswer: it may.
+            AccessDenied, JobLost: asking again will not help.
+            NoAnswer: it may.
         """
-        answer = self._asked("GET", self._request_url(request_id), POLL_S)
-        self._check_known(answer, request_id)
+        answer = self._request("GET", self._request_url(request_id), POLL_S)
+        self._check_access(answer, request_id)
         if answer.status == 429 or answer.from_ingress or (answer.status == 200 and not answer.body):
-            raise BadAnswer(f"fal did not hand over the result ({self._explained(answer)}).")
+            raise NoAnswer(f"fal did not hand over the result ({self._explain(answer)}).")
         if answer.status != 200:
-            raise JobFailed(f"The job failed at fal: {self._explained(answer)}; request {self._clean(request_id)}.")
+            raise JobFailed(f"The job failed at fal: {self._explain(answer)}; request {self._clean(request_id)}.")
         return Result(answer.body, number(answer.headers.get("x-fal-billable-units")))
 
     def cancel(self, request_id: str) -> str:
         """Asks fal once to drop the job; a second time only if the first got no answer. Returns fal's word."""
         for _ in range(2):
             try:
-                answer = self._asked("PUT", f"{self._request_url(request_id)}/cancel", CANCEL_S)
-            except BadAnswer as error:
+                answer = self._request("PUT", f"{self._request_url(request_id)}/cancel", CANCEL_S)
+            except NoAnswer as error:
                 logger.warning("Cancelling at fal: %s", error)
                 continue
             return str(answer.body.get("status", answer.status))
@@ -189,14 +189,14 @@ class FalClient:
         """Request id and arguments of the account's jobs at this endpoint that were sent after `moment`.
 
         Raises:
-            BadAnswer: the list could not be had.
+            NoAnswer: the list could not be had.
         """
         start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
         query = {"endpoint_id": self._endpoint.id, "expand": "payloads", "start": start, "limit": 100}
         for _ in range(10):  # pages
-            answer = self._asked("GET", f"{PLATFORM_URL}/models/requests/by-endpoint?{urlencode(query)}", POLL_S)
+            answer = self._request("GET", f"{PLATFORM_URL}/models/requests/by-endpoint?{urlencode(query)}", POLL_S)
             if answer.status != 200 or not isinstance(answer.body.get("items"), list):
-                raise BadAnswer(f"fal did not list the account's jobs ({self._explained(answer)}).")
+                raise NoAnswer(f"fal did not list the account's jobs ({self._explain(answer)}).")
             for item in answer.body["items"]:
                 if isinstance(item, dict) and isinstance(item.get("json_input"), dict) and item.get("request_id"):
                     yield str(item["request_id"]), item["json_input"]
@@ -210,64 +210,64 @@ class FalClient:
         never_sent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
         headers = {"X-Fal-Request-Timeout": str(START_WITHIN_S)}
         try:
-            return self._call("POST", f"{self._queue_url}/{self._endpoint.id}", SUBMIT_S, arguments, headers)
+            return self._exchange("POST", f"{self._queue_url}/{self._endpoint.id}", SUBMIT_S, arguments, headers)
         except never_sent as error:
-            raise NotSent(
+            raise JobNotSent(
                 f"fal cannot be reached ({type(error).__name__}). Nothing was bought. Look at the network, "
                 f"its proxy and its certificates."
             ) from None
         except httpx.HTTPError as error:
-            raise _maybe_sent(type(error).__name__) from None
+            raise _uncertain(type(error).__name__) from None
 
     def _request_id(self, answer: Answer) -> str:
         if 200 <= answer.status < 300:
             request_id = answer.body.get("request_id")
             if isinstance(request_id, str) and request_id:
                 return request_id
-            raise _maybe_sent(f"HTTP {answer.status} without a request id")
+            raise _uncertain(f"HTTP {answer.status} without a request id")
         if answer.status >= 500:
-            raise _maybe_sent(f"HTTP {answer.status}")
+            raise _uncertain(f"HTTP {answer.status}")
         raise self._refusal(answer)
 
     def _refusal(self, answer: Answer) -> RemoteError:
-        told = self._explained(answer)
-        if answer.status == 402 or (answer.status == 403 and re.search("lock|balance", told, re.IGNORECASE)):
-            return Rejected(f"The fal account has no credit: fal.ai/dashboard/billing. fal said: {told}.")
+        reason = self._explain(answer)
+        if answer.status == 402 or (answer.status == 403 and re.search("lock|balance", reason, re.IGNORECASE)):
+            return JobRejected(f"The fal account has no credit: fal.ai/dashboard/billing. fal said: {reason}.")
         if answer.status in (401, 403):
             return self._key_refused(answer.status)
         if answer.status == 404:
-            return Rejected(
-                f"fal no longer serves {self._endpoint.id} ({told}); {INFINITALK.id} takes the same inputs. "
+            return JobRejected(
+                f"fal no longer serves {self._endpoint.id} ({reason}); {INFINITALK.id} takes the same inputs. "
                 f"MULTITALK_FAL_ENDPOINT names another."
             )
-        return Rejected(f"fal refused the job: {told}.")
+        return JobRejected(f"fal refused the job: {reason}.")
 
-    def _key_refused(self, status: int) -> KeyRefused:
-        return KeyRefused(
+    def _key_refused(self, status: int) -> AccessDenied:
+        return AccessDenied(
             f"fal does not take the key from {self._key.source} (HTTP {status}). Look at fal.ai/dashboard/keys; "
             f"a key of API scope is enough."
         )
 
-    def _check_known(self, answer: Answer, request_id: str) -> None:
+    def _check_access(self, answer: Answer, request_id: str) -> None:
         if answer.status in (401, 403):
             raise self._key_refused(answer.status)
         if answer.status == 404:
             known_as = f"{self._clean(request_id)} of {self._endpoint.id}"
-            raise Lost(f"fal does not know request {known_as} ({self._explained(answer)}).")
+            raise JobLost(f"fal does not know request {known_as} ({self._explain(answer)}).")
 
     def _request_url(self, request_id: str) -> str:
         """Always built from the id: an address out of an answer would get the key, on whatever host it names."""
         return f"{self._app_url}/requests/{quote(request_id, safe='')}"
 
-    def _asked(self, method: str, url: str, timeout_s: float) -> Answer:
+    def _request(self, method: str, url: str, timeout_s: float) -> Answer:
         import httpx
 
         try:
-            return self._call(method, url, timeout_s)
+            return self._exchange(method, url, timeout_s)
         except httpx.HTTPError as error:
-            raise BadAnswer(f"fal did not answer ({type(error).__name__}).") from None
+            raise NoAnswer(f"fal did not answer ({type(error).__name__}).") from None
 
-    def _call(
+    def _exchange(
         self,
         method: str,
         url: str,
@@ -289,12 +289,12 @@ class FalClient:
             return Answer(response.status_code, {k.lower(): v for k, v in response.headers.items()}, content)
 
     def _busy_wait(self, answer: Answer, busy: int) -> float:
-        asked = number(answer.headers.get("retry-after"))
-        if asked is None:
+        delay_s = number(answer.headers.get("retry-after"))
+        if delay_s is None:
             return self._backoff.after(busy, first=2, longest=LONGEST_BUSY_WAIT)
-        return self._backoff.unit_s * min(max(asked, 0), LONGEST_BUSY_WAIT)
+        return self._backoff.unit_s * min(max(delay_s, 0), LONGEST_BUSY_WAIT)
 
-    def _explained(self, answer: Answer) -> str:
+    def _explain(self, answer: Answer) -> str:
         return f"HTTP {answer.status} {self._clean(answer.detail)}".strip()
 
     def _clean(self, text: object) -> str:
@@ -314,13 +314,13 @@ def load_library() -> Any:
     return fal_client
 
 
-def _maybe_sent(reason: str) -> MaybeSent:
-    return MaybeSent(
+def _uncertain(reason: str) -> JobUncertain:
+    return JobUncertain(
         f"fal may or may not have received this job (request may have been sent; connection lost: {reason}). It was "
         f"not sent again. Run again to look for it, or check fal.ai/dashboard; choose `always new` to buy it anew."
     )
 
 
-def _not_ours(record: logging.LogRecord) -> bool:
+def _is_foreign(record: logging.LogRecord) -> bool:
     """httpx tells of each request at INFO, and ComfyUI prints that: a line a look, with its address."""
     return not (record.threadName or "").startswith(THREAD_NAME)

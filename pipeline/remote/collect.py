@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RemoteError
-from .answers import BadAnswer, JobFailed, Lost, Result, Stopped, printable
+from .answers import JobFailed, JobLost, JobStopped, NoAnswer, Result, printable
 from .client import FalClient
 from .context import RemoteContext
 from .download import RemoteFile, fetch, target_stem
 from .job import JobMonitor
 from .ledger import Ledger, Row, State
-from .media import VideoFacts, inspect
+from .media import VideoProperties, probe
 from .payload import Endpoint, PriceEstimate, dollars
 from .progress import RUN_SHARE, ProgressText
 
@@ -38,7 +38,7 @@ class RemoteVideo:
     path: Path
     seed: int
     request_id: str
-    facts: VideoFacts
+    properties: VideoProperties
     estimate: PriceEstimate
     units: float | None
     billed_usd: float | None
@@ -51,13 +51,13 @@ class RemoteVideo:
         if self.units is not None:
             billed = f"{self.units:g} billed units, {dollars(self.billed_usd)}"
         waited = f"{self.waited_s:.0f} s waited" if self.waited_s else "taken from disk, nothing bought"
-        return f"{self.estimate}; {billed}\n{waited}\n{self.path.name}: {self.facts}"
+        return f"{self.estimate}; {billed}\n{waited}\n{self.path.name}: {self.properties}"
 
 
 def on_disk(row: Row, estimate: PriceEstimate, waited_s: float = 0) -> RemoteVideo:
     """The video of a row that is done."""
     billed = row.usd if row.units is not None else None
-    return RemoteVideo(row.path, row.seed, row.request_id, inspect(row.path), estimate, row.units, billed, waited_s)
+    return RemoteVideo(row.path, row.seed, row.request_id, probe(row.path), estimate, row.units, billed, waited_s)
 
 
 class Collector:
@@ -84,34 +84,34 @@ class Collector:
         """The video of a row that has a request id.
 
         Raises:
-            Stopped: the job has been cancelled, or goes on at fal where this one does not cancel.
-            JobFailed, Lost: there is none, and the row says so.
+            JobStopped: the job has been cancelled, or goes on at fal where this one does not cancel.
+            JobFailed, JobLost: there is none, and the row says so.
             RemoteError: it could not be had now; the row stays as it is, and the next run goes on.
         """
         try:
             if row.state is not State.DONE:
-                self._wait_for(row, estimate)
-            row = self._fetched(row)
+                self._await_completion(row, estimate)
+            row = self._download(row)
             return on_disk(row, estimate, time.monotonic() - self.began)
-        except Stopped:
+        except JobStopped:
             if row.state is State.DONE or not self.cancels:
                 raise
-            with self.monitor.urgently():
+            with self.monitor.critical_section():
                 self.ledger.update(row, state=State.CANCEL_REQUESTED)
                 logger.info("Cancelled at fal: %s.", printable(self.client.cancel(row.request_id), 60))
             raise
         except JobFailed:
             self.ledger.update(row, state=State.FAILED)
             raise
-        except Lost:
+        except JobLost:
             self.ledger.update(row, state=State.LOST)
             raise
 
-    def _wait_for(self, row: Row, estimate: PriceEstimate) -> None:
+    def _await_completion(self, row: Row, estimate: PriceEstimate) -> None:
         """Returns when the job is completed.
 
         Raises:
-            JobFailed, Lost, KeyRefused: it will not be.
+            JobFailed, JobLost, AccessDenied: it will not be.
             RemoteError: it is not yet; the row stays, and the next run goes on waiting.
         """
         unit_s, progress_text = self.context.backoff.unit_s, ProgressText(estimate)
@@ -121,7 +121,7 @@ class Collector:
             self.monitor.wait(0)
             try:
                 poll = self.client.status(row.request_id)
-            except BadAnswer as error:
+            except NoAnswer as error:
                 bad += 1
                 logger.warning("Looking at the job at fal, try %d: %s", bad, error)
                 if time.monotonic() - last_good > SILENCE_UNITS * unit_s:
@@ -129,23 +129,23 @@ class Collector:
                 self.monitor.wait(self.context.backoff.after(bad))
                 continue
             last_good, bad = time.monotonic(), 0
-            if poll.word == "COMPLETED":
+            if poll.status == "COMPLETED":
                 if poll.error:
                     raise JobFailed(f"The job failed at fal: {poll.error}; request {printable(row.request_id, 80)}.")
                 return
-            if poll.word == "IN_PROGRESS":
+            if poll.status == "IN_PROGRESS":
                 running_since = running_since or time.monotonic()
                 if time.monotonic() - running_since > PATIENCE_UNITS * unit_s:
                     raise RemoteError("The job is still running at fal after two hours. Run again to collect it.")
-            self.monitor.say(*progress_text.of(poll, waited_s))
+            self.monitor.report(*progress_text.update(poll, waited_s))
             self.monitor.wait(pause)
 
-    def _fetched(self, row: Row) -> Row:
-        self.monitor.say("fetching the result", RUN_SHARE)
+    def _download(self, row: Row) -> Row:
+        self.monitor.report("fetching the result", RUN_SHARE)
         result = self._result(row.request_id)
-        file = RemoteFile.of(result.body)
+        file = RemoteFile.from_result(result.body)
         stem = target_stem(self.context.output, row.request_id)
-        path = fetch(file, stem, self.context.backoff, self.monitor.wait, self._say_bytes)
+        path = fetch(file, stem, self.context.backoff, self.monitor.wait, self._report_bytes)
         seed, usd = result.body.get("seed"), row.usd
         if result.units is not None:
             usd = round(result.units * self.endpoint.price.usd_per_s, 4)
@@ -156,12 +156,12 @@ class Collector:
         for tries in range(1, RESULT_TRIES + 1):
             try:
                 return self.client.result(request_id)
-            except BadAnswer as error:
+            except NoAnswer as error:
                 last = error
                 self.monitor.wait(self.context.backoff.after(tries))
         raise RemoteError(f"{last} The video is ready at fal: run again to fetch it.")
 
-    def _say_bytes(self, here: int, total: int) -> None:
+    def _report_bytes(self, here: int, total: int) -> None:
         of = f" of {total / 1e6:.1f}" if total else ""
         share = here / total if total else 0
-        self.monitor.say(f"downloading {here / 1e6:.1f}{of} MB", RUN_SHARE + (1 - RUN_SHARE) * share)
+        self.monitor.report(f"downloading {here / 1e6:.1f}{of} MB", RUN_SHARE + (1 - RUN_SHARE) * share)

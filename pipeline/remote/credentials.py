@@ -46,17 +46,17 @@ def find_key(private: Path, environ: Mapping[str, str] = os.environ) -> Key:
         RemoteError: there is none, or what is there is no key. The message names the source, never the value.
     """
     if "FAL_KEY" in environ:
-        return _checked(environ["FAL_KEY"], "the environment variable FAL_KEY")
+        return _checked_key(environ["FAL_KEY"], "the environment variable FAL_KEY")
     if "FAL_KEY_ID" in environ and "FAL_KEY_SECRET" in environ:
-        halves = (_undecorated(environ[name]) for name in ("FAL_KEY_ID", "FAL_KEY_SECRET"))
-        return _checked(":".join(halves), "the environment variables FAL_KEY_ID and FAL_KEY_SECRET")
+        halves = (_strip_decoration(environ[name]) for name in ("FAL_KEY_ID", "FAL_KEY_SECRET"))
+        return _checked_key(":".join(halves), "the environment variables FAL_KEY_ID and FAL_KEY_SECRET")
     path = private / KEY_FILE
     if not path.exists():
         raise RemoteError(
             f"No key for fal was found. Set the environment variable FAL_KEY before ComfyUI starts, or write the key "
             f"into {path} and run: chmod 600 {path}. Take a key of API scope from fal.ai/dashboard/keys."
         )
-    return _checked(_read_private(path), f"the file {path}")
+    return _checked_key(_read_private(path), f"the file {path}")
 
 
 def _read_private(path: Path) -> str:
@@ -65,13 +65,13 @@ def _read_private(path: Path) -> str:
     return path.read_bytes().decode("utf-8", errors="replace")
 
 
-def _undecorated(value: str) -> str:
+def _strip_decoration(value: str) -> str:
     """Without what comes along when a key is copied: white space, quotes, `Key `, `FAL_KEY=`."""
     return _DECORATION.sub("", value.strip().strip("\"'").strip()).strip().strip("\"'").strip()
 
 
-def _checked(value: str, source: str) -> Key:
-    key = _undecorated(value)
+def _checked_key(value: str, source: str) -> Key:
+    key = _strip_decoration(value)
     if not _WELL_FORMED.fullmatch(key):
         raise RemoteError(
             f"What {source} holds is not a key of fal: 8 to 512 plain characters without spaces are wanted, "

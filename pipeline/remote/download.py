@@ -1,4 +1,4 @@
-"""Fetches the finished video from fal's file host, and believes nothing that is said about it."""
+"""Fetches the finished video from fal's file host, and believes nothing that is claimed about it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RemoteError
 from .client import Backoff, Wait
-from .media import HEAD_BYTES, container, inspect
+from .media import HEAD_BYTES, container, probe
 
 if TYPE_CHECKING:
     import httpx
@@ -32,14 +32,14 @@ MISSING_WAIT = 2
 CHUNK_BYTES = 256 * 1024
 PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
-Say = Callable[[int, int], None]  # bytes that are here, bytes in all (0 where nobody knows)
+ReportBytes = Callable[[int, int], None]  # bytes that are here, bytes in all (0 where nobody knows)
 
 
-class Fleeting(RemoteError):
+class TransientError(RemoteError):
     """A try that failed; the next may not."""
 
 
-class Missing(Fleeting):
+class FileMissing(TransientError):
     """The file is not there, or not yet."""
 
 
@@ -56,7 +56,7 @@ class RemoteFile:
     num_bytes: int
 
     @classmethod
-    def of(cls, body: Mapping[str, Any]) -> RemoteFile:
+    def from_result(cls, body: Mapping[str, Any]) -> RemoteFile:
         """From the model's answer, which is not trusted."""
         video = body.get("video")
         url = video.get("url") if isinstance(video, dict) else None
@@ -87,8 +87,8 @@ def check_url(url: str, hosts: tuple[str, ...]) -> httpx.URL:
     except (httpx.InvalidURL, ValueError):
         parsed = httpx.URL()
     host = parsed.host.lower().rstrip(".")
-    known = any(host == allowed or host.endswith(f".{allowed}") for allowed in hosts)
-    if parsed.scheme != "https" or parsed.userinfo or parsed.port not in (None, 443) or not known:
+    is_allowed = any(host == allowed or host.endswith(f".{allowed}") for allowed in hosts)
+    if parsed.scheme != "https" or parsed.userinfo or parsed.port not in (None, 443) or not is_allowed:
         raise RemoteError(
             f"The video lies at an address that is not fetched: {url[:200]!r}. Only https from {', '.join(hosts)} is; "
             f"{FILE_HOSTS_VARIABLE} adds a host."
@@ -109,7 +109,7 @@ def target_stem(output: Path, request_id: str) -> Path:
     return stem
 
 
-def fetch(file: RemoteFile, stem: Path, backoff: Backoff, wait: Wait, say: Say) -> Path:
+def fetch(file: RemoteFile, stem: Path, backoff: Backoff, wait: Wait, report_bytes: ReportBytes) -> Path:
     """Downloads a video, looks into it, and only then gives it its name: `stem` with `.mp4` or `.webm`.
 
     Raises:
@@ -120,26 +120,26 @@ def fetch(file: RemoteFile, stem: Path, backoff: Backoff, wait: Wait, say: Say) 
     stem.parent.mkdir(parents=True, exist_ok=True)
     for tries in range(1, TRIES + 1):
         try:
-            return _fetch_once(file, stem, hosts, wait, say)
-        except Missing as error:
+            return _fetch_once(file, stem, hosts, wait, report_bytes)
+        except FileMissing as error:
             missing, last, pause = missing + 1, error, backoff.unit_s * MISSING_WAIT
             if missing >= MISSING_TRIES:
                 break
-        except Fleeting as error:
+        except TransientError as error:
             last, pause = error, backoff.after(tries, longest=16)
         if tries < TRIES:
             wait(pause)
     raise RemoteError(f"The finished video could not be fetched: {last} It is paid for: run again to fetch it.")
 
 
-def _fetch_once(file: RemoteFile, stem: Path, hosts: tuple[str, ...], wait: Wait, say: Say) -> Path:
+def _fetch_once(file: RemoteFile, stem: Path, hosts: tuple[str, ...], wait: Wait, report_bytes: ReportBytes) -> Path:
     part = stem.with_name(f"{stem.name}.part")
     try:
-        kind = _write(file, part, hosts, wait, say)
+        kind = _write(file, part, hosts, wait, report_bytes)
         try:
-            inspect(part)
+            probe(part)
         except RemoteError as error:  # cut where its beginning is whole: the next try may bring all of it
-            raise Fleeting(str(error)) from None
+            raise TransientError(str(error)) from None
         target = stem.with_name(f"{stem.name}.{kind}")
         os.replace(part, target)
         return target
@@ -148,10 +148,10 @@ def _fetch_once(file: RemoteFile, stem: Path, hosts: tuple[str, ...], wait: Wait
             part.unlink()
 
 
-def _write(file: RemoteFile, part: Path, hosts: tuple[str, ...], wait: Wait, say: Say) -> str:
+def _write(file: RemoteFile, part: Path, hosts: tuple[str, ...], wait: Wait, report_bytes: ReportBytes) -> str:
     """Writes the body to `part` and returns what it is, `mp4` or `webm`."""
     head, end = b"", time.monotonic() + ALL_S
-    with _opened(file.url, hosts) as response, open(part, "wb") as out:
+    with _open(file.url, hosts) as response, open(part, "wb") as out:
         announced = _length(response)
         for chunk in response.iter_raw(CHUNK_BYTES):
             wait(0)
@@ -161,8 +161,8 @@ def _write(file: RemoteFile, part: Path, hosts: tuple[str, ...], wait: Wait, say
             out.write(chunk)
             _check_size(out.tell())
             if time.monotonic() > end:
-                raise Fleeting("It took more than 15 minutes.")
-            say(out.tell(), announced or file.num_bytes)
+                raise TransientError("It took more than 15 minutes.")
+            report_bytes(out.tell(), announced or file.num_bytes)
         out.flush()
         os.fsync(out.fileno())
         written = out.tell()
@@ -170,12 +170,12 @@ def _write(file: RemoteFile, part: Path, hosts: tuple[str, ...], wait: Wait, say
     if len(head) >= HEAD_BYTES and kind is None:
         raise RemoteError("What lies at the result's address is not a video. Nothing of it was kept.")
     if written < max(announced, file.num_bytes, HEAD_BYTES):
-        raise Fleeting(f"Only {written} of {max(announced, file.num_bytes)} bytes came.")
+        raise TransientError(f"Only {written} of {max(announced, file.num_bytes)} bytes came.")
     return kind
 
 
 @contextmanager
-def _opened(url: str, hosts: tuple[str, ...]) -> Iterator[httpx.Response]:
+def _open(url: str, hosts: tuple[str, ...]) -> Iterator[httpx.Response]:
     """The response to a GET that carries no key, redirected only within `hosts`."""
     import httpx
 
@@ -192,7 +192,7 @@ def _opened(url: str, hosts: tuple[str, ...]) -> Iterator[httpx.Response]:
                         return
                     url = str(response.url.join(response.headers["location"]))
     except httpx.HTTPError as error:
-        raise Fleeting(f"The file host failed ({type(error).__name__}).") from None
+        raise TransientError(f"The file host failed ({type(error).__name__}).") from None
     except httpx.InvalidURL:
         raise RemoteError("The video's address was redirected to something that is no address.") from None
     raise RemoteError(f"The video's address was redirected more than {MAX_REDIRECTS} times.")
@@ -201,9 +201,9 @@ def _opened(url: str, hosts: tuple[str, ...]) -> Iterator[httpx.Response]:
 def _check_answer(response: httpx.Response) -> None:
     status, kind = response.status_code, response.headers.get("content-type", "").lower()
     if status in (404, 410):
-        raise Missing(f"It is not there (HTTP {status}).")
+        raise FileMissing(f"It is not there (HTTP {status}).")
     if status >= 500 or status == 429:
-        raise Fleeting(f"The file host failed (HTTP {status}).")
+        raise TransientError(f"The file host failed (HTTP {status}).")
     if status != 200:
         raise RemoteError(f"The file host refused the video (HTTP {status}).")
     if kind.startswith(("text/", "application/json")):

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from ..choice import Choice
 from ..errors import RemoteError
-from ..host import Host, Progress
-from .answers import BadAnswer, JobFailed, KeyRefused, Lost, MaybeSent, NotSent, Rejected, Stopped
+from .answers import AccessDenied, JobFailed, JobLost, JobNotSent, JobRejected, JobStopped, JobUncertain, NoAnswer
 from .client import FalClient
 from .collect import Collector, RemoteVideo, on_disk
 from .context import Caps, RemoteContext
@@ -28,34 +27,17 @@ class Resume(Choice):
     ALWAYS_NEW = "always new"
 
 
-def generate(request: RemoteRequest, context: RemoteContext, host: Host, resume: Resume = Resume.AUTO) -> RemoteVideo:
-    """The video of a request, made by fal or found here; `host` is told and may cancel.
-
-    Raises:
-        RemoteError: it could not be had. Whatever was bought stays in the ledger, and the next run collects it.
-    """
-    return watched(start(request, context, resume), host)
-
-
-def watched(job: Job[RemoteVideo], host: Host) -> RemoteVideo:
-    """Tells `host` of a job until it ends; leaving this early, by whatever door, stops the job."""
-    try:
-        while job.alive:
-            host.check_cancelled()
-            host.report(Progress(job.monitor.text, job.monitor.fraction))
-            job.join(0.1)
-        return job.result()
-    finally:
-        job.monitor.stop()
-
-
 def start(request: RemoteRequest, context: RemoteContext, resume: Resume = Resume.AUTO) -> Job[RemoteVideo]:
-    """The same in a thread of its own, which the caller watches; `job.monitor.stop()` ends it and cancels at fal."""
+    """The video of a request, bought or collected in a thread of its own; `job.monitor.stop()` cancels it at fal."""
     return Job(lambda monitor: run(request, context, resume, monitor))
 
 
 def run(request: RemoteRequest, context: RemoteContext, resume: Resume, monitor: JobMonitor) -> RemoteVideo:
-    """The same in the present thread."""
+    """The same in the present thread.
+
+    Raises:
+        RemoteError: it could not be had. Whatever was bought stays in the ledger, and the next run collects it.
+    """
     with exclusive(request.job_key(context.key.fingerprint), monitor):
         return _Run(request, context, monitor).video(resume)
 
@@ -69,9 +51,9 @@ def collect(request_id: str, endpoint: Endpoint, context: RemoteContext, monitor
     """The same in the present thread."""
     _check_one(request_id)
     ledger = Ledger(context.private)
-    known = ledger.by_request_id(request_id)
-    with exclusive(known.job_key if known else f"{ELSEWHERE}{request_id}", monitor):
-        row = ledger.by_request_id(request_id) or _found_row(request_id, endpoint, ledger)
+    row = ledger.by_request_id(request_id)
+    with exclusive(row.job_key if row else f"{ELSEWHERE}{request_id}", monitor):
+        row = ledger.by_request_id(request_id) or _new_row(request_id, endpoint, ledger)
         if row.job_key.startswith(ELSEWHERE):  # only whoever asks knows what made it
             row = ledger.update(row, endpoint=endpoint.id)
         estimate = PriceEstimate(row.usd, row.usd)
@@ -81,8 +63,10 @@ def collect(request_id: str, endpoint: Endpoint, context: RemoteContext, monitor
         with FalClient(context.key, maker, context.backoff) as client:
             try:
                 return Collector(client, ledger, context, maker, monitor, cancels=False).video(row, estimate)
-            except Lost as error:
-                raise Lost(f"{error} Choose the endpoint that made it, and the key of the account that did.") from None
+            except JobLost as error:
+                raise JobLost(
+                    f"{error} Choose the endpoint that made it, and the key of the account that did."
+                ) from None
 
 
 def _check_one(request_id: str) -> None:
@@ -95,7 +79,7 @@ def _check_one(request_id: str) -> None:
         )
 
 
-def _found_row(request_id: str, endpoint: Endpoint, ledger: Ledger) -> Row:
+def _new_row(request_id: str, endpoint: Endpoint, ledger: Ledger) -> Row:
     """For a job that was bought elsewhere: it counts against no cap of ours until fal tells its units."""
     now, state, seed = time.time(), State.SUBMITTED, endpoint.default_seed
     row = Row(f"{ELSEWHERE}{request_id}", 1, endpoint.id, state, request_id, {}, seed, now, now, 0.0, None, None)
@@ -108,12 +92,12 @@ def check_affordable(
 ) -> None:
     """Raises RemoteError when `requests` would pass the cap of a run, or what is still to be bought that of the day."""
     caps.check_run(sum((request.estimate for request in requests), PriceEstimate(0, 0)))
-    still = [r.estimate for r in requests if resume is Resume.ALWAYS_NEW or not _is_bought(r, context, ledger)]
+    still = [r.estimate for r in requests if resume is Resume.ALWAYS_NEW or not _is_paid(r, context, ledger)]
     if still:
         check_day(ledger.spent_usd(), sum(estimate.usd_at_most for estimate in still), caps.day_usd)
 
 
-def _is_bought(request: RemoteRequest, context: RemoteContext, ledger: Ledger) -> bool:
+def _is_paid(request: RemoteRequest, context: RemoteContext, ledger: Ledger) -> bool:
     row = ledger.newest(request.job_key(context.key.fingerprint))
     return row is not None and row.state in (State.SUBMITTED, State.CANCEL_REQUESTED, State.DONE)
 
@@ -129,49 +113,49 @@ class _Run:
     def video(self, resume: Resume) -> RemoteVideo:
         """Found in the ledger, or bought."""
         row = self.ledger.newest(self.job_key)
-        wanted = row if resume is Resume.AUTO else None
-        if wanted and wanted.state is State.DONE and wanted.path and wanted.path.exists():
-            return on_disk(wanted, self.request.estimate)
+        previous = row if resume is Resume.AUTO else None
+        if previous and previous.state is State.DONE and previous.path and previous.path.exists():
+            return on_disk(previous, self.request.estimate)
         with FalClient(self.context.key, self.request.endpoint, self.context.backoff) as self.client:
-            if wanted:
-                found = self._collected(wanted)
-                if found:
-                    return found
-            return self._followed(self._bought(1 + row.attempt if row else 1))
+            if previous:
+                video = self._collect(previous)
+                if video:
+                    return video
+            return self._follow(self._buy(1 + row.attempt if row else 1))
 
-    def _followed(self, row: Row) -> RemoteVideo:
+    def _follow(self, row: Row) -> RemoteVideo:
         collector = Collector(self.client, self.ledger, self.context, self.request.endpoint, self.monitor)
         try:
             return collector.video(row, self.request.estimate)
-        except Lost as error:
-            raise Lost(f"{error} Run again to buy the video anew.") from None
+        except JobLost as error:
+            raise JobLost(f"{error} Run again to buy the video anew.") from None
 
-    def _collected(self, row: Row) -> RemoteVideo | None:
+    def _collect(self, row: Row) -> RemoteVideo | None:
         """The video of an earlier attempt, None where that attempt has come to nothing."""
         if row.state in (State.SUBMITTING, State.UNKNOWN):
-            row = self._adopted(row)
+            row = self._adopt(row)
             if row is None:
                 return None
         if row.state not in (State.SUBMITTED, State.CANCEL_REQUESTED, State.DONE):
             return None
         was_cancelled = row.state is State.CANCEL_REQUESTED
         try:
-            return self._followed(row)
-        except (JobFailed, Lost):
+            return self._follow(row)
+        except (JobFailed, JobLost):
             if not was_cancelled:
                 raise
             self.ledger.update(row, state=State.CANCELLED)
             return None
 
-    def _adopted(self, row: Row) -> Row | None:
+    def _adopt(self, row: Row) -> Row | None:
         """The row with the id that fal gave the job, if fal lists it; None where fal never got it.
 
         Raises:
-            MaybeSent: it is too early to say, or fal does not tell.
+            JobUncertain: it is too early to say, or fal does not tell.
         """
-        self.monitor.say("looking for the job at fal", 0)
+        self.monitor.report("looking for the job at fal", 0)
         sent = self.request.arguments(row.urls)
-        doubt = MaybeSent(
+        doubt = JobUncertain(
             "fal may or may not have received this job (request may have been sent; connection lost). It was not sent "
             "again, and fal does not list it yet. Run again to look for it, or check fal.ai/dashboard; choose "
             "`always new` to buy it anew."
@@ -180,43 +164,43 @@ class _Run:
             for request_id, arguments in self.client.requests_since(row.created - CLOCK_SKEW_S):
                 if sent.items() <= arguments.items() and self.ledger.by_request_id(request_id) is None:
                     return self.ledger.update(row, state=State.SUBMITTED, request_id=request_id)
-        except BadAnswer:
+        except NoAnswer:
             raise doubt from None
         if time.time() - row.created < DOUBT_S:
             raise doubt
         return None
 
-    def _bought(self, attempt: int) -> Row:
+    def _buy(self, attempt: int) -> Row:
         """A new attempt: the row is on disk before the POST, the id before anything else happens."""
         check_affordable([self.request], self.context, self.context.caps, Resume.ALWAYS_NEW, self.ledger)
-        urls = self._uploaded()
+        urls = self._upload()
         self.monitor.wait(0)
         now, usd = time.time(), self.request.estimate.usd_at_most
         seed, endpoint = self.request.config.seed, self.request.endpoint.id
         row = Row(self.job_key, attempt, endpoint, State.SUBMITTING, None, urls, seed, now, now, usd, None, None)
         self.ledger.begin(row, self.context.caps.day_usd)
-        self.monitor.say(f"buying - {self.request.estimate}", 0)
-        with self.monitor.urgently():
-            return self._submitted(row)
+        self.monitor.report(f"buying - {self.request.estimate}", 0)
+        with self.monitor.critical_section():
+            return self._submit(row)
 
-    def _submitted(self, row: Row) -> Row:
+    def _submit(self, row: Row) -> Row:
         try:
             request_id = self.client.submit(self.request.arguments(row.urls), self.monitor.wait)
-        except (NotSent, Stopped):
+        except (JobNotSent, JobStopped):
             self.ledger.update(row, state=State.NOT_SENT)
             raise
-        except (Rejected, KeyRefused):
+        except (JobRejected, AccessDenied):
             self.ledger.update(row, state=State.REJECTED)
             raise
-        except MaybeSent:
+        except JobUncertain:
             self.ledger.update(row, state=State.UNKNOWN)
             raise
         return self.ledger.update(row, state=State.SUBMITTED, request_id=request_id)
 
-    def _uploaded(self) -> dict[str, str]:
+    def _upload(self) -> dict[str, str]:
         urls = {}
         for name, media in self.request.media.items():
-            self.monitor.say(f"sending {media.file_name} - {self.request.estimate}", 0)
+            self.monitor.report(f"sending {media.file_name} - {self.request.estimate}", 0)
             self.monitor.wait(0)
             urls[name] = self.ledger.uploaded(media.sha256) or self.client.upload(media, self.monitor.wait)
             self.ledger.remember_upload(media.sha256, urls[name])

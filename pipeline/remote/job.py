@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from .answers import Stopped
+from .answers import JobStopped
 from .client import THREAD_NAME
 
 T = TypeVar("T")
 
-LAST_WORDS_S = 3.0  # what an exit of the program grants to threads that are buying or cancelling
+EXIT_GRACE_S = 3.0  # what an exit of the program grants to threads that are buying or cancelling
 
 _running: set[str] = set()
 _changed = threading.Condition()
@@ -43,16 +43,16 @@ class JobMonitor:
         return JobMonitor(self._stop)
 
     def wait(self, seconds: float) -> None:
-        """Sleeps, and raises Stopped as soon as the user wants an end."""
+        """Sleeps, and raises JobStopped as soon as the user wants an end."""
         if self._stop.wait(seconds) if seconds > 0 else self._stop.is_set():
-            raise Stopped("The remote run was stopped.")
+            raise JobStopped("The remote run was stopped.")
 
-    def say(self, text: str, fraction: float) -> None:
+    def report(self, text: str, fraction: float) -> None:
         """Tells the watcher where the run stands; `fraction` (0..1) never goes back."""
         self.text, self.fraction = text, max(self.fraction, min(fraction, 1.0))
 
     @contextmanager
-    def urgently(self) -> Iterator[None]:
+    def critical_section(self) -> Iterator[None]:
         """While this lasts, an exit of the program waits for us, a little."""
         self.urgent.set()
         try:
@@ -102,7 +102,7 @@ def exclusive(job_key: str, monitor: JobMonitor) -> Iterator[None]:
     """Lets one thread at a time work at a job of this key; the others wait, and then find what it has done."""
     with _changed:
         while job_key in _running:
-            monitor.say("waiting for the same job", 0)
+            monitor.report("waiting for the same job", 0)
             monitor.wait(0)
             _changed.wait(0.1)
         _running.add(job_key)
@@ -115,9 +115,9 @@ def exclusive(job_key: str, monitor: JobMonitor) -> Iterator[None]:
 
 
 @atexit.register
-def _let_speak() -> None:
+def _finish_critical_sections() -> None:
     """Gives threads in the middle of a purchase or a cancel the time to write it down or send it."""
-    end = time.monotonic() + LAST_WORDS_S
+    end = time.monotonic() + EXIT_GRACE_S
     for job in list(_jobs):
         while job.alive and (job.monitor.urgent.is_set() or job.monitor.stopping) and time.monotonic() < end:
             job.join(0.05)

@@ -93,14 +93,14 @@ class Ledger:
         """The last attempt at a job."""
         query = "SELECT * FROM jobs WHERE job_key = ? ORDER BY attempt DESC LIMIT 1"
         with self._database() as database:
-            found = database.execute(query, (job_key,)).fetchone()
-        return _row(found) if found else None
+            record = database.execute(query, (job_key,)).fetchone()
+        return _row(record) if record else None
 
     def by_request_id(self, request_id: str) -> Row | None:
         """The attempt that fal knows under this id."""
         with self._database() as database:
-            found = database.execute("SELECT * FROM jobs WHERE request_id = ?", (request_id,)).fetchone()
-        return _row(found) if found else None
+            record = database.execute("SELECT * FROM jobs WHERE request_id = ?", (request_id,)).fetchone()
+        return _row(record) if record else None
 
     def begin(self, row: Row, cap_usd_per_day: float | None = None) -> None:
         """Writes the new attempt `row`, before its POST.
@@ -125,10 +125,10 @@ class Ledger:
                 f"UPDATE jobs SET {assignments} WHERE job_key = ? AND attempt = ?",
                 (*columns.values(), row.job_key, row.attempt),
             )
-            found = database.execute(
+            record = database.execute(
                 "SELECT * FROM jobs WHERE job_key = ? AND attempt = ?", (row.job_key, row.attempt)
             ).fetchone()
-        return _row(found)
+        return _row(record)
 
     def spent_usd(self) -> float:
         """Dollars of the last 24 hours: billed where fal told, else as estimated at most."""
@@ -138,10 +138,10 @@ class Ledger:
     def uploaded(self, sha256: str) -> str | None:
         """Where these bytes lie at fal, if they were sent lately."""
         with self._database() as database:
-            found = database.execute(
+            record = database.execute(
                 "SELECT url FROM uploads WHERE sha256 = ? AND created > ?", (sha256, time.time() - UPLOAD_KEPT_S)
             ).fetchone()
-        return found["url"] if found else None
+        return record["url"] if record else None
 
     def remember_upload(self, sha256: str, url: str) -> None:
         """Notes where bytes lie at fal, so that a second try sends nothing."""
@@ -179,10 +179,10 @@ def _spent(database: sqlite3.Connection) -> float:
     return sum(row["usd"] for row in rows if State(row["state"]).may_be_billed)
 
 
-def _row(found: sqlite3.Row) -> Row:
-    values: Mapping[str, object] = dict(found)
-    path = Path(found["path"]) if found["path"] else None
-    return Row(**{**values, "state": State(found["state"]), "urls": json.loads(found["urls"]), "path": path})
+def _row(record: sqlite3.Row) -> Row:
+    values: Mapping[str, object] = dict(record)
+    path = Path(record["path"]) if record["path"] else None
+    return Row(**{**values, "state": State(record["state"]), "urls": json.loads(record["urls"]), "path": path})
 
 
 def _values(row: Row) -> list[object]:

@@ -122,7 +122,7 @@ def container(head: bytes) -> str | None:
 
 
 @dataclass(frozen=True)
-class VideoFacts:
+class VideoProperties:
     """What a video file really holds."""
 
     width: int
@@ -138,7 +138,7 @@ class VideoFacts:
         return f"{self.width}x{self.height}, {length}, {sound}"
 
 
-def inspect(path: Path) -> VideoFacts:
+def probe(path: Path) -> VideoProperties:
     """Opens and decodes a video.
 
     Raises:
@@ -155,4 +155,4 @@ def inspect(path: Path) -> VideoFacts:
         raise RemoteError(f"{path.name} is not a video that can be opened ({type(error).__name__}).") from None
     if num_frames == 0:
         raise RemoteError(f"{path.name} is a video without a picture.")
-    return VideoFacts(width, height, fps, num_frames, num_frames / fps, has_sound)
+    return VideoProperties(width, height, fps, num_frames, num_frames / fps, has_sound)

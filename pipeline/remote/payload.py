@@ -170,11 +170,11 @@ class RemoteRequest:
         self._check_fields()
 
     def _check_fields(self) -> None:
-        known, given = {*self.endpoint.files, *self.endpoint.texts}, {*self.media, *self.texts}
-        missing = known - given - set(self.endpoint.optional)
-        if missing or given - known:
-            wanted, came = ", ".join(sorted(known)), ", ".join(sorted(given)) or "nothing"
-            raise ConfigError(f"{self.endpoint.id} takes {wanted}; got {came}.")
+        fields, values = {*self.endpoint.files, *self.endpoint.texts}, {*self.media, *self.texts}
+        missing = fields - values - set(self.endpoint.optional)
+        if missing or values - fields:
+            expected, received = ", ".join(sorted(fields)), ", ".join(sorted(values)) or "nothing"
+            raise ConfigError(f"{self.endpoint.id} takes {expected}; got {received}.")
 
     @property
     def estimate(self) -> PriceEstimate:

@@ -18,25 +18,25 @@ class ProgressText:
     """Turns what fal says of a job into a line and a share of the bar."""
 
     def __init__(self, estimate: PriceEstimate):
-        self.estimate, self.seen, self.line = estimate, set(), ""
+        self.estimate, self.log_entries, self.line = estimate, set(), ""
         self.running_since: float | None = None
 
-    def of(self, poll: Poll, waited_s: float) -> tuple[str, float]:
+    def update(self, poll: Poll, waited_s: float) -> tuple[str, float]:
         """The text, and the fraction of the whole."""
-        if poll.word == "IN_QUEUE":
-            ahead = f", {poll.ahead} ahead" if poll.ahead is not None else ""
+        if poll.status == "IN_QUEUE":
+            ahead = f", {poll.queue_position} ahead" if poll.queue_position is not None else ""
             return f"In fal's queue{ahead} - {waited_s:.0f} s - {self.estimate}", QUEUE_SHARE * waited_s / (
                 waited_s + 60
             )
         self.running_since = waited_s if self.running_since is None else self.running_since
         for entry in poll.logs:  # whether fal repeats old lines is not known, so only new ones count
-            if entry not in self.seen:
-                self.seen.add(entry)
+            if entry not in self.log_entries:
+                self.log_entries.add(entry)
                 self.line = printable(entry[1], LOG_LENGTH)
                 logger.info("fal: %s", self.line)
-        told = f" - {self.line}" if self.line else ""
+        suffix = f" - {self.line}" if self.line else ""
         share = _share(self.line, waited_s - self.running_since)
-        return f"fal is generating - {waited_s:.0f} s{told}", QUEUE_SHARE + (RUN_SHARE - QUEUE_SHARE) * share
+        return f"fal is generating - {waited_s:.0f} s{suffix}", QUEUE_SHARE + (RUN_SHARE - QUEUE_SHARE) * share
 
 
 def _share(line: str, elapsed_s: float) -> float:

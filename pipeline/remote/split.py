@@ -20,13 +20,13 @@ from ..config import CARD_NUM_FRAMES
 from ..errors import RemoteError
 from ..media.video import VideoWriter
 from ..shapes import FPS, VAE_STRIDE_TIME, nearest_num_frames
-from .answers import Stopped
+from .answers import JobStopped
 from .collect import RemoteVideo
 from .context import RemoteContext
 from .generate import Resume, check_affordable, run
 from .job import Job, JobMonitor
 from .ledger import Ledger
-from .media import inspect
+from .media import probe
 from .payload import PriceEstimate, RemoteRequest
 
 logger = logging.getLogger(__name__)
@@ -36,11 +36,11 @@ SHORTEST, LONGEST = CARD_NUM_FRAMES[0], CARD_NUM_FRAMES[-1]
 EARLIEST_CUT = 121  # no pause is worth a shorter part, unless the sound ends
 PAUSE_S = 0.2  # that has to be quiet for a cut
 PAUSE_LEVEL = 1e-4  # of the loudest energy: -40 dB
-ABOUT = 2  # 3 dB
+QUIET_FACTOR = 2  # 3 dB
 FRAMES_AT_ONCE = 16
 TICK_S = 0.05
 
-Make = Callable[[Sound, int], RemoteRequest]  # a request of so many frames for a piece of the sound
+RequestFactory = Callable[[Sound, int], RemoteRequest]  # a request of so many frames for a piece of the sound
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _energy(sound: Sound) -> Tensor:
 def _best_cut(energy: Tensor, start: int, candidates: range) -> int:
     """The latest length that ends in a pause, or where there is none, about as quietly as any."""
     levels = energy[[start + length for length in candidates]]
-    quiet = levels <= max(PAUSE_LEVEL * energy.max(), ABOUT * levels.min())
+    quiet = levels <= max(PAUSE_LEVEL * energy.max(), QUIET_FACTOR * levels.min())
     return candidates[int(quiet.nonzero()[-1])]
 
 
@@ -98,12 +98,16 @@ def piece(sound: Sound, part: Part) -> Sound:
     return Sound(torch.nn.functional.pad(said, (0, max(0, missing))), sound.rate_hz)
 
 
-def start_long(sound: Sound, make: Make, context: RemoteContext, resume: Resume = Resume.AUTO) -> Job[RemoteVideo]:
+def start_split(
+    sound: Sound, make: RequestFactory, context: RemoteContext, resume: Resume = Resume.AUTO
+) -> Job[RemoteVideo]:
     """The video of a sound of any length, made in a thread of its own."""
-    return Job(lambda monitor: run_long(sound, make, context, resume, monitor))
+    return Job(lambda monitor: run_split(sound, make, context, resume, monitor))
 
 
-def run_long(sound: Sound, make: Make, context: RemoteContext, resume: Resume, monitor: JobMonitor) -> RemoteVideo:
+def run_split(
+    sound: Sound, make: RequestFactory, context: RemoteContext, resume: Resume, monitor: JobMonitor
+) -> RemoteVideo:
     """The same in the present thread. Each part is a job of its own in the ledger.
 
     Raises:
@@ -117,12 +121,12 @@ def run_long(sound: Sound, make: Make, context: RemoteContext, resume: Resume, m
     if len(parts) == 1:
         return run(requests[0], context, resume, monitor)
     check_affordable(requests, context, context.caps.of_long_run, resume, Ledger(context.private))
-    videos = _all_videos(requests, context, resume, monitor)
-    monitor.say(f"joining {len(parts)} parts", 0.99)
-    return _joined(videos, parts, sound)
+    videos = _run_parts(requests, context, resume, monitor)
+    monitor.report(f"joining {len(parts)} parts", 0.99)
+    return _join_videos(videos, parts, sound)
 
 
-def _all_videos(
+def _run_parts(
     requests: list[RemoteRequest], context: RemoteContext, resume: Resume, monitor: JobMonitor
 ) -> list[RemoteVideo]:
     """Runs `CONCURRENT` requests at a time; after a failure the running ones end, and no other is begun."""
@@ -135,7 +139,7 @@ def _all_videos(
                 waiting.clear()
             while waiting and sum(job.alive for job in jobs) < CONCURRENT:
                 jobs.append(_part_job(waiting.popleft(), context, resume, monitor.child()))
-            _tell(jobs, len(requests), monitor)
+            _report(jobs, len(requests), monitor)
     finally:
         for job in jobs:  # told to stop with the whole; their cancels go out first
             job.join()
@@ -147,7 +151,7 @@ def _part_job(request: RemoteRequest, context: RemoteContext, resume: Resume, mo
 
 
 def _result(job: Job[RemoteVideo], index: int, num_parts: int) -> RemoteVideo:
-    if isinstance(job.error, RemoteError) and not isinstance(job.error, Stopped):
+    if isinstance(job.error, RemoteError) and not isinstance(job.error, JobStopped):
         raise type(job.error)(
             f"Part {index} of {num_parts} failed: {job.error} The parts that were finished are kept; the next run buys "
             f"only what is missing."
@@ -155,13 +159,13 @@ def _result(job: Job[RemoteVideo], index: int, num_parts: int) -> RemoteVideo:
     return job.result()
 
 
-def _tell(jobs: list[Job[RemoteVideo]], num_parts: int, monitor: JobMonitor) -> None:
+def _report(jobs: list[Job[RemoteVideo]], num_parts: int, monitor: JobMonitor) -> None:
     shares = sum(job.monitor.fraction if job.alive else 1.0 for job in jobs) / num_parts
     busy = [f"part {index} of {num_parts}: {job.monitor.text}" for index, job in enumerate(jobs, 1) if job.alive]
-    monitor.say(busy[0] if busy else monitor.text, 0.99 * shares)
+    monitor.report(busy[0] if busy else monitor.text, 0.99 * shares)
 
 
-def _joined(videos: list[RemoteVideo], parts: list[Part], sound: Sound) -> RemoteVideo:
+def _join_videos(videos: list[RemoteVideo], parts: list[Part], sound: Sound) -> RemoteVideo:
     """One file of all parts under the user's own sound."""
     ids = ",".join(video.request_id for video in videos)
     first = videos[0].path
@@ -169,15 +173,15 @@ def _joined(videos: list[RemoteVideo], parts: list[Part], sound: Sound) -> Remot
     if not path.exists():
         _join(path, videos, parts, sound)
     units = [video.units for video in videos]
-    known = all(count is not None for count in units)
+    has_units = all(count is not None for count in units)
     return RemoteVideo(
         path=path,
         seed=videos[0].seed,
         request_id=ids,
-        facts=inspect(path),
+        properties=probe(path),
         estimate=sum((video.estimate for video in videos), PriceEstimate(0, 0)),
-        units=sum(units) if known else None,
-        billed_usd=sum(video.billed_usd for video in videos) if known else None,
+        units=sum(units) if has_units else None,
+        billed_usd=sum(video.billed_usd for video in videos) if has_units else None,
         waited_s=max(video.waited_s for video in videos),
     )
 
@@ -194,8 +198,8 @@ def _frames(path: Path, num_frames: int) -> Iterator[Tensor]:
     count, last = 0, None
     with av.open(str(path)) as file:
         pictures = (frame.to_ndarray(format="rgb24") for frame in file.decode(file.streams.video[0]))
-        wanted = islice(pictures, num_frames)
-        while some := list(islice(wanted, FRAMES_AT_ONCE)):
+        shown_pictures = islice(pictures, num_frames)
+        while some := list(islice(shown_pictures, FRAMES_AT_ONCE)):
             count, last = count + len(some), some[-1]
             yield torch.from_numpy(np.stack(some))
     if count < num_frames:

@@ -12,8 +12,11 @@ import av
 import numpy as np
 import torch
 from multitalk_pack.pipeline.config import Acceleration, GenerationConfig
-from multitalk_pack.pipeline.remote import media, payload
+from multitalk_pack.pipeline.host import Host, Progress
+from multitalk_pack.pipeline.remote import generate, media, payload
 from multitalk_pack.pipeline.remote.client import THREAD_NAME
+from multitalk_pack.pipeline.remote.collect import RemoteVideo
+from multitalk_pack.pipeline.remote.context import RemoteContext
 
 RATE_HZ = 8000
 NUM_FRAMES = 145
@@ -59,3 +62,16 @@ def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
 def remote_threads() -> list[str]:
     """Threads of remote runs that still live."""
     return [thread.name for thread in threading.enumerate() if thread.name == THREAD_NAME]
+
+
+def generate_watched(request: payload.RemoteRequest, context: RemoteContext, host: Host) -> RemoteVideo:
+    """The video of a request; `host` is told of it as a node is, and leaving this early stops the job."""
+    job = generate.start(request, context)
+    try:
+        while job.alive:
+            host.check_cancelled()
+            host.report(Progress(job.monitor.text, job.monitor.fraction))
+            job.join(0.1)
+        return job.result()
+    finally:
+        job.monitor.stop()

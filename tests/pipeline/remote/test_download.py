@@ -3,7 +3,7 @@
 import pytest
 from multitalk_pack.pipeline.errors import RemoteError
 from multitalk_pack.pipeline.remote import download, generate
-from multitalk_pack.pipeline.remote.answers import MaybeSent
+from multitalk_pack.pipeline.remote.answers import JobUncertain
 from multitalk_pack.pipeline.remote.download import check_url, file_hosts
 from multitalk_pack.pipeline.remote.generate import Resume
 from multitalk_pack.pipeline.remote.job import JobMonitor
@@ -117,7 +117,7 @@ def test_a_redirect_to_a_hostile_address_is_not_followed(fal, context, url):
     fal.redirects["/files/out/result.mp4"] = url
     with pytest.raises(RemoteError) as error:
         buy(context)
-    assert not isinstance(error.value, MaybeSent)
+    assert not isinstance(error.value, JobUncertain)
     assert {call.host for call in fal.calls("^GET (?!queue)")} == {"v3.fal.media"}
     assert not [path for path in context.output.rglob("*") if path.is_file()]
 

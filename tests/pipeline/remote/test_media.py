@@ -86,8 +86,8 @@ def test_a_file_is_what_its_bytes_say():
 
 def test_a_video_is_opened_and_counted(tmp_path):
     write_video(tmp_path / "a.mp4", 10)
-    facts = media.inspect(tmp_path / "a.mp4")
+    facts = media.probe(tmp_path / "a.mp4")
     assert (facts.width, facts.height, facts.fps, facts.num_frames, facts.has_sound) == (32, 32, 25, 10, False)
     (tmp_path / "b.mp4").write_bytes(b"\0\0\0\x18ftypisom")
     with pytest.raises(RemoteError, match=r"b\.mp4 is not a video"):
-        media.inspect(tmp_path / "b.mp4")
+        media.probe(tmp_path / "b.mp4")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from multitalk_pack.pipeline.audio.waveform import Sound, read
 from multitalk_pack.pipeline.errors import AudioError, RemoteError
 from multitalk_pack.pipeline.remote import media, split
-from multitalk_pack.pipeline.remote.answers import JobFailed, Stopped
+from multitalk_pack.pipeline.remote.answers import JobFailed, JobStopped
 from multitalk_pack.pipeline.remote.context import Caps
 from multitalk_pack.pipeline.remote.generate import Resume
 from multitalk_pack.pipeline.remote.job import JobMonitor
@@ -37,7 +37,7 @@ def make(sound: Sound, num_frames: int):
 
 
 @pytest.fixture
-def rich_desk(context):
+def rich_context(context):
     """A context that may spend $20 on a run."""
     return replace(context, caps=Caps(run_usd=20))
 
@@ -50,7 +50,7 @@ def long_video(tmp_path_factory) -> bytes:
 
 
 def run(context, sound, resume=Resume.AUTO):
-    return split.run_long(sound, make, context, resume, JobMonitor())
+    return split.run_split(sound, make, context, resume, JobMonitor())
 
 
 def test_a_cut_falls_into_the_latest_pause():
@@ -104,7 +104,7 @@ def test_long_sound_is_bought_in_parts_and_joined_exactly(fal, context, long_vid
     sound = speech(14, {6.0: 6.4})
     video = run(context, sound)
     assert len(fal.submits) == 2 and video.units == 14.5 and "$2.90" in video.info
-    assert video.facts.num_frames == 350 and video.facts.has_sound
+    assert video.properties.num_frames == 350 and video.properties.has_sound
     heard = read(video.path)
     assert heard.rate_hz == RATE_HZ and abs(heard.duration_s - 14) < 0.15
     quiet = heard.samples[:, round(6.05 * RATE_HZ) : round(6.35 * RATE_HZ)]
@@ -120,26 +120,26 @@ def test_long_sound_is_bought_in_parts_and_joined_exactly(fal, context, long_vid
 
 
 def test_a_part_that_comes_short_holds_its_last_frame(fal, context, caplog):
-    assert run(context, speech(14, {})).facts.num_frames == 350
+    assert run(context, speech(14, {})).properties.num_frames == 350
     assert "its last is held" in caplog.text
 
 
-def test_a_failed_part_costs_only_that_one(fal, rich_desk):
+def test_a_failed_part_costs_only_that_one(fal, rich_context):
     sound = speech(24, {})
     fal.fault("^GET queue .*/status", "status", status=200, body='{"status": "COMPLETED", "error": "no face"}')
     with pytest.raises(JobFailed, match=r"Part \d of 3 failed: .*no face.*only what is missing"):
-        run(rich_desk, sound)
+        run(rich_context, sound)
     bought = len(fal.submits)
-    run(rich_desk, sound)
+    run(rich_context, sound)
     assert bought in (2, 3) and len(fal.submits) == 4
     asked = len(fal.log)
-    run(rich_desk, sound)
+    run(rich_context, sound)
     assert len(fal.log) == asked
 
 
-def test_no_more_than_two_run_at_once(fal, rich_desk):
+def test_no_more_than_two_run_at_once(fal, rich_context):
     fal.script = [{"status": "IN_PROGRESS"}] * 20 + [DONE]
-    job = split.start_long(speech(33, {}), make, rich_desk)
+    job = split.start_split(speech(33, {}), make, rich_context)
     most = 0
     while job.alive:
         most = max(most, len(remote_threads()) - 1)
@@ -147,12 +147,12 @@ def test_no_more_than_two_run_at_once(fal, rich_desk):
     assert job.result() and most == 2 and len(fal.submits) == 4
 
 
-def test_a_stop_cancels_every_running_part_once(fal, rich_desk):
+def test_a_stop_cancels_every_running_part_once(fal, rich_context):
     fal.script = [{"status": "IN_PROGRESS"}]
-    job = split.start_long(speech(33, {}), make, rich_desk)
+    job = split.start_split(speech(33, {}), make, rich_context)
     until(lambda: len({call.path for call in fal.calls("^GET queue .*/status")}) == 2)
     job.monitor.stop()
-    with pytest.raises(Stopped):
+    with pytest.raises(JobStopped):
         job.result()
     assert len(fal.submits) == 2 and len(fal.cancels) == 2 == len({call.path for call in fal.cancels})
     until(lambda: not remote_threads())

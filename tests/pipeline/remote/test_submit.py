@@ -14,7 +14,7 @@ from multitalk_pack.pipeline.remote.generate import Resume
 from multitalk_pack.pipeline.remote.job import JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger, State
 from support.fake_fal import DONE, KEY
-from support.remote import make_request, remote_threads, until
+from support.remote import generate_watched, make_request, remote_threads, until
 
 SUBMIT = "^POST queue"
 
@@ -56,7 +56,7 @@ def test_a_video_is_bought_and_fetched(door, request, context, caplog):
     fal.script = QUEUE_AND_LOGS
     context = replace(context, backoff=client.Backoff(0.15))
     caplog.set_level("INFO", "multitalk_pack")
-    video = generate.generate(make_request(), context, host)
+    video = generate_watched(make_request(), context, host)
     texts = [progress.stage for progress in host.told]
     assert any("2 ahead" in text and "about $1.45" in text for text in texts) and any(
         "0 ahead" in text for text in texts
@@ -75,9 +75,9 @@ def test_the_price_is_told_before_anything_is_sent(fal, context):
     told = []
 
     class Listened(JobMonitor):
-        def say(self, text, fraction):
+        def report(self, text, fraction):
             told.append((text, len(fal.calls("^POST"))))
-            super().say(text, fraction)
+            super().report(text, fraction)
 
     generate.run(make_request(), context, Resume.AUTO, Listened())
     assert next(sent for text, sent in told if "$" in text) == 0
@@ -112,14 +112,14 @@ LOST_ANSWERS = {
 @pytest.mark.parametrize("fault", LOST_ANSWERS.values(), ids=LOST_ANSWERS)
 def test_a_lost_answer_is_never_followed_by_a_second_post(fal, context, fault):
     fal.fault(SUBMIT, **fault)
-    with pytest.raises(answers.MaybeSent, match="may or may not have received this job"):
+    with pytest.raises(answers.JobUncertain, match="may or may not have received this job"):
         buy(context)
     assert len(fal.submits) == 1 and newest(context).state is State.UNKNOWN
 
 
 def test_a_job_whose_answer_was_lost_is_found_again_by_its_inputs(fal, context):
     fal.fault(SUBMIT, "drop_after")
-    with pytest.raises(answers.MaybeSent):
+    with pytest.raises(answers.JobUncertain):
         buy(context)
     video = buy(context)
     assert len(fal.jobs) == 1 and len(fal.submits) == 1 and video.request_id in fal.jobs
@@ -129,7 +129,7 @@ def test_a_job_whose_answer_was_lost_is_found_again_by_its_inputs(fal, context):
 def test_silence_after_acceptance_is_a_lost_answer(fal, context, monkeypatch):
     monkeypatch.setattr(client, "SUBMIT_S", 0.3)
     fal.fault(SUBMIT, "hang_after", seconds=3)
-    with pytest.raises(answers.MaybeSent, match="ReadTimeout"):
+    with pytest.raises(answers.JobUncertain, match="ReadTimeout"):
         buy(context)
     buy(context)
     assert len(fal.jobs) == 1 and len(fal.submits) == 1
@@ -152,7 +152,7 @@ def test_a_connection_that_fails_twice_is_tried_a_third_time(fal, context, fault
 
 def test_a_host_that_cannot_be_reached_costs_nothing(fal, context):
     fal.fault("^CONNECT queue", "drop_before", times=99)
-    with pytest.raises(answers.NotSent, match=r"Nothing was bought\. Look at the network"):
+    with pytest.raises(answers.JobNotSent, match=r"Nothing was bought\. Look at the network"):
         buy(context)
     assert not fal.submits and newest(context).state is State.NOT_SENT
     fal.faults.clear()
@@ -171,7 +171,7 @@ def test_busy_is_waited_for_as_long_as_fal_asks(fal, context, monkeypatch):
 
 def test_busy_for_ever_is_an_error(fal, context):
     fal.fault(SUBMIT, "status", times=99, status=429, body='{"detail": "too many"}')
-    with pytest.raises(answers.Rejected, match="too busy"):
+    with pytest.raises(answers.JobRejected, match="too busy"):
         buy(context)
     assert len(fal.submits) == client.BUSY_TRIES and newest(context).state is State.REJECTED
 
@@ -225,7 +225,7 @@ def test_the_days_cap_counts_what_was_bought_before(fal, context):
 
 def test_a_refused_job_does_not_count_against_the_day(fal, context):
     fal.fault(SUBMIT, "status", status=422, body="{}")
-    with pytest.raises(answers.Rejected):
+    with pytest.raises(answers.JobRejected):
         buy(context)
     buy(replace(context, caps=Caps(day_usd=1.5)))
 
@@ -268,7 +268,7 @@ def test_an_upload_that_keeps_failing_buys_nothing_and_is_not_repeated_later(fal
         body='{"access_url": "https://v3.fal.media/files/in/x/portrait.png"}',
     )
     fal.fault("^POST cdn", "status", times=3, status=500)
-    with pytest.raises(answers.NotSent, match=r"speech\.wav could not be sent"):
+    with pytest.raises(answers.JobNotSent, match=r"speech\.wav could not be sent"):
         buy(context)
     assert not fal.submits and not fal.calls("gcs") and newest(context) is None
     buy(context)
@@ -277,7 +277,7 @@ def test_an_upload_that_keeps_failing_buys_nothing_and_is_not_repeated_later(fal
 
 def test_a_key_that_the_storage_refuses_is_told_at_once(fal, context):
     fal.key = "another"
-    with pytest.raises(answers.KeyRefused, match="key from the test"):
+    with pytest.raises(answers.AccessDenied, match="key from the test"):
         buy(context)
     assert len(fal.log) == 1
 

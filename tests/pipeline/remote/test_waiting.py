@@ -11,7 +11,7 @@ from multitalk_pack.pipeline.remote.generate import Resume
 from multitalk_pack.pipeline.remote.job import JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger, State
 from support.fake_fal import DONE, Reply
-from support.remote import make_request, remote_threads, until
+from support.remote import generate_watched, make_request, remote_threads, until
 
 LOOK, RESULT = "^GET queue .*/status", r"^GET queue .*/requests/[^/]+$"
 RUNNING = {"status": "IN_PROGRESS", "logs": []}
@@ -46,7 +46,7 @@ def test_a_bad_look_is_not_the_end(fal, context, fault):
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "state"), [(401, answers.KeyRefused, State.SUBMITTED), (404, answers.Lost, State.LOST)]
+    ("status", "error", "state"), [(401, answers.AccessDenied, State.SUBMITTED), (404, answers.JobLost, State.LOST)]
 )
 def test_a_key_refused_or_a_job_forgotten_ends_the_wait(fal, context, status, error, state):
     fal.fault(LOOK, "status", status=status, body='{"detail": "no"}', times=99)
@@ -133,9 +133,14 @@ def test_a_stop_frees_the_user_at_once_and_sends_one_cancel(fal, context, stage)
 
     host = Host("cpu")
     with pytest.raises(Interrupted):
+<<<<<<< HEAD
         generate.generate(make_request(), context, host)
     until(lambda: fal.withheld == (kind in ("slow", "hang")))  # nobody has waited for that answer
     fal.released.set()
+=======
+        generate_watched(make_request(), context, host)
+    assert time.monotonic() - host.asked < 0.3
+>>>>>>> 964e5b1 (remote: name jobs, answers and progress with nouns of the field)
     until(lambda: not remote_threads())
     assert len(fal.calls(LOOK)) <= host.num_looks + 1  # one may have been under way
     assert len(fal.cancels) == num_cancels and len(fal.submits) == (0 if stage == "sending the inputs" else 1)
@@ -150,7 +155,7 @@ def test_a_cancel_without_an_answer_is_sent_once_more(fal, context, monkeypatch)
     job = generate.start(make_request(), context)
     until(lambda: fal.calls(LOOK))
     job.monitor.stop()
-    with pytest.raises(answers.Stopped):
+    with pytest.raises(answers.JobStopped):
         job.result()
     assert len(fal.cancels) == 2 and newest(context).state is State.CANCEL_REQUESTED
 
