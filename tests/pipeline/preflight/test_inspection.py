@@ -20,6 +20,7 @@ from multitalk_pack.pipeline.generation.run_spec import make_run_spec
 from multitalk_pack.pipeline.generation.store import run_key
 from multitalk_pack.pipeline.memory.placement import GB, MemoryConfig, MemoryLimit
 from multitalk_pack.pipeline.model_files import ModelFiles
+from multitalk_pack.pipeline.preflight import timings
 from multitalk_pack.pipeline.preflight.checks import (
     RunInputs,
     RunSetup,

@@ -133,14 +133,9 @@ def test_a_stop_frees_the_user_at_once_and_sends_one_cancel(fal, context, stage)
 
     host = Host("cpu")
     with pytest.raises(Interrupted):
-<<<<<<< HEAD
-        generate.generate(make_request(), context, host)
+        generate_watched(make_request(), context, host)
     until(lambda: fal.withheld == (kind in ("slow", "hang")))  # nobody has waited for that answer
     fal.released.set()
-=======
-        generate_watched(make_request(), context, host)
-    assert time.monotonic() - host.asked < 0.3
->>>>>>> 964e5b1 (remote: name jobs, answers and progress with nouns of the field)
     until(lambda: not remote_threads())
     assert len(fal.calls(LOOK)) <= host.num_looks + 1  # one may have been under way
     assert len(fal.cancels) == num_cancels and len(fal.submits) == (0 if stage == "sending the inputs" else 1)
