@@ -219,4 +219,4 @@ def start_times_of(text: str, num_speakers: int) -> list[float | None]:
         raise AudioError(f"start_times must be seconds with commas between, like 0, 3.5; got {text!r}.") from None
     if len(starts) != num_speakers or min(starts) < 0:
         raise AudioError(f"start_times needs {num_speakers} times of 0 or more, one for each voice; got {text!r}.")
-    return starts
+    return [*starts]

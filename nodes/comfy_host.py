@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import comfy.model_management as mm
 import torch
@@ -20,6 +21,8 @@ from .preview import middle_picture, to_rgb
 PREVIEW_SIDE = 512
 
 logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class ComfyHost:
@@ -111,7 +114,7 @@ def show_text(text: str, node_id: str) -> None:
 
 
 @contextmanager
-def at_work(network: nn.Module, host: ComfyHost) -> Iterator[nn.Module]:
+def at_work(network: M, host: ComfyHost) -> Iterator[M]:
     """Keeps `network` on the device for a while; where it does not fit even alone, it works where it is."""
     wanted = num_bytes(network) + mm.minimum_inference_memory()
     if host.device.type == "cpu" or host.make_room(wanted) >= wanted:

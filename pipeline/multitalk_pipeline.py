@@ -217,12 +217,12 @@ class MultiTalkPipeline:
         self.files.check_complete(problems)
         config, row = request.config, RECIPES[self.model.recipe]
         media = read_media(request, problems)
-        size = None
+        size = masks = None
         if media.frames is not None:
-            size = problems.attempt("size", choose_size, config, row, *media.frames.shape[1:3])
-        masks = None
-        if media.frames is not None and size is not None:
-            masks = check_masks(media.places, tuple(media.frames.shape[1:3]), size, problems)
+            height, width = media.frames.shape[1:3]
+            size = problems.attempt("size", choose_size, config, row, height, width)
+            if size is not None:
+                masks = check_masks(media.places, (height, width), size, problems)
         num_frames = check_voices(media.speeches, request.arrangement, config.num_frames, config.fps, problems)
         spec = make_run_spec(config, self.model.recipe, size, num_frames, max(1, len(request.voices)))
         setup = RunSetup(self.files, self.model.dtype, self.model.memory, resume_folder, resume_folder, output)

@@ -68,3 +68,15 @@ def test_the_registry_is_told_the_same_requirements_as_pip():
     told = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     lines = (PACK / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert told == [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_installed_package_has_every_folder_of_the_engine():
+    tomllib = pytest.importorskip("tomllib")
+    packages = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    engine = PACK / "pipeline"
+    folders = [path.parent.relative_to(engine).parts for path in engine.rglob("__init__.py")]
+    assert sorted(packages) == sorted(".".join(("multitalk", *parts)) for parts in folders)
+
+
+def test_few_files_stand_at_the_top_of_the_engine():
+    assert len([path for path in (PACK / "pipeline").glob("*.py") if not path.name.startswith("__")]) <= 9

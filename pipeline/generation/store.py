@@ -114,7 +114,7 @@ class WindowStore:
         except _OtherWindow:
             logger.info("Window %d in %s was made from another prompt and is made again.", index + 1, self.folder)
             return None
-        except (OSError, ValueError, SafetensorError, av.error.FFmpegError) as error:
+        except (OSError, ValueError, SafetensorError, av.FFmpegError) as error:
             logger.warning("Window %d in %s is damaged (%s) and is made again.", index + 1, self.folder, error)
             return None
         logger.info("Window %d is already finished; it is read from %s.", index + 1, video)
@@ -148,7 +148,7 @@ class WindowStore:
             total = _drop_oldest(self._root, self._limit_bytes, keep=self.folder)
             self._is_full = total > self._limit_bytes
             reason = f"{total / GB:.1f} GB are used, {self._limit_bytes / GB:.1f} are allowed"
-        except (OSError, SafetensorError, av.error.FFmpegError) as error:
+        except (OSError, SafetensorError, av.FFmpegError) as error:
             self._is_full, reason = True, str(error)
         if self._is_full:
             logger.warning("No more windows are kept in %s: %s. The run goes on.", self.folder, reason)

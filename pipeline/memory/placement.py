@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import nn
 
@@ -16,6 +17,8 @@ from ..shapes import LatentSize
 from .block_streaming import BLOCKS_IN_FLIGHT, BlockStream, OriginalTensors, tensors_of
 
 logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=nn.Module)
 
 GB = 10**9
 ACTIVATION_TENSORS = 12  # tokens x width tensors alive at a block's fullest moment, counted on the meta device
@@ -152,7 +155,7 @@ def decode_bytes(height: int, width: int, itemsize: int = 4) -> int:
 
 
 @contextmanager
-def resident(module: nn.Module, host: Host) -> Iterator[nn.Module]:
+def resident(module: M, host: Host) -> Iterator[M]:
     """Context in which `module` is on the host's device; afterwards its tensors are the ones that they were."""
     originals = OriginalTensors(module)
     module.to(host.device)
