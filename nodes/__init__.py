@@ -1,4 +1,4 @@
-"""What ComfyUI sees: the one list of our nodes."""
+"""The one list of our nodes."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ class MultiTalkExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> MultiTalkExtension:
-    """What ComfyUI calls."""
+    """The extension, which ComfyUI asks for when it loads the pack."""
     return MultiTalkExtension()

@@ -24,7 +24,7 @@ MAX_SPEAKERS = 4
 
 
 class MultiTalkEncodeAudio(io.ComfyNode):
-    """What is said, by whom and when."""
+    """Encodes the speakers' voices, each from its start."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -42,7 +42,7 @@ class ComfyHost:
 
     @property
     def can_pin(self) -> bool:
-        """Whether ComfyUI was started without `--disable-pinned-memory`."""
+        """ComfyUI was started without `--disable-pinned-memory`."""
         return not cli_args.disable_pinned_memory
 
     def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
@@ -63,16 +63,16 @@ class ComfyHost:
 
         What ComfyUI holds back for the system and for `--reserve-vram` is not counted.
         """
-        return self.make_room(mm.get_total_memory(self.device)) - _held_back(self.device)
+        return self.make_room(mm.get_total_memory(self.device)) - _reserved(self.device)
 
-    def make_room(self, wanted: int) -> int:
+    def make_room(self, required: int) -> int:
         """Bytes free on the device, after other nodes' models left it as far as `wanted` bytes need it.
 
         ComfyUI brings its models back when it next runs them. Ours never stand in its way: they are on the device only
         while a node of ours runs, and ComfyUI runs one node at a time.
         """
         if self.device.type != "cpu":
-            mm.free_memory(wanted, self.device)
+            mm.free_memory(required, self.device)
         return int(mm.get_free_memory(self.device))
 
 
@@ -82,8 +82,8 @@ class PreflightHost(ComfyHost):
     def free_memory(self) -> int:
         """Bytes that a run would get."""
         alive = [model for model in mm.current_loaded_models if model.device == self.device and not model.is_dead()]
-        held = sum(model.model_loaded_memory() for model in alive)
-        return int(mm.get_free_memory(self.device) + held) - _held_back(self.device)
+        loaded = sum(model.model_loaded_memory() for model in alive)
+        return int(mm.get_free_memory(self.device) + loaded) - _reserved(self.device)
 
 
 def compute_device() -> torch.device:
@@ -91,7 +91,7 @@ def compute_device() -> torch.device:
     return mm.get_torch_device()
 
 
-def _held_back(device: torch.device) -> int:
+def _reserved(device: torch.device) -> int:
     return 0 if device.type == "cpu" else int(mm.extra_reserved_memory())
 
 
@@ -102,7 +102,7 @@ def raise_when_interrupted() -> None:
 
 
 def allows_api_nodes() -> bool:
-    """Whether ComfyUI was started without `--disable-api-nodes`."""
+    """ComfyUI was started without `--disable-api-nodes`."""
     return not cli_args.disable_api_nodes
 
 
@@ -116,8 +116,8 @@ def show_text(text: str, node_id: str) -> None:
 @contextmanager
 def at_work(network: M, host: ComfyHost) -> Iterator[M]:
     """Keeps `network` on the device for a while; where it does not fit even alone, it works where it is."""
-    wanted = num_bytes(network) + mm.minimum_inference_memory()
-    if host.device.type == "cpu" or host.make_room(wanted) >= wanted:
+    required = num_bytes(network) + mm.minimum_inference_memory()
+    if host.device.type == "cpu" or host.make_room(required) >= required:
         with resident(network, host):
             yield network
     else:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class MultiTalkSpeaker(io.ComfyNode):
-    """Where one speaker is in the picture."""
+    """One speaker's place in the picture."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -184,8 +184,8 @@ class MultiTalkCondition(io.ComfyNode):
             image_embeds=None if isinstance(image_encoder, Lazy) else _penultimate(image_encoder),
             speaker_masks=masks,
         )
-        shown = to_image(fitted[:, :1]) if masks is None else _drawn(fitted[:, 0], masks)
-        return io.NodeOutput(conditioning, to_image(fitted), ui=ui.PreviewImage(shown, cls=cls))
+        preview = to_image(fitted[:, :1]) if masks is None else _draw(fitted[:, 0], masks)
+        return io.NodeOutput(conditioning, to_image(fitted), ui=ui.PreviewImage(preview, cls=cls))
 
 
 def target_size(resolution: str, width: int, height: int, rows: int, columns: int) -> tuple[int, int]:
@@ -231,7 +231,7 @@ def _penultimate(output: object) -> Tensor:
     return output.penultimate_hidden_states[0].float().cpu()
 
 
-def _drawn(picture: Tensor, masks: Tensor) -> Tensor:
+def _draw(picture: Tensor, masks: Tensor) -> Tensor:
     """IMAGE of the fitted picture (`c h w`, -1..1) with the speakers' places drawn over it."""
     levels = ((picture.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8)
     return draw_places(levels, masks)[None].float() / 255

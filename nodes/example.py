@@ -15,7 +15,7 @@ ASSETS = Path(__file__).parents[1] / "demo" / "assets"
 
 
 class Example(Choice):
-    """What the pack brings along: drawn faces for the small model, and a photograph."""
+    """Pictures and voices that come with the pack: drawn faces for the small model, and a photograph."""
 
     ONE = "a drawn face"
     TWO = "two drawn faces"

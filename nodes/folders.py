@@ -44,8 +44,8 @@ def register_folders() -> None:
 
 def names(keys: tuple[str, ...]) -> list[str]:
     """Relative names of all files below `keys`, each once, and of whole model folders as users download them."""
-    found = [name for key in keys if _known(key) for name in folder_paths.get_filename_list(key)]
-    return list(dict.fromkeys(found + [name for name, _ in _directories(keys)]))
+    files = [name for key in keys if _exists(key) for name in folder_paths.get_filename_list(key)]
+    return list(dict.fromkeys(files + [name for name, _ in _directories(keys)]))
 
 
 def path(keys: tuple[str, ...], name: str) -> Path:
@@ -55,10 +55,10 @@ def path(keys: tuple[str, ...], name: str) -> Path:
         ValueError: no such file below `keys`; the message names the folders.
     """
     for key in keys:
-        if _known(key) and name in folder_paths.get_filename_list(key):
+        if _exists(key) and name in folder_paths.get_filename_list(key):
             return Path(folder_paths.get_full_path_or_raise(key, name))
-    for listed, folder in _directories(keys):
-        if listed == name:
+    for relative, folder in _directories(keys):
+        if relative == name:
             return folder
     places = ", ".join(f"models/{key}" for key in keys)
     raise ValueError(f"{name} is not in {places}. Put the file there, or choose another in the loader.")
@@ -70,7 +70,7 @@ def new_video() -> Path:
 
 
 def runs_directory() -> Path:
-    """Where the finished windows of unfinished runs are kept, which no restart wipes."""
+    """The folder of unfinished runs' windows, which no restart wipes."""
     return private_directory() / "runs"
 
 
@@ -80,20 +80,20 @@ def private_directory() -> Path:
 
 
 def output_directory() -> Path:
-    """Where ComfyUI keeps what was made."""
+    """ComfyUI's folder for results."""
     return Path(folder_paths.get_output_directory())
 
 
-def _known(key: str) -> bool:
+def _exists(key: str) -> bool:
     return key in folder_paths.folder_names_and_paths
 
 
 def _directories(keys: tuple[str, ...]) -> list[tuple[str, Path]]:
     """Downloaded model folders (`transformers/<org>/<repo>`, `diffusers/<repo>/<part>`) for `keys`."""
-    found = []
+    files = []
     for root, serves in MODEL_DIRECTORIES.items():
         base = Path(folder_paths.models_dir) / root
         if base.is_dir() and set(keys) & set(serves):
             configs = sorted(base.glob("*/config.json")) + sorted(base.glob("*/*/config.json"))
-            found += [(f"{root}/{config.parent.relative_to(base).as_posix()}", config.parent) for config in configs]
-    return found
+            files += [(f"{root}/{config.parent.relative_to(base).as_posix()}", config.parent) for config in configs]
+    return files

@@ -117,8 +117,8 @@ class MultiTalkPreflight(io.ComfyNode):
             inputs = RunInputs(num_places=len(places) or num_voices, audio_embeds=audio_embeds)
         if length is None or size is None:
             problems.note("Connect image and audio_1, or conditioning and audio_embeds, to see what the run takes.")
-        chosen = {"num_frames": audio["num_frames"], "fps": audio["fps"], **sampler}
-        config = problems.attempt("sampler", lambda: sampling_config(options, **chosen)) or GenerationConfig()
+        widgets = {"num_frames": audio["num_frames"], "fps": audio["fps"], **sampler}
+        config = problems.attempt("sampler", lambda: sampling_config(options, **widgets)) or GenerationConfig()
         spec = make_run_spec(config, model.recipe, size, length, num_voices, acceleration=options.acceleration)
         estimate = check_run(spec, inputs, setup, problems, PreflightHost())
         if problems.errors:

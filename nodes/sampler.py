@@ -168,7 +168,7 @@ def sampling_config(
 
 
 def run_setup(model: TransformerFiles, options: SamplerOptions, keep_frames: bool) -> RunSetup:
-    """Where a run of this ComfyUI is executed."""
+    """The surroundings of a run in this ComfyUI."""
     files = ModelFiles(base=model.base, adapter=model.adapter, loras=model.loras)
     runs = folders.runs_directory()
     return RunSetup(

@@ -27,7 +27,7 @@ SILENT = "silent"  # instead of a file of sound
 ASSETS = Path(__file__).parents[1] / "demo" / "assets"
 PROMPT = "A person is talking to the camera."
 INTERRUPTED = 130  # what shells expect after Ctrl-C
-REFUSED = 2
+INVALID_INPUT = 2
 
 
 class TerminalHost(TorchHost):
@@ -60,10 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
         )  # fmt: skip
     except MultiTalkError as error:
         print(f"\n{error}", file=sys.stderr)
-        return REFUSED
+        return INVALID_INPUT
     except KeyboardInterrupt:
-        kept = "Finished windows are kept, the same command goes on from them." if args.resume_folder else ""
-        print(f"\nStopped. {kept or 'Nothing is kept; --resume-folder keeps finished windows.'}", file=sys.stderr)
+        hint = "Finished windows are kept, the same command goes on from them." if args.resume_folder else ""
+        print(f"\nStopped. {hint or 'Nothing is hint; --resume-folder keeps finished windows.'}", file=sys.stderr)
         return INTERRUPTED
     print(f"\n{path}", file=sys.stderr)
     return 0

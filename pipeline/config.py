@@ -28,7 +28,7 @@ class Resolution(Choice):
 
 
 class Acceleration(Choice):
-    """How much may be given up for speed: nothing, little, or what a few steps cost."""
+    """The level of acceleration: exact, a cache of blocks, or a cache and few steps."""
 
     NONE = "none"
     REGULAR = "regular"
@@ -44,7 +44,7 @@ class Recipe(Choice):
 
 
 class WindowPlan(Choice):
-    """How a request is cut into context windows."""
+    """The division of a request into context windows."""
 
     EXACT = "exact"  # windows that cover the request, then trimmed to it
     PUBLISHED = "published"  # the published program's plan, with its mirrored end and lost frames; for comparison

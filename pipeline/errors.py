@@ -49,10 +49,10 @@ class Problems:
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def attempt(self, where: str, make: Callable[..., T], *given: object) -> T | None:
-        """What `make` gives; None where it raises one of our errors, which becomes a problem of `where`."""
+    def attempt(self, where: str, make: Callable[..., T], *args: object) -> T | None:
+        """The result of `make`; None where it raises one of our errors, which becomes a problem of `where`."""
         try:
-            return make(*given)
+            return make(*args)
         except MultiTalkError as error:
             self.add(where, str(error))
             return None
@@ -73,5 +73,5 @@ class Problems:
         if len(self.errors) == 1:
             raise ConfigError(self.errors[0])
         if self.errors:
-            listed = "\n".join(f"{number}. {problem}" for number, problem in enumerate(self.errors, start=1))
-            raise ConfigError(f"{len(self.errors)} things keep this from running:\n{listed}")
+            lines = "\n".join(f"{number}. {problem}" for number, problem in enumerate(self.errors, start=1))
+            raise ConfigError(f"{len(self.errors)} things keep this from running:\n{lines}")

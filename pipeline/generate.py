@@ -113,9 +113,9 @@ def open_store(
     optional = [part for part in (conditioning.speaker_masks, conditioning.image_embeds) if part is not None]
     inputs = (conditioning.source, conditioning.negative_embeds, audio_embeds.features, optional)
     choices = (spec.recipe, spec.num_frames, spec.seed, spec.steps, spec.shift, spec.skip_tail, spec.guidance)
-    looks = (spec.windows_config, spec.acceleration, spec.postprocess, spec.resolution)
+    methods = (spec.windows_config, spec.acceleration, spec.postprocess, spec.resolution)
     prompts = [conditioning.prompt_for(window.index) for window in spec.windows]
-    return WindowStore(folder, RunKeys.of((transformer, coders, inputs, choices, looks), prompts))
+    return WindowStore(folder, RunKeys.of((transformer, coders, inputs, choices, methods), prompts))
 
 
 @dataclass(frozen=True)
@@ -128,15 +128,15 @@ class WindowReport:
 
     def stage(self, stage: str, share: float, frames: Tensor | None = None) -> None:
         """The stage that begins, after `share` (0..1) of the window, with its frames where they are finished."""
-        self._tell(stage, share, frames=frames)
+        self._report(stage, share, frames=frames)
 
     def step(self, step: int, clean: Tensor) -> None:
         """The end of step number `step`, from 0, with the present guess of the clean latents."""
         if step == 0:
             check_latents(clean, "after the first step")
-        self._tell("sampling", DENOISING * (step + 1) / self.spec.steps, step + 1, clean)
+        self._report("sampling", DENOISING * (step + 1) / self.spec.steps, step + 1, clean)
 
-    def _tell(
+    def _report(
         self, stage: str, share: float, step: int = 0, latents: Tensor | None = None, frames: Tensor | None = None
     ) -> None:
         count = len(self.spec.windows)
@@ -156,16 +156,16 @@ def _decode(conditioning: Conditioning, latents: Tensor, host: Host) -> Tensor:
 
 
 def _vae_bytes(conditioning: Conditioning) -> int:
-    """What the VAE takes on the device, with the coders' weights; another's VAE is taken for ours."""
+    """Bytes that the VAE takes on the device, with the coders' weights; another's VAE is taken for ours."""
     networks = conditioning.networks
     itemsize = networks[0].dtype.itemsize if networks else 4
     return sum(map(num_bytes, networks)) + decode_bytes(conditioning.height, conditioning.width, itemsize)
 
 
 def _kept_bytes(transformer: MultiTalkTransformer, audio_embeds: AudioEmbeds, spec: RunSpec) -> int:
-    """What stays on the device from step to step beside the weights: keys and values, and a cache's residuals."""
+    """Bytes that stay on the device from step to step beside the weights: keys and values, and a cache's residuals."""
     size, passes = spec.latent_size(spec.windows[0]), spec.new_guidance().passes
     prompts = len({pass_.hears_prompt for pass_ in passes})
-    voices = sum(audio_embeds.num_speakers if hears else 1 for hears in {pass_.hears_audio for pass_ in passes})
+    voices = sum(audio_embeds.num_speakers if audio else 1 for audio in {pass_.hears_audio for pass_ in passes})
     footprint, residuals = Footprint.of(transformer), spec.acceleration.cache.num_tensors(len(passes))
     return footprint.constant_bytes(size, prompts, voices) + residuals * footprint.tokens_bytes(size)

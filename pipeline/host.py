@@ -1,4 +1,4 @@
-"""What the engine asks of whoever runs it: a device, a place to tell progress, a chance to stop."""
+"""The protocol between the engine and the program that runs it: device, progress, cancelling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `fraction` (0..1) covers the whole run."""
+    """A run's progress. `fraction` (0..1) covers the whole run."""
 
     stage: str
     fraction: float
@@ -35,11 +35,11 @@ class Host(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where networks run."""
+        """The device that networks run on."""
 
     @property
     def can_pin(self) -> bool:
-        """Whether the machine's memory may be pinned, which makes copies to the device faster."""
+        """The machine's memory may be pinned, which makes copies to the device faster."""
 
     def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
         """Tells where the run stands.
@@ -64,7 +64,7 @@ class TorchHost:
 
     @property
     def device(self) -> torch.device:
-        """Where networks run."""
+        """The device that networks run on."""
         return self._device
 
     @property

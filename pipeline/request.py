@@ -112,7 +112,7 @@ class Request:
 
     @property
     def arrangement(self) -> Arrangement:
-        """How voices without a start follow each other."""
+        """The order of voices without a start: one after the other, or all at once."""
         return Arrangement.IN_TURN if self.in_turn else Arrangement.PARALLEL
 
 

@@ -1,1 +1,1 @@
-"""What a run is told to show: the portrait, who is where in it, and the prompt."""
+"""Visual conditioning of a run: the portrait, who is where in it, and the prompt."""

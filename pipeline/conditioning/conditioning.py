@@ -95,7 +95,7 @@ class Conditioning:
 
     @property
     def can_tile(self) -> bool:
-        """Whether the VAE still works on whole frames and could work on tiles, in less memory."""
+        """The VAE works on whole frames and could work on tiles, in less memory."""
         return isinstance(self.vae, VideoVae) and self.vae.tiling is None
 
     def tiled(self) -> Conditioning:

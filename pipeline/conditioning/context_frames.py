@@ -34,11 +34,11 @@ def motion_latents(vae: VideoCoder, frames: Tensor) -> Tensor:
     return vae.encode(frames)
 
 
-def known_mask(num_known: int, num_frames: int) -> Tensor:
+def known_mask(num_context: int, num_frames: int) -> Tensor:
     """Which video frames are known: `4 t`, 1 or 0, the four video frames of a latent frame along the channels.
 
     The first latent frame holds one video frame; its four channels all tell of that one.
     """
     first = torch.ones(MASK_CHANNELS)
-    others = (torch.arange(1, num_frames) < num_known).float()
+    others = (torch.arange(1, num_frames) < num_context).float()
     return torch.cat((first, others)).reshape(num_latent_frames(num_frames), MASK_CHANNELS).T.contiguous()

@@ -20,14 +20,14 @@ from .reference_image import fit_mask
 logger = logging.getLogger(__name__)
 
 MARGIN = 0.05  # of a speaker's share of the picture, left free on every side; the published `face_scale`
-OVERLAP_WORTH_TELLING = 0.01  # of the smaller speaker
+MIN_OVERLAP_WARNING = 0.01  # of the smaller speaker
 
 COLORS = ((230, 60, 60), (60, 120, 230), (60, 180, 80), (240, 170, 40), (160, 80, 200), (60, 190, 200))
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a speaker is in the source picture: a mask, or a box, or, with neither, a share of its width.
+    """A speaker's place in the source picture: a mask, or a box, or, with neither, a share of its width.
 
     Attributes:
         mask: `h w` (or `1 h w`), 0..1 or bool, of the picture's proportions; what is above 0.5 is the speaker.
@@ -70,7 +70,7 @@ def speaker_masks(places: Sequence[Place], image_hw: tuple[int, int], target_hw:
     in_tokens = to_token_masks(to_latent_masks(fitted, size), size)
     for index in range(num_speakers):
         _check_left(index, in_source[index], fitted[index], in_tokens[index])
-    _tell_overlaps(fitted[:-1])
+    _warn_of_overlaps(fitted[:-1])
     if not in_tokens[-1].any():
         logger.info("The speakers cover the whole picture: no background is left.")
     return fitted
@@ -217,10 +217,10 @@ def _check_left(index: int, in_source: Tensor, fitted: Tensor, in_tokens: Tensor
         )
 
 
-def _tell_overlaps(persons: Tensor) -> None:
+def _warn_of_overlaps(persons: Tensor) -> None:
     for (first, a), (second, b) in combinations(enumerate(persons, start=1), 2):
         share = (a * b).sum() / min(a.sum(), b.sum())
-        if share > OVERLAP_WORTH_TELLING:
+        if share > MIN_OVERLAP_WARNING:
             logger.warning(
                 "Speakers %d and %d overlap on %d%% of the smaller one; there the picture decides who speaks.",
                 first,

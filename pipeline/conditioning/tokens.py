@@ -5,18 +5,18 @@ from __future__ import annotations
 from ..errors import ConfigError
 
 
-def check_prompt(channels: int, wanted: int) -> None:
+def check_prompt(channels: int, expected: int) -> None:
     """Raises `ConfigError` where a prompt's tokens are of another encoder than the model was trained with."""
-    _check("prompt", channels, wanted, "umt5-xxl")
+    _check("prompt", channels, expected, "umt5-xxl")
 
 
-def check_image(channels: int, wanted: int) -> None:
+def check_image(channels: int, expected: int) -> None:
     """The same of a reference image's tokens."""
-    _check("image", channels, wanted, "clip_vision_h")
+    _check("image", channels, expected, "clip_vision_h")
 
 
-def _check(of_what: str, channels: int, wanted: int, encoder: str) -> None:
-    if channels != wanted:
+def _check(of_what: str, channels: int, expected: int, encoder: str) -> None:
+    if channels != expected:
         raise ConfigError(
-            f"The tokens of the {of_what} have {channels} channels, the model wants {wanted}. Encode it with {encoder}."
+            f"The tokens of the {of_what} have {channels} channels, not {expected}. Encode it with {encoder}."
         )

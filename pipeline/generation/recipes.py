@@ -1,4 +1,4 @@
-"""How each model is run: a row of defaults for each, and how a window starts."""
+"""The defaults of each model, a row for each, and the start of a window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the inputs of a run must fulfil; preflight and engine call the same functions."""
+"""Rules for the inputs of a run; preflight and engine call the same functions."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class RunSpec:
 
     @property
     def postprocess(self) -> PostprocessConfig:
-        """What is done to decoded frames; a single window of the exact plan keeps its colours."""
+        """Options for decoded frames; a single window of the exact plan keeps its colours."""
         if self.windows_config.plan is WindowPlan.PUBLISHED:
             return PostprocessConfig(self.color_strength, 1, self.deflicker, fades_seam=False)
         strength = self.color_strength if len(self.windows) > 1 else 0.0

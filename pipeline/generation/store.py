@@ -101,7 +101,7 @@ class WindowStore:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no window of the run is kept."""
+        """No window of the run is stored."""
         return not any(self.folder.iterdir())
 
     def load(self, index: int, shape: tuple[int, int, int]) -> FinishedWindow | None:
@@ -277,7 +277,7 @@ def _put(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def kept_bytes(root: Path) -> int:
-    """What all runs below `root` take."""
+    """Bytes of all runs below `root`."""
     return sum(run.num_bytes for run in _runs(root)) if root.is_dir() else 0
 
 

@@ -47,7 +47,7 @@ SMALLER_WINDOWS = (81, 61, 41, 21, 5)
 
 @dataclass(frozen=True)
 class RunSetup:
-    """Where a run is executed: its files, its memory, its folders.
+    """The surroundings of a run: its files, its memory, its folders.
 
     Attributes:
         files: the weights.
@@ -181,7 +181,7 @@ def check_voices(
         problems.add("audio", "No speaker has a sound, so the video has no length. Give audio, or num_frames.")
         return None
     _note_lengths(turns, num_frames, problems)
-    return num_frames or num_model_frames(max(1, num_frames_of(max(turn.end_s for turn in turns), fps)), fps)
+    return num_frames or num_model_frames(max(1, num_frames_of(max(voice.end_s for voice in turns), fps)), fps)
 
 
 def _note_voice(number: int, speech: Speech, problems: Problems) -> None:
@@ -196,15 +196,15 @@ def _note_lengths(turns: Sequence[Turn], num_frames: int, problems: Problems) ->
     """Notes voices that end long before the video, or that are cut off by its end."""
     if not num_frames:
         return
-    speech_s, video_s = max(turn.end_s for turn in turns), num_frames / FPS
+    speech_s, video_s = max(voice.end_s for voice in turns), num_frames / FPS
     if video_s > speech_s + 1:
         problems.note(f"The voices end after {speech_s:.1f} s, the video after {video_s:.1f} s; 0 frames takes theirs.")
     elif speech_s > video_s + 1:
         problems.note(f"The voices last {speech_s:.1f} s, the video {video_s:.1f} s; the rest is cut off.")
-    for number, turn in enumerate(turns, start=1):
-        if turn.duration_s and turn.start_s >= video_s:
+    for number, voice in enumerate(turns, start=1):
+        if voice.duration_s and voice.start_s >= video_s:
             problems.note(
-                f"Voice {number} is not heard: it starts at {turn.start_s:.1f} s, the video ends at {video_s:.1f} s."
+                f"Voice {number} is not heard: it starts at {voice.start_s:.1f} s, the video ends at {video_s:.1f} s."
             )
 
 
@@ -322,8 +322,8 @@ def _with_disk(run: RunEstimate, setup: RunSetup, problems: Problems) -> RunEsti
         run = replace(run, disk_bytes=0)
     else:
         free = _free_disk(setup.store, problems)
-        kept = 0 if free is None else kept_bytes(setup.store)  # perhaps by this very run, which then needs less
-        if free is not None and run.disk_bytes > free + kept:
+        stored = 0 if free is None else kept_bytes(setup.store)  # perhaps by this very run, which then needs less
+        if free is not None and run.disk_bytes > free + stored:
             problems.add(
                 "resume",
                 f"Finished windows need up to {run.disk_bytes / GB:.2f} GB in {setup.store}, {free / GB:.2f} GB are "
@@ -373,23 +373,23 @@ def _with_ram(run: RunEstimate, spec: RunSpec, setup: RunSetup, problems: Proble
     free = psutil.virtual_memory().available
     pixels = run.height * run.width
     window = run.windows[0] * pixels * FLOAT_FRAME_BYTES
-    needed = window + (run.frames * pixels * FLOAT_FRAME_BYTES if setup.keeps_frames else 0)
+    required = window + (run.frames * pixels * FLOAT_FRAME_BYTES if setup.keeps_frames else 0)
     if window > free:
         problems.add(
             "window_frames",
             f"A window of {run.windows[0]} frames takes {window / GB:.1f} GB of memory, {free / GB:.1f} GB are free. "
             f"Take shorter windows, or a smaller size.",
         )
-    elif needed > free:
+    elif required > free:
         problems.add(
             "keep_frames",
-            f"{run.frames} frames take {needed / GB:.1f} GB of memory, {free / GB:.1f} GB are free. Turn keep_frames "
+            f"{run.frames} frames take {required / GB:.1f} GB of memory, {free / GB:.1f} GB are free. Turn keep_frames "
             f"off and take the video output.",
         )
     weights = 0 if run.footprint is None or host.device.type == "cpu" else run.footprint.weights_bytes
-    if weights + needed > free >= needed:
+    if weights + required > free >= required:
         problems.note(
             f"The weights ({weights / GB:.1f} GB) do not stay in the {free / GB:.1f} GB of memory that are free; what "
             f"is streamed is then read from the disk again and again. Smaller weights (GGUF or fp8) are faster."
         )
-    return replace(run, ram_bytes=needed + weights, free_ram_bytes=free)
+    return replace(run, ram_bytes=required + weights, free_ram_bytes=free)

@@ -55,17 +55,17 @@ class RunEstimate:
 
     def describe(self) -> str:
         """A line for each quantity."""
-        time_needed = "not measured on this machine yet" if self.seconds is None else f"about {readable(self.seconds)}"
-        kept = f"disk: up to {_gb(self.disk_bytes)} until the video is written" if self.disk_bytes else ""
-        placed = "" if self.placement is None else f"memory: {self.placement.describe()} of {_gb(self.free_bytes)} free"
+        duration = "not measured on this machine yet" if self.seconds is None else f"about {readable(self.seconds)}"
+        disk = f"disk: up to {_gb(self.disk_bytes)} until the video is written" if self.disk_bytes else ""
+        memory = "" if self.placement is None else f"memory: {self.placement.describe()} of {_gb(self.free_bytes)} free"
         lines = (
             f"windows: {len(self.windows)} of {self.windows[0]} frames for {self.frames} frames "
             f"({self.frames / 25:.1f} s) of {self.width}x{self.height}",
             f"forwards: at most {self.forwards}, {self.size.num_tokens} tokens each",
-            f"time: {time_needed}",
-            placed,
+            f"time: {duration}",
+            memory,
             f"RAM: about {_gb(self.ram_bytes)} of {_gb(self.free_ram_bytes)} free",
-            kept,
+            disk,
         )
         return "\n".join(filter(None, lines))
 
@@ -77,10 +77,10 @@ def count_forwards(spec: RunSpec) -> int:
 
 
 def estimate(spec: RunSpec) -> RunEstimate:
-    """What the plan and the sizes tell of a run whose size and length are known; memory and time are added later."""
+    """The figures that follow from the windows and their size; memory and time are added later."""
     windows = spec.windows
     size = spec.latent_size(windows[0])
-    made = sum(window.num_frames for window in windows)
+    computed = sum(window.num_frames for window in windows)
     motion = len(windows) * spec.windows_config.motion_frames
     run = RunEstimate(
         sum(window.keep.stop - window.keep.start for window in windows),
@@ -89,7 +89,7 @@ def estimate(spec: RunSpec) -> RunEstimate:
         count_forwards(spec),
         disk_bytes=0,
     )
-    return replace(run, disk_bytes=round((made * LOSSLESS_BYTES + motion * MOTION_BYTES) * run.height * run.width))
+    return replace(run, disk_bytes=round((computed * LOSSLESS_BYTES + motion * MOTION_BYTES) * run.height * run.width))
 
 
 def _gb(num_bytes: float) -> str:

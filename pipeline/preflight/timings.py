@@ -1,4 +1,4 @@
-"""How long runs took on this machine, in a small file, so that the next one's time can be told before it starts."""
+"""Durations of runs on this machine, in a small file, so that the next one's time can be told before it starts."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Timings:
     @contextmanager
     def measure(self, kind: str, num_tokens: int, num_forwards: int) -> Iterator[None]:
         """Measures the run inside, if it ends well. A file that cannot be written is told in the log alone."""
-        started = time.monotonic()
+        start = time.monotonic()
         yield
-        self._note(kind, num_tokens, (time.monotonic() - started) / num_forwards)
+        self._note(kind, num_tokens, (time.monotonic() - start) / num_forwards)
 
     def _note(self, kind: str, num_tokens: int, seconds: float) -> None:
         timings = self._read()
@@ -69,7 +69,7 @@ class Timings:
 
 
 def run_kind(device: torch.device, footprint: Footprint, options: AccelerationOptions, streams: bool) -> str:
-    """What runs are alike: the device, the network, what leaves forwards out or makes them faster, and streaming."""
+    """The name of runs that take alike per forward: of one device, network, cache, attention and streaming."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     network = f"{footprint.num_blocks} blocks of {footprint.width} ({footprint.block_bytes} bytes)"
     parts = [name, network, options.cache.value, options.attention.value]
