@@ -117,6 +117,8 @@ class MultiTalkPreflight(io.ComfyNode):
             inputs = RunInputs(num_places=len(places) or num_voices, audio_embeds=audio_embeds)
         if length is None or size is None:
             problems.note("Connect image and audio_1, or conditioning and audio_embeds, to see what the run takes.")
+        if audio_embeds is not None:
+            audio |= {"num_frames": 0, "fps": float(audio_embeds.fps)}
         widgets = {"num_frames": audio["num_frames"], "fps": audio["fps"], **sampler}
         config = problems.attempt("sampler", lambda: sampling_config(options, **widgets)) or GenerationConfig()
         spec = make_run_spec(config, model.recipe, size, length, num_voices, acceleration=options.acceleration)
@@ -156,9 +158,9 @@ def _with_encoders(files: ModelFiles, loaders: Mapping[str, Lazy | None], audio_
 def _speech(
     embeds: AudioEmbeds | None, voices: Mapping[str, dict], audio: Mapping[str, Any], problems: Problems
 ) -> tuple[int | None, int]:
-    """Frames of the video, 25 a second, None while nobody is heard, and the number of voices."""
+    """Frames of the video at its rate, None while nobody is heard, and the number of voices."""
     if embeds is not None:
-        return embeds.num_frames, embeds.num_speakers
+        return embeds.num_output_frames or embeds.num_frames, embeds.num_speakers
     if not voices:
         return None, 1
     speeches = problems.attempt("audio", speeches_of, voices, audio["start_times"])

@@ -329,10 +329,9 @@ class MultiTalkPipeline:
             config,
             self.model.recipe,
             (conditioning.height, conditioning.width),
-            audio_embeds.num_frames,
+            audio_embeds.num_output_frames or audio_embeds.num_frames,
             audio_embeds.num_speakers,
             audio_embeds.features.shape[1],
-            audio_embeds.num_output_frames,
             acceleration,
         )
 

@@ -14,9 +14,11 @@ LEVELS = {place: level for level, places in enumerate(FLOORS) for place in place
 def level_of(path):
     """The floor of a file, counted from the top; None for a package's own `__init__`."""
     name = path.relative_to(PACK).as_posix()
-    found = [level for place, level in LEVELS.items() if name == place or (place[-1] == "/" and name.startswith(place))]
-    assert found or path.name == "__init__.py", f"{name} stands on no floor"
-    return found[0] if found else None
+    levels = [
+        level for place, level in LEVELS.items() if name == place or (place[-1] == "/" and name.startswith(place))
+    ]
+    assert levels or path.name == "__init__.py", f"{name} stands on no floor"
+    return levels[0] if levels else None
 
 
 def imported(path):
@@ -47,9 +49,9 @@ def test_imports_run_down(path):
 
 def test_every_place_on_the_page_is_there():
     places = [place for floor in FLOORS for place in floor]
-    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|md))`", PAGE)
+    paths = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|md))`", PAGE)
     assert len(FLOORS) == 11 and [place for place in places if not (PACK / place).exists()] == []
-    assert [name for name in named if not any((PACK / root / name).exists() for root in ("", "pipeline"))] == []
+    assert [name for name in paths if not any((PACK / root / name).exists() for root in ("", "pipeline"))] == []
 
 
 def test_the_engine_has_never_heard_of_comfyui():
@@ -65,9 +67,9 @@ def test_the_engine_has_never_heard_of_comfyui():
 
 def test_the_registry_is_told_the_same_requirements_as_pip():
     tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
-    told = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    dependencies = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     lines = (PACK / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert told == [line for line in lines if line and not line.startswith("#")]
+    assert dependencies == [line for line in lines if line and not line.startswith("#")]
 
 
 def test_the_installed_package_has_every_folder_of_the_engine():

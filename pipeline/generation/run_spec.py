@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from ..acceleration.presets import AccelerationOptions, make_guidance, preset
-from ..audio.embeds import TAIL_FRAMES
+from ..audio.embeds import TAIL_FRAMES, num_model_frames
 from ..conditioning.reference_image import bucket, check_size
 from ..config import GenerationConfig, GuidanceConfig, Recipe, Resolution, WindowPlan
 from ..postprocess.apply import PostprocessConfig
@@ -124,7 +124,6 @@ def make_run_spec(
     num_frames: int | None,
     num_speakers: int = 1,
     num_features: int | None = None,
-    num_output_frames: int | None = None,
     acceleration: AccelerationOptions | None = None,
 ) -> RunSpec:
     """The run that a request makes of a model.
@@ -133,17 +132,18 @@ def make_run_spec(
         config: the choices; None in it takes the model's.
         recipe: the model.
         size: height and width of the video.
-        num_frames: the speech's, at 25 a second, where `config.num_frames` is 0.
+        num_frames: the speech's, at `config.fps`; it is the video's length where `config.num_frames` is 0.
         num_features: rows of audio features; None for audio that is encoded here, with its tail.
-        num_output_frames: the speech's at `config.fps`, where that is not 25 and its length is the video's.
         acceleration: single knobs in place of the preset.
     """
     row = RECIPES[recipe]
-    length = config.num_frames or num_frames
-    if config.first_look:
-        length = min(length or FIRST_LOOK_FRAMES, FIRST_LOOK_FRAMES)
-    if length != num_frames or num_output_frames is None:
-        num_output_frames = None if length is None else max(1, round(length * config.fps / FPS))
+    length, output_frames = config.num_frames or None, None if config.num_frames else num_frames
+    if output_frames is not None:
+        length = num_model_frames(output_frames, config.fps)
+    if config.first_look and (length is None or length > FIRST_LOOK_FRAMES):
+        length, output_frames = FIRST_LOOK_FRAMES, None
+    if output_frames is None and length is not None:
+        output_frames = max(1, round(length * config.fps / FPS))
     resolution = config.resolution if size is None else Resolution.of(*size)
     return RunSpec(
         recipe=recipe,
@@ -166,7 +166,7 @@ def make_run_spec(
         config=config,
         color_strength=_or(config.color_strength, row.color_strength),
         deflicker=_or(config.deflicker, row.deflicker),
-        num_output_frames=num_output_frames,
+        num_output_frames=output_frames,
     )
 
 

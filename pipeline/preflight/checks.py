@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..acceleration.presets import FEW_STEPS
 from ..audio.dialogue import Arrangement, Speech, Turn, plan_turns
-from ..audio.embeds import TAIL_FRAMES, AudioEmbeds, check_fps, num_frames_of, num_model_frames
+from ..audio.embeds import TAIL_FRAMES, AudioEmbeds, check_fps, num_frames_of
 from ..audio.waveform import check
 from ..conditioning.reference_image import check_size
 from ..conditioning.speakers import Place, speaker_masks
@@ -158,10 +158,10 @@ def check_masks(
 def check_voices(
     speeches: Sequence[Speech], arrangement: Arrangement, num_frames: int, fps: float, problems: Problems
 ) -> int | None:
-    """The frames, 25 a second, of a video with these voices; None where they are not known.
+    """The frames, at `fps`, of a video with these voices; None where they are not known.
 
     Args:
-        num_frames: that were asked for; 0 is as long as the voices.
+        num_frames: of the request, 25 a second; 0 is as long as the voices.
         fps: of the file.
     """
     if problems.attempt("", check_fps, fps) is None or not speeches:
@@ -181,7 +181,9 @@ def check_voices(
         problems.add("audio", "No speaker has a sound, so the video has no length. Give audio, or num_frames.")
         return None
     _note_lengths(turns, num_frames, problems)
-    return num_frames or num_model_frames(max(1, num_frames_of(max(voice.end_s for voice in turns), fps)), fps)
+    return max(
+        1, round(num_frames * fps / FPS) if num_frames else num_frames_of(max(voice.end_s for voice in turns), fps)
+    )
 
 
 def _note_voice(number: int, speech: Speech, problems: Problems) -> None:

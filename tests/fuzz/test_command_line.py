@@ -14,7 +14,7 @@ from multitalk_pack.pipeline.errors import ConfigError, Problems
 from multitalk_pack.pipeline.preflight.checks import describe
 from PIL import Image
 from support.command_line import check
-from support.fuzz import WATCH, fuzzed
+from support.fuzz import MONITOR, fuzzed
 
 OPTIONS = {option: action for action in _parser()._actions for option in action.option_strings[-1:]}
 NUMBERS = (
@@ -47,10 +47,10 @@ def folder(tmp_path_factory):
 def command_line(options, folder):
     """The options, those of a run that works first."""
     usual = {"--image": "portrait.png", "--audio": "voice.wav", "--base": "wan2.1_i2v_480p_tiny.safetensors"}
-    listed = [f"{option}={folder / name}" for option, name in usual.items()] + ["--num-frames=41", "--size=64x64"]
+    argv = [f"{option}={folder / name}" for option, name in usual.items()] + ["--num-frames=41", "--size=64x64"]
     for option, value in options:
-        listed.append(option if OPTIONS[option].nargs == 0 else f"{option}={value.replace('{0}', str(folder))}")
-    return listed
+        argv.append(option if OPTIONS[option].nargs == 0 else f"{option}={value.replace('{0}', str(folder))}")
+    return argv
 
 
 def report_on(arguments):
@@ -80,7 +80,7 @@ def report_on(arguments):
 @example(options=[("--box", "left")])
 @example(options=[("--audio", "{0}/voice.wav"), ("--size", "4096x4096")])
 def test_any_options(options, folder):
-    with WATCH.on() as watch:
+    with MONITOR.on() as monitor:
         text = report_on(command_line(options, folder))
-    assert not watch.ran and not [path for path in watch.changed if path.parts[1] != "dev"]
+    assert not monitor.ran and not [path for path in monitor.paths_written if path.parts[1] != "dev"]
     assert text is None or text.startswith(("This cannot run:\n- ", "Nothing was found"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from multitalk_pack.benchmarks.tiny_weights import write_tiny
 from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, arrange, mix_soundtrack, plan_turns
 from multitalk_pack.pipeline.audio.waveform import Sound, check, normalize_loudness, read, to_mono_16k
-from multitalk_pack.pipeline.conditioning.reference_image import bucket, check_size, fit, read_image, to_rgb
+from multitalk_pack.pipeline.conditioning.reference_image import BUCKETS, bucket, check_size, fit, read_image, to_rgb
 from multitalk_pack.pipeline.conditioning.speakers import Place, draw_places, speaker_masks
 from multitalk_pack.pipeline.config import Resolution
 from multitalk_pack.pipeline.errors import Problems
@@ -22,7 +22,7 @@ from multitalk_pack.pipeline.models.text_encoder import clean, split_prompts
 from multitalk_pack.pipeline.preflight.checks import check_masks, check_voices
 from multitalk_pack.pipeline.weights.build import load_text_encoder
 from PIL import Image
-from support.fuzz import fuzzed, works_or_says_why
+from support.fuzz import fuzzed, refuses_in_words
 
 FILLS = st.sampled_from([0.0, 1.0, -1.0, 0.3, 1e-8, 1e8, -1e30, 3e38, math.nan, math.inf, -math.inf])
 DTYPES = st.sampled_from(
@@ -55,7 +55,7 @@ SOUNDS = st.builds(
 STARTS = st.none() | st.floats(-1, 2) | st.sampled_from([math.nan, math.inf])
 
 
-def hear(sounds, starts, arrangement, num_frames, fps, path):
+def write_soundtrack(sounds, starts, arrangement, num_frames, fps, path):
     """All that is done with voices up to the encoder, and the sound in the file."""
     for sound in sounds:
         if sound is not None:
@@ -65,8 +65,8 @@ def hear(sounds, starts, arrangement, num_frames, fps, path):
     plan_turns(speeches, arrangement)
     for track in arrange(speeches, arrangement):
         assert track.ndim == 1 and track.isfinite().all()
-    heard = mix_soundtrack(speeches, arrangement, max(1, num_frames), 25)
-    with VideoWriter(path, 25, heard) as writer:
+    soundtrack = mix_soundtrack(speeches, arrangement, max(1, num_frames), 25)
+    with VideoWriter(path, 25, soundtrack) as writer:
         writer.add(torch.zeros(3, max(1, num_frames), 16, 16))
 
 
@@ -85,15 +85,17 @@ def test_voices_of_any_shape_rate_and_content(sounds, data, tmp_path):
     starts = [data.draw(STARTS) if data else None for _ in sounds]
     arrangement = data.draw(st.sampled_from(Arrangement)) if data else Arrangement.IN_TURN
     fps = data.draw(st.sampled_from([25, 24, 0, -1, 1e9, math.nan])) if data else 25
-    given = [sound for sound in sounds if sound is None or sound.samples.ndim != 2 or sound.rate_hz < 1 or small(sound)]
-    works_or_says_why(hear, given, starts[: len(given)], arrangement, len(given), fps, tmp_path / "v.mp4")
+    inputs = [
+        sound for sound in sounds if sound is None or sound.samples.ndim != 2 or sound.rate_hz < 1 or small(sound)
+    ]
+    refuses_in_words(write_soundtrack, inputs, starts[: len(inputs)], arrangement, len(inputs), fps, tmp_path / "v.mp4")
 
 
 @fuzzed
 @given(sound=SOUNDS)
 def test_one_sound_at_the_rate_of_the_encoder(sound):
     if sound.samples.ndim != 2 or sound.rate_hz < 1 or small(sound):
-        mono = works_or_says_why(to_mono_16k, sound)
+        mono = refuses_in_words(to_mono_16k, sound)
         if mono is not None:
             assert normalize_loudness(mono).shape == mono.shape
 
@@ -135,9 +137,9 @@ def test_files_with_bytes_changed_or_cut_off(kind, edits, data, containers, tmp_
         original[position : position + len(change)] = change
     path = tmp_path / f"f.{kind}"
     path.write_bytes(original[: data.draw(st.integers(0, len(original)))] if data.draw(st.booleans()) else original)
-    works_or_says_why(read, path)
-    works_or_says_why(read_image, path)
-    works_or_says_why(read_video, path)
+    refuses_in_words(read, path)
+    refuses_in_words(read_image, path)
+    refuses_in_words(read_video, path)
 
 
 def test_tags_in_another_encoding_do_not_matter(tmp_path):
@@ -156,16 +158,16 @@ def test_files_of_any_bytes(content, tmp_path):
     path = tmp_path / "f"
     path.write_bytes(content)
     for reader in (read, read_image, read_video):
-        works_or_says_why(reader, path)
+        refuses_in_words(reader, path)
 
 
 SIDES = st.integers(0, 40) | st.sampled_from([16, 64, 100])
 
 
-def see(image, size):
+def fit_picture(image, size):
     levels = to_rgb(image)
     assert levels.dtype == torch.uint8 and levels.shape[2] == 3
-    target = size or bucket(*levels.shape[:2], Resolution.P480)
+    target = size or bucket(*levels.shape[:2], BUCKETS[Resolution.P480])
     if target[0] * target[1] > 200**2:
         target = (64, 48)
     fitted = fit(levels, check_size(*target))
@@ -180,7 +182,7 @@ def see(image, size):
 @example(image=torch.ones(20, 20, 3, dtype=torch.int64), size=None)
 @example(image=torch.ones(16, 4000, 1), size=(32, 32))
 def test_pictures_of_any_shape_type_and_content(image, size):
-    works_or_says_why(see, image, size)
+    refuses_in_words(fit_picture, image, size)
 
 
 EDGES = st.floats(-20, 120) | st.sampled_from([math.nan, math.inf, -math.inf, 1e300, -1e300])
@@ -193,25 +195,25 @@ def places(draw):
     return draw(st.none() | tensors(st.lists(SIDES, max_size=3))), draw(st.none() | BOXES), draw(st.booleans())
 
 
-def tell_apart(given, image_hw, target):
-    made = [Place(*place) for place in given]
-    check_masks(made, image_hw, target, Problems())
-    masks = speaker_masks(made, image_hw, target)
-    assert masks.shape == (len(made) + 1, *target) and set(masks.unique().tolist()) <= {0.0, 1.0}
+def mask_places(inputs, image_hw, target):
+    places = [Place(*place) for place in inputs]
+    check_masks(places, image_hw, target, Problems())
+    masks = speaker_masks(places, image_hw, target)
+    assert masks.shape == (len(places) + 1, *target) and set(masks.unique().tolist()) <= {0.0, 1.0}
     assert draw_places(torch.zeros(*target, 3, dtype=torch.uint8), masks).shape == (*target, 3)
 
 
 @fuzzed
 @given(
-    given=st.lists(places(), min_size=1, max_size=9),
+    inputs=st.lists(places(), min_size=1, max_size=9),
     image_hw=st.tuples(st.integers(16, 90), st.integers(16, 90)),
     target=st.sampled_from([(32, 32), (16, 160), (64, 48)]),
 )
-@example(given=[(None, None, False)] * 9, image_hw=(16, 16), target=(32, 32))
-@example(given=[(None, (0.0, 0.0, 1e300, 1e300), False), (None, None, True)], image_hw=(20, 20), target=(32, 32))
-@example(given=[(torch.ones(20, 20, dtype=torch.complex64), None, False)] * 2, image_hw=(20, 20), target=(32, 32))
-def test_places_of_any_kind(given, image_hw, target):
-    works_or_says_why(tell_apart, given, image_hw, target)
+@example(inputs=[(None, None, False)] * 9, image_hw=(16, 16), target=(32, 32))
+@example(inputs=[(None, (0.0, 0.0, 1e300, 1e300), False), (None, None, True)], image_hw=(20, 20), target=(32, 32))
+@example(inputs=[(torch.ones(20, 20, dtype=torch.complex64), None, False)] * 2, image_hw=(20, 20), target=(32, 32))
+def test_places_of_any_kind(inputs, image_hw, target):
+    refuses_in_words(mask_places, inputs, image_hw, target)
 
 
 @pytest.fixture(scope="module")

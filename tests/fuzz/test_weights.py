@@ -17,7 +17,7 @@ from multitalk_pack.pipeline.weights import build, catalog
 from multitalk_pack.pipeline.weights.checkpoint import open_source
 from multitalk_pack.pipeline.weights.fit import WeightFiles, check_lora, check_weights
 from multitalk_pack.pipeline.weights.lora import LoraStack
-from support.fuzz import WATCH, fuzzed, works_or_says_why
+from support.fuzz import MONITOR, fuzzed, refuses_in_words
 
 CHECKS = (
     catalog.check_transformer,
@@ -95,13 +95,13 @@ def safetensors(header, body=bytes(4096)):
     return struct.pack("<Q", len(text)) + text + body
 
 
-def look_at(path):
+def check_file(path):
     """Everything that is done with a file before its weights are needed, and every tensor of it."""
     for check in CHECKS:
-        works_or_says_why(check, path)
-    source = works_or_says_why(open_source, path)
+        refuses_in_words(check, path)
+    source = refuses_in_words(open_source, path)
     for key in source.entries if source else ():
-        works_or_says_why(source.get, key)
+        refuses_in_words(source.get, key)
 
 
 @fuzzed
@@ -110,7 +110,7 @@ def look_at(path):
 def test_a_safetensors_header_of_any_content(header, tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(safetensors(header))
-    look_at(path)
+    check_file(path)
 
 
 @fuzzed
@@ -119,7 +119,7 @@ def test_a_safetensors_header_of_any_content(header, tmp_path):
 def test_a_safetensors_length_of_any_size(length, text, tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(struct.pack("<Q", length) + text)
-    look_at(path)
+    check_file(path)
 
 
 @fuzzed
@@ -128,7 +128,7 @@ def test_any_bytes_under_any_ending(start, rest, tmp_path):
     for ending in ("safetensors", "gguf", "pth"):
         path = tmp_path / f"w.{ending}"
         path.write_bytes(start + rest)
-        look_at(path)
+        check_file(path)
 
 
 def gguf(fields, tensors, version=3, counts=None, body=bytes(512)):
@@ -165,7 +165,7 @@ GGUF_TENSORS = st.tuples(
 def test_a_gguf_field_of_any_content(fields, tmp_path):
     path = tmp_path / "w.gguf"
     path.write_bytes(gguf(fields, [(b"conv2.weight", [2, 2], 0, 0)]))
-    look_at(path)
+    check_file(path)
 
 
 @fuzzed
@@ -180,7 +180,7 @@ def test_a_gguf_field_of_any_content(fields, tmp_path):
 def test_a_gguf_header_of_any_content(fields, tensors, version, counts, tmp_path):
     path = tmp_path / "w.gguf"
     path.write_bytes(gguf(fields, tensors, version, counts))
-    look_at(path)
+    check_file(path)
 
 
 def test_headers_nested_beyond_all_measure(tmp_path):
@@ -191,7 +191,7 @@ def test_headers_nested_beyond_all_measure(tmp_path):
         gguf([(b"x", 9, struct.pack("<IQ", 9, 1) * 20_000)], []),
     ):
         path.write_bytes(data)
-        look_at(path)
+        check_file(path)
 
 
 def cut_up(data, edits):
@@ -212,7 +212,7 @@ def test_a_whole_file_with_bytes_changed_in_its_header(part, edits, tiny, tmp_pa
     (length,) = struct.unpack("<Q", original[:8])
     path = tmp_path / "w.safetensors"
     path.write_bytes(original[:8] + cut_up(original[8 : 8 + length], edits) + original[8 + length :])
-    works_or_says_why(LOADERS[part], path)
+    refuses_in_words(LOADERS[part], path)
 
 
 @fuzzed
@@ -248,9 +248,9 @@ def load_and_fit(part, content, tiny, folder):
     path = folder / "w.safetensors"
     path.write_bytes(content)
     if part == "transformer":
-        works_or_says_why(build.load_transformer, path, tiny.adapter)
+        refuses_in_words(build.load_transformer, path, tiny.adapter)
     else:
-        works_or_says_why(LOADERS[part], path)
+        refuses_in_words(LOADERS[part], path)
     files = {"base": tiny.transformer, "adapter": tiny.adapter}
     files |= {"base": path} if part == "transformer" else {part: path}
     check_weights(WeightFiles(**files), torch.bfloat16, Problems())
@@ -321,9 +321,9 @@ def test_a_lora_of_any_layers_and_shapes(shapes, dtype, strength, network, tmp_p
     path = tmp_path / "w.safetensors"
     path.write_bytes(safetensors(header, bytes(end)))
     weights, model = network
-    works_or_says_why(check_lora, path, strength, weights)
+    refuses_in_words(check_lora, path, strength, weights)
     stack = LoraStack(model)
-    report = works_or_says_why(stack.add, path, strength)
+    report = refuses_in_words(stack.add, path, strength)
     if report:
         stack.remove(report)
 
@@ -331,11 +331,11 @@ def test_a_lora_of_any_layers_and_shapes(shapes, dtype, strength, network, tmp_p
 class Hostile:
     """Unpickled, it would call `function`."""
 
-    def __init__(self, function, *given):
-        self.function, self.given = function, given
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
 
     def __reduce__(self):
-        return self.function, self.given
+        return self.function, self.args
 
 
 TENSOR = torch.ones(2, 2)
@@ -357,7 +357,7 @@ STATES = st.recursive(
 def test_a_pytorch_file_of_any_content(state, is_old, tmp_path):
     path = tmp_path / "w.pth"
     torch.save(state, path, _use_new_zipfile_serialization=not is_old)
-    look_at(path)
+    check_file(path)
 
 
 @pytest.mark.parametrize("packed", [pickle.dumps, None])
@@ -372,9 +372,9 @@ def test_code_in_a_pytorch_file_does_not_run(function, packed, tmp_path):
         path.write_bytes(packed(hostile, protocol=2))
     else:
         torch.save(hostile, path)
-    with WATCH.on() as watch:
-        look_at(path)
-    assert not marker.exists() and not watch.ran
+    with MONITOR.on() as monitor:
+        check_file(path)
+    assert not marker.exists() and not monitor.ran
 
 
 @fuzzed
@@ -383,7 +383,7 @@ def test_a_pytorch_file_with_bytes_changed(data, tmp_path):
     path = tmp_path / "w.pth"
     torch.save({"conv2.weight": TENSOR}, path, _use_new_zipfile_serialization=data.draw(st.booleans()))
     path.write_bytes(cut_up(path.read_bytes(), data.draw(EDITS)))
-    look_at(path)
+    check_file(path)
 
 
 OUTSIDE = ("../secret.safetensors", "../../secret.safetensors", "{}/secret.safetensors", "a/../../secret.safetensors")
@@ -397,7 +397,7 @@ OUTSIDE = ("../secret.safetensors", "../../secret.safetensors", "{}/secret.safet
 def test_an_index_of_any_content(index, tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(json.dumps(index))
-    look_at(path)
+    check_file(path)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -406,9 +406,9 @@ def test_an_index_does_not_lead_out_of_its_folder(name, tmp_path):
     secret.write_bytes(safetensors({"conv2.weight": fitting([2], "F32", 0)}))
     folder.mkdir()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name.format(tmp_path)}}))
-    with WATCH.on() as watch:
-        look_at(folder)
-    assert secret not in watch.opened
+    with MONITOR.on() as monitor:
+        check_file(folder)
+    assert secret not in monitor.paths_read
 
 
 @fuzzed
@@ -423,4 +423,4 @@ def test_a_config_of_any_content_beside_the_weights(config, tiny, tmp_path):
         path.symlink_to(tiny.audio_encoder)
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / name).write_text(json.dumps(config))
-    works_or_says_why(build.load_audio_encoder, path)
+    refuses_in_words(build.load_audio_encoder, path)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support import pack
-from support.fuzz import WATCH, fuzzed
+from support.fuzz import MONITOR, fuzzed
 from support.workflow_files import inputs_of, small, write_inputs, write_models
 from support.workflow_runner import Rejected, Runner, check
 
@@ -45,7 +45,7 @@ class World:
         """Runs a workflow; what it opened and changed has to lie in ComfyUI's folders."""
         if len(self.runner.cache) > 200:
             self.runner.cache.clear()
-        with WATCH.on() as watch:
+        with MONITOR.on() as monitor:
             try:
                 check(prompt, self.nodes)
                 self.runner.run(prompt)
@@ -54,16 +54,16 @@ class World:
             except ValueError as error:
                 assert isinstance(error, self.ours) or "Put the file there" in str(error), repr(error)
                 assert str(error).strip().endswith((".", ")")), error
-        assert not watch.ran
-        assert self.base / SECRET not in watch.opened
-        assert [path for path in watch.opened if "passwd" in path.name] == []
-        written = {path for path in watch.changed if not allowed(path, self.work)}
-        assert not written, written
+        assert not monitor.ran
+        assert self.base / SECRET not in monitor.paths_read
+        assert [path for path in monitor.paths_read if "passwd" in path.name] == []
+        outside = {path for path in monitor.paths_written if not is_inside(path, self.work)}
+        assert not outside, outside
         assert {path.name for path in self.base.iterdir()} == {"comfyui", SECRET}
         assert {path.name for path in (self.base / "comfyui").iterdir()} == {"models", "work", "input"}
 
 
-def allowed(path, work):
+def is_inside(path, work):
     """ComfyUI's output, temp and user folders, and what Python itself keeps."""
     inside = any((work / name) in (path, *path.parents) for name in ("output", "temp", "user"))
     return inside or path == work or "__pycache__" in path.parts or Path("/dev") in path.parents
@@ -176,11 +176,11 @@ def test_a_path_in_a_loader_is_not_followed_even_where_the_list_is_not_checked(k
     load = inputs_of(prompt, "MultiTalkLoadModel")
     model = world.nodes["MultiTalkLoadModel"].execute(**load).args[0]
     for field in LOADERS[kind]:
-        given = dict(inputs_of(prompt, kind)) | {field: name}
-        given = {key: model if isinstance(value, list) else value for key, value in given.items()}
-        with WATCH.on() as watch, pytest.raises(ValueError, match="Put the file there"):
-            world.nodes[kind].execute(**given)
-        assert world.base / SECRET not in watch.opened and Path("/etc/passwd") not in watch.opened
+        inputs = dict(inputs_of(prompt, kind)) | {field: name}
+        inputs = {key: model if isinstance(value, list) else value for key, value in inputs.items()}
+        with MONITOR.on() as monitor, pytest.raises(ValueError, match="Put the file there"):
+            world.nodes[kind].execute(**inputs)
+        assert world.base / SECRET not in monitor.paths_read and Path("/etc/passwd") not in monitor.paths_read
 
 
 @st.composite

@@ -17,7 +17,7 @@ def tensors_read(monkeypatch):
     """Counts the tensors that are taken out of weights files, by name."""
     counter = Counter()
     for kind in (source.MappedFile, source.Loaded, source.Together):
-        monkeypatch.setattr(kind, "get", counted(kind.get, counter))
+        monkeypatch.setattr(kind, "get", count_and_call(kind.get, counter))
     return counter
 
 
@@ -27,7 +27,7 @@ def no_tensor_is_read(tensors_read):
     assert tensors_read.total() == 0
 
 
-def counted(get, counter):
+def count_and_call(get, counter):
     def get_and_count(source, key):
         counter[key] += 1
         return get(source, key)

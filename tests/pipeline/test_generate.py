@@ -50,7 +50,7 @@ def test_one_window_is_the_same_as_a_stream_that_needs_only_one(model):
 def test_guidance_with_all_scales_one_is_one_forward_a_step(model, monkeypatch):
     calls = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    monkeypatch.setattr(model, "forward", lambda *args: calls.append(args) or forward(*args))
     plain = run.config(steps=3, text_scale=1.0, audio_scale=1.0)
     frames_of(model, 9, config=plain)
     assert len(calls) == 3
@@ -83,11 +83,11 @@ def test_out_of_memory_streams_the_blocks_and_goes_on_from_the_same_step(model, 
     expected = frames_of(model, 9)
     forward, calls = model.forward, []
 
-    def fail_once(*given):
-        calls.append(given)
+    def fail_once(*args):
+        calls.append(args)
         if len(calls) == 4:
             raise torch.OutOfMemoryError("no room")
-        return forward(*given)
+        return forward(*args)
 
     monkeypatch.setattr(model, "forward", fail_once)
     assert torch.equal(frames_of(model, 9), expected)
@@ -98,37 +98,37 @@ def test_out_of_memory_streams_the_blocks_and_goes_on_from_the_same_step(model, 
 def test_cancelling_ends_within_one_forward_and_harms_no_later_run(model, monkeypatch):
     expected = frames_of(model, 9)
     forward, calls = model.forward, []
-    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    monkeypatch.setattr(model, "forward", lambda *args: calls.append(args) or forward(*args))
     host = run.RecordingHost(cancel_after=3)
     with pytest.raises(KeyboardInterrupt):
         frames_of(model, 9, host=host)
-    assert host.looked == 4 and len(calls) <= 3
+    assert host.cancel_checks == 4 and len(calls) <= 3
     assert torch.equal(frames_of(model, 9), expected)
 
 
 def test_a_still_reference_is_encoded_once_and_a_dubbed_video_for_every_window(model, monkeypatch):
-    still, looks = run.conditioning(model), []
+    still, references = run.conditioning(model), []
     video = dataclasses.replace(still, source=still.source.repeat(1, 30, 1, 1))
     encode = type(still.vae).encode_padded
 
-    def counted(vae, known, num_frames):
-        looks.extend([known] if known.shape[1] < num_frames else [])
-        return encode(vae, known, num_frames)
+    def count_and_encode(vae, frames, num_frames):
+        references.extend([frames] if frames.shape[1] < num_frames else [])
+        return encode(vae, frames, num_frames)
 
-    def frames(seen):
-        looks.clear()
-        windows = run.generate(model, run.audio(model, 21), seen, recipe=Recipe.INFINITETALK)
-        return torch.cat(list(windows), 1), len(looks)
+    def frames(conditioning):
+        references.clear()
+        windows = run.generate(model, run.audio(model, 21), conditioning, recipe=Recipe.INFINITETALK)
+        return torch.cat(list(windows), 1), len(references)
 
-    monkeypatch.setattr(type(still.vae), "encode_padded", counted)
+    monkeypatch.setattr(type(still.vae), "encode_padded", count_and_encode)
     (of_still, once), (of_video, often) = frames(still), frames(video)
     assert torch.equal(of_still, of_video) and (once, often) == (1, 4)
 
 
 def test_cancelling_ends_between_two_decoded_chunks(model, monkeypatch):
     host, chunks = run.RecordingHost(), []
-    seen = run.conditioning(model)
-    decode = type(seen.vae).decode
+    conditioning = run.conditioning(model)
+    decode = type(conditioning.vae).decode
 
     def cancelled(vae, latents):
         for chunk in decode(vae, latents):
@@ -136,7 +136,7 @@ def test_cancelling_ends_between_two_decoded_chunks(model, monkeypatch):
             chunks.append(chunk)
             yield chunk
 
-    monkeypatch.setattr(type(seen.vae), "decode", cancelled)
+    monkeypatch.setattr(type(conditioning.vae), "decode", cancelled)
     with pytest.raises(KeyboardInterrupt):
         frames_of(model, 9, host=host)
     assert len(chunks) == 1
@@ -145,17 +145,17 @@ def test_cancelling_ends_between_two_decoded_chunks(model, monkeypatch):
 def test_progress_never_goes_back_and_ends_at_one(model):
     host = run.RecordingHost()
     frames_of(model, 13, host=host)
-    fractions = [progress.fraction for progress in host.told]
+    fractions = [progress.fraction for progress in host.progress]
     assert fractions == sorted(fractions) and fractions[-1] == 1
-    assert {progress.num_windows for progress in host.told} == {2}
+    assert {progress.num_windows for progress in host.progress} == {2}
 
 
 def test_every_step_of_every_window_is_told_and_every_finished_window_shown(model):
     host = run.RecordingHost()
     frames = frames_of(model, 13, host=host, config=run.config(steps=3))
-    steps = [(progress.window, progress.step) for progress in host.told if progress.step]
+    steps = [(progress.window, progress.step) for progress in host.progress if progress.step]
     assert steps == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
-    first, second = host.shown
+    first, second = host.previews
     assert torch.equal(first, frames[:, :9]) and torch.equal(second[:, -4:], frames[:, 9:])
 
 
@@ -167,19 +167,19 @@ def test_bad_numbers_stop_the_run_with_a_cause(model):
 
 
 def test_what_does_not_fit_is_told_before_a_network_runs(model, monkeypatch):
-    monkeypatch.setattr(model, "forward", lambda *given: pytest.fail("a network ran"))
+    monkeypatch.setattr(model, "forward", lambda *args: pytest.fail("a network ran"))
     wrong = run.audio(model, 9)
     wrong = dataclasses.replace(wrong, features=wrong.features[..., :3])
     with pytest.raises(ConfigError, match="the audio weights take"):
         next(run.generate(model, wrong, run.conditioning(model)))
-    seen = run.conditioning(model)
+    conditioning = run.conditioning(model)
     long, wide = torch.zeros(model.config.text_len + 1, model.config.text_dim), torch.zeros(5, 3)
     for changes, message in (
-        ({"prompt_embeds": (*seen.prompt_embeds, long)}, "A prompt has .* tokens"),  # of the second window
+        ({"prompt_embeds": (*conditioning.prompt_embeds, long)}, "A prompt has .* tokens"),  # of the second window
         ({"negative_embeds": wide}, "The tokens of the prompt have 3 channels"),
         ({"image_embeds": wide}, "The tokens of the image have 3 channels"),
     ):
         with pytest.raises(ConfigError, match=message):
-            next(run.generate(model, run.audio(model, 13), dataclasses.replace(seen, **changes)))
+            next(run.generate(model, run.audio(model, 13), dataclasses.replace(conditioning, **changes)))
     with pytest.raises(ConfigError, match="2 voices need as many places"):
         next(run.generate(model, run.audio(model, 9, 2), run.conditioning(model)))

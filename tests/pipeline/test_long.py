@@ -1,8 +1,8 @@
 """Videos of any length: as many frames as the sound lasts, each at its time, in memory that does not grow."""
 
-import dataclasses
 import wave
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -11,10 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from multitalk_pack.benchmarks.tiny_weights import TinySizes, write_tiny
-from multitalk_pack.pipeline import generate
-from multitalk_pack.pipeline import request as requests
-from multitalk_pack.pipeline.config import GenerationConfig, GuidanceConfig, SamplingConfig, WindowConfig
-from multitalk_pack.pipeline.request import Files, Request
+from multitalk_pack.pipeline import MultiTalkPipeline, generate
 from multitalk_pack.pipeline.shapes import FPS, VAE_STRIDE_SPACE
 from PIL import Image
 from support.run import RecordingHost
@@ -26,23 +23,32 @@ BLOCKS = torch.arange(HEIGHT * WIDTH // VAE_STRIDE_SPACE**2).view(-1, WIDTH // V
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    """A request without a voice, in one step of one pass."""
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
-    tiny = write_tiny(folder / "weights", sizes=SIZES)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "portrait.png")
-    return Request(
-        image=folder / "portrait.png",
-        audio=(folder / "voice.wav",),
-        files=Files(tiny.transformer, tiny.vae, tiny.text_encoder, tiny.image_encoder, tiny.audio_encoder,
-                    tiny.adapter),
-        output=folder / "out.mp4",
-        size=(HEIGHT, WIDTH),
-        config=GenerationConfig(
-            num_frames=0, allow_long=True, sampling=SamplingConfig(steps=1), guidance=GuidanceConfig(1.0, 1.0)
-        ),
+    return folder
+
+
+@pytest.fixture(scope="module")
+def render(folder):
+    """Writes the video of the voice in the folder, in one step of one pass."""
+    tiny = write_tiny(folder / "weights", sizes=SIZES)
+    pipeline = MultiTalkPipeline.from_files(
+        base=tiny.transformer, adapter=tiny.adapter, vae=tiny.vae, text_encoder=tiny.text_encoder,
+        image_encoder=tiny.image_encoder, audio_encoder=tiny.audio_encoder, host=RecordingHost(),
     )  # fmt: skip
+    usual = {
+        "size": (HEIGHT, WIDTH),
+        "steps": 1,
+        "text_scale": 1.0,
+        "audio_scale": 1.0,
+        "color_strength": 0.0,
+        "deflicker": 0.0,
+    }
+    return lambda **options: pipeline.render(
+        folder / "out.mp4", folder / "portrait.png", folder / "voice.wav", **usual, **options
+    )
 
 
 def speak(path, num_samples):
@@ -55,15 +61,34 @@ def speak(path, num_samples):
         file.writeframes(samples.astype("<i2").tobytes())
 
 
-def numbered(run, transformer, window, motion):
-    """Stands in for sampler and VAE: each frame shows the number that the plan gives it, a bit in each block."""
-    numbers = torch.arange(window.start, window.start + window.num_frames)
+class NumberingCoders:
+    """Stands in for the VAE: each frame shows the number that its window gives it, a bit in each block."""
+
+    def __init__(self, *_):
+        self.window = None
+
+    def run(self, work, *args):
+        if work is generate._decode:
+            return frames_of(self.window)
+        self.window, motion_frames = args[:2]
+        if self.window.index:
+            last = frames_of(self.window)[:, : self.window.overlap]
+            assert torch.equal(motion_frames, last), "a window goes on from the last frames made"
+        return SimpleNamespace(anchor=None)
+
+
+def frames_of(window):
+    numbers = 1 + torch.arange(window.start, window.start + window.num_frames)  # a frame is never all black
     bits = (numbers.view(-1, 1, 1) >> BLOCKS) & 1
     side = VAE_STRIDE_SPACE
-    frames = (2.0 * bits - 1).repeat_interleave(side, 1).repeat_interleave(side, 2).expand(3, -1, -1, -1)
-    if window.index:
-        assert torch.equal(motion, frames[:, : window.overlap]), "a window goes on from the last frames made"
-    return frames
+    return (2.0 * bits - 1).repeat_interleave(side, 1).repeat_interleave(side, 2).expand(3, -1, -1, -1)
+
+
+def show_numbers(monkeypatch):
+    """Windows whose frames show their numbers, without a forward of the network."""
+    monkeypatch.setattr(generate, "Coders", NumberingCoders)
+    monkeypatch.setattr(generate, "prepare_passes", lambda *_: None)
+    monkeypatch.setattr(generate, "denoise", lambda forwards, latents, *_: latents)
 
 
 def numbers_in(container):
@@ -73,7 +98,7 @@ def numbers_in(container):
         plane = frame.planes[0]
         luma = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:HEIGHT, :WIDTH]
         bits = luma[middle::VAE_STRIDE_SPACE, middle::VAE_STRIDE_SPACE] > 128
-        yield int((bits.astype(np.int64) << BLOCKS.numpy()).sum())
+        yield int((bits.astype(np.int64) << BLOCKS.numpy()).sum()) - 1
 
 
 def ends_s(container):
@@ -84,37 +109,37 @@ def ends_s(container):
 
 def check_length(path, duration_s, fps):
     """As many frames as the duration has, the sound within one of them; returns how many."""
-    wanted = max(1, round(duration_s * fps))
+    count = max(1, round(duration_s * fps))
     with av.open(str(path)) as container:
-        assert (container.streams.video[0].frames, container.streams.video[0].average_rate) == (wanted, fps)
+        assert (container.streams.video[0].frames, container.streams.video[0].average_rate) == (count, fps)
         picture_s, sound_s = ends_s(container)
-    assert abs(picture_s - wanted / fps) < Fraction(1, 1000)
+    assert abs(picture_s - count / fps) < Fraction(1, 1000)
     assert abs(sound_s - picture_s) < 1 / fps
-    return wanted
+    return count
 
 
-def check_times(path, wanted, fps):
-    """Each of `wanted` frames shows what the model made for the middle of its time."""
+def check_times(path, count, fps):
+    """Each of `count` frames shows what the model made for the middle of its time."""
     with av.open(str(path)) as container:
-        shown = list(numbers_in(container))
-    assert shown == [int((frame + Fraction(1, 2)) * FPS / fps) for frame in range(wanted)]
+        numbers = list(numbers_in(container))
+    assert numbers == [int((frame + Fraction(1, 2)) * FPS / fps) for frame in range(count)]
 
 
 @pytest.mark.parametrize("fps", [16, 24, 25, 30])
 @pytest.mark.parametrize("duration_s", ["0.2", "1", "3.24", "3.25"])
-def test_a_sampled_video_has_the_frames_of_its_sound(asked, duration_s, fps):
+def test_a_sampled_video_has_the_frames_of_its_sound(folder, render, duration_s, fps):
     duration_s = Fraction(duration_s)
-    speak(asked.audio[0], int(duration_s * RATE_HZ))
-    check_length(requests.run(dataclasses.replace(asked, fps=fps), RecordingHost()), duration_s, Fraction(fps))
+    speak(folder / "voice.wav", int(duration_s * RATE_HZ))
+    check_length(render(fps=fps), duration_s, Fraction(fps))
 
 
 @pytest.mark.parametrize("fps", [16, 24, 25, 30])
 @pytest.mark.parametrize("duration_s", ["10", "59.97", "600"])
-def test_a_long_video_shows_every_frame_at_its_time(asked, duration_s, fps, monkeypatch):
-    monkeypatch.setattr(generate, "generate_window", numbered)
+def test_a_long_video_shows_every_frame_at_its_time(folder, render, duration_s, fps, monkeypatch):
+    show_numbers(monkeypatch)
     duration_s, fps = Fraction(duration_s), Fraction(fps)
-    speak(asked.audio[0], int(duration_s * RATE_HZ))
-    video = requests.run(dataclasses.replace(asked, fps=fps), RecordingHost())
+    speak(folder / "voice.wav", int(duration_s * RATE_HZ))
+    video = render(fps=fps)
     check_times(video, check_length(video, duration_s, fps), fps)
 
 
@@ -124,11 +149,9 @@ def test_a_long_video_shows_every_frame_at_its_time(asked, duration_s, fps, monk
     fps=st.fractions(8, 60, max_denominator=1001),
     sizes=st.tuples(st.integers(2, 24), st.integers(0, 23)).filter(lambda sizes: sizes[1] < sizes[0]),
 )
-def test_any_length_in_any_windows_at_any_rate_is_met(asked, monkeypatch, num_samples, fps, sizes):
-    windows = WindowConfig(num_frames=4 * sizes[0] + 1, motion_frames=4 * sizes[1] + 1)
-    speak(asked.audio[0], num_samples)
+def test_any_length_in_any_windows_at_any_rate_is_met(folder, render, monkeypatch, num_samples, fps, sizes):
+    speak(folder / "voice.wav", num_samples)
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "generate_window", numbered)
-        config = dataclasses.replace(asked.config, windows=windows)
-        video = requests.run(dataclasses.replace(asked, config=config, fps=fps), RecordingHost())
+        show_numbers(patch)
+        video = render(fps=fps, window_frames=4 * sizes[0] + 1, motion_frames=4 * sizes[1] + 1)
     check_times(video, check_length(video, Fraction(num_samples, RATE_HZ), fps), fps)

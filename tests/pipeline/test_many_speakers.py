@@ -28,8 +28,8 @@ def test_each_voice_and_each_place_matters(num_speakers, caplog):
     for speaker in range(num_speakers):
         features = audio.features.clone()
         features[speaker] += 1
-        changed = frames_of(model, dataclasses.replace(audio, features=features), places)
-        assert not torch.allclose(changed, frames, atol=1e-3)
+        other = frames_of(model, dataclasses.replace(audio, features=features), places)
+        assert not torch.allclose(other, frames, atol=1e-3)
     for first, second in itertools.combinations(range(num_speakers), 2):
         swapped = list(places)
         swapped[first], swapped[second] = swapped[second], swapped[first]

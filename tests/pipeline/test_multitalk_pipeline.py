@@ -158,7 +158,7 @@ def test_words_that_are_no_choice_are_refused_with_all_else(request_of):
         Request.of(**request_of(acceleration="fast", steps=0))
 
 
-KILLED = """
+KILL_SCRIPT = """
 import sys; sys.path.insert(0, {tests!r}); import conftest
 import os, pickle, signal
 from multitalk_pack.pipeline import MultiTalkPipeline
@@ -174,10 +174,10 @@ MultiTalkPipeline.of(files, host=RecordingHost()).render(**request)
 """
 
 
-def counted(monkeypatch):
+def count_windows(monkeypatch):
     """A list that grows by one with each window that is sampled."""
     windows, denoise = [], engine.denoise
-    monkeypatch.setattr(engine, "denoise", lambda *given: windows.append(given) or denoise(*given))
+    monkeypatch.setattr(engine, "denoise", lambda *args: windows.append(args) or denoise(*args))
     return windows
 
 
@@ -186,30 +186,30 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(talk, request_of, tmp_pa
         return request_of(resume_folder=tmp_path / name, output=tmp_path / f"{name}.mp4")
 
     tests = str(PACK / "tests")
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED.format(tests=tests)],
+    process = subprocess.run(
+        [sys.executable, "-c", KILL_SCRIPT.format(tests=tests)],
         env={**os.environ, "PYTHONPATH": tests, "OMP_WAIT_POLICY": "passive"},
         input=pickle.dumps((talk.files, in_folder("killed"))),
         capture_output=True,
     )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     assert len(list((tmp_path / "killed").glob("*/*.safetensors"))) == 1
     whole = talk.render(**in_folder("whole")).read_bytes()
-    windows = counted(monkeypatch)
+    windows = count_windows(monkeypatch)
     assert talk.render(**in_folder("killed")).read_bytes() == whole
     assert len(windows) == 1, "only the window that was missing"
     assert not list((tmp_path / "killed").glob("*/*")), "the video is written, the windows are gone"
 
 
 def test_restart_makes_every_window_again(video_of, tmp_path, monkeypatch):
-    kept, windows = {"resume_folder": tmp_path / "runs"}, counted(monkeypatch)
+    resume, windows = {"resume_folder": tmp_path / "runs"}, count_windows(monkeypatch)
     with monkeypatch.context() as unfinished:
         unfinished.setattr("multitalk_pack.pipeline.generation.store.WindowStore.discard", lambda self: None)
-        video_of(**kept)
+        video_of(**resume)
         assert len(windows) == 2
-        video_of(**kept)
+        video_of(**resume)
         assert len(windows) == 2, "all windows were there"
-    video_of(**kept, restart=True)
+    video_of(**resume, restart=True)
     assert len(windows) == 4
 
 
@@ -273,10 +273,10 @@ def test_encoders_are_dropped_before_the_transformer_is_read(talk, request_of, t
     load = build.load_transformer
     left = []
 
-    def count_and_load(*given, **named):
+    def count_and_load(*args, **kwargs):
         gc.collect()
         left.extend(encoder for encoder in encoders if encoder() is not None)
-        return load(*given, **named)
+        return load(*args, **kwargs)
 
     monkeypatch.setattr(build, "load_transformer", count_and_load)
     fresh = MultiTalkPipeline.of(talk.files, host=RecordingHost())

@@ -2,7 +2,7 @@
 
 from multitalk_pack.pipeline.media.video import VideoWriter
 from support import run
-from support.peak import LiveTensors, linux_only, told_by
+from support.peak import LiveTensors, linux_only, run_script
 
 LONG_VIDEO = """
 import dataclasses, torch
@@ -29,7 +29,7 @@ print(json.dumps(peaks))
 
 @linux_only
 def test_three_thousand_frames_take_the_memory_of_three_windows(tmp_path):
-    peaks = told_by(LONG_VIDEO, 3000, tmp_path)
+    peaks = run_script(LONG_VIDEO, 3000, tmp_path)
     assert len(peaks) == 42
     assert peaks[-1] < 1.05 * peaks[2]
 

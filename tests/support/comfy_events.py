@@ -29,7 +29,7 @@ class Events:
     """Everything the server says to the client `CLIENT` from now on."""
 
     def __init__(self, port: int):
-        self.heard: list[Event] = []
+        self.events: list[Event] = []
         self._socket = socket.create_connection(("127.0.0.1", port), 10)
         key = base64.b64encode(secrets.token_bytes(16)).decode()
         request = f"GET /ws?clientId={CLIENT} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
@@ -41,7 +41,7 @@ class Events:
         self._socket.settimeout(None)
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def wait(self, wanted: Callable[[Event], bool], timeout_s: float = 120) -> Event:
+    def wait(self, condition: Callable[[Event], bool], timeout_s: float = 120) -> Event:
         """The first event that is wanted.
 
         Raises:
@@ -49,15 +49,15 @@ class Events:
         """
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
-            for event in list(self.heard):
-                if wanted(event):
+            for event in list(self.events):
+                if condition(event):
                     return event
             time.sleep(0.005)
-        raise TimeoutError(f"not among {[event.kind for event in self.heard]}")
+        raise TimeoutError(f"not among {[event.kind for event in self.events]}")
 
     def of(self, kind: str) -> list[Event]:
         """All events of a type so far."""
-        return [event for event in list(self.heard) if event.kind == kind]
+        return [event for event in list(self.events) if event.kind == kind]
 
     def close(self) -> None:
         """Hangs up."""
@@ -77,6 +77,6 @@ class Events:
             payload = self._stream.read(size)
             if opcode == 1:
                 message = json.loads(payload)
-                self.heard.append(Event(message["type"], message["data"]))
+                self.events.append(Event(message["type"], message["data"]))
             elif opcode == 2 and struct.unpack(">I", payload[:4])[0] == PREVIEW:
-                self.heard.append(Event("preview", payload[8:]))  # four more name the format
+                self.events.append(Event("preview", payload[8:]))  # four more name the format

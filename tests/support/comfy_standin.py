@@ -18,10 +18,10 @@ WIDGET = COMMON | {"default", "socketless", "widget_type", "force_input"}
 class Socket:
     """An input or an output of a node."""
 
-    allowed: frozenset = COMMON
+    options_of_type: frozenset = COMMON
 
-    def __init__(self, io_type: str, id: str | None, allowed: frozenset, options: dict[str, Any]):
-        unknown = set(options) - allowed
+    def __init__(self, io_type: str, id: str | None, options_of_type: frozenset, options: dict[str, Any]):
+        unknown = set(options) - options_of_type
         if unknown:
             raise TypeError(f"{io_type}.Input.__init__() got an unexpected keyword argument {sorted(unknown)[0]!r}")
         self.io_type, self.id, self.options = io_type, id, options
@@ -42,11 +42,11 @@ class WidgetInput(Socket):
 
 def kind(io_type: str, extra: frozenset = frozenset(), widget: bool = False) -> type:
     """A type with the `Input` and `Output` of comfy_api."""
-    allowed = (WIDGET if widget else COMMON) | extra
+    options_of_type = (WIDGET if widget else COMMON) | extra
 
     class Input(WidgetInput if widget else Socket):
         def __init__(self, id: str, **options: Any):
-            super().__init__(io_type, id, allowed, options)
+            super().__init__(io_type, id, options_of_type, options)
 
     class Output(Socket):
         def __init__(self, id: str | None = None, **options: Any):

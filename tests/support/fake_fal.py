@@ -30,7 +30,7 @@ SERVICES = {
     "api.fal.ai": "platform",
 }
 PLAIN_SERVICES = {"queue", "rest", "cdn", "platform"}
-DONE = {"status": "COMPLETED", "logs": None, "metrics": {"inference_time": 1.0}}
+COMPLETED = {"status": "COMPLETED", "logs": None, "metrics": {"inference_time": 1.0}}
 
 
 @dataclass
@@ -82,13 +82,13 @@ class RemoteJob:
 
     @property
     def app(self) -> str:
-        """What its addresses begin with; fal knows the job nowhere else."""
+        """The start of its addresses; fal knows the job nowhere else."""
         return "/".join(self.endpoint.split("/")[:2])
 
 
 @dataclass
 class Reply:
-    """What a route answers."""
+    """An answer of a route."""
 
     status: int = 200
     body: bytes = b""
@@ -114,14 +114,14 @@ class FakeFal:
         self.key = KEY
         self.new_id: Callable[[], str] = lambda: str(uuid.uuid4())
         self.submit_extra: dict = {}
-        self.script: list[dict] = [DONE]
+        self.script: list[dict] = [COMPLETED]
         self.result: dict = {"video": {"url": "https://v3.fal.media/files/out/result.mp4"}, "seed": 42}
         self.result_reply: Reply | None = None
         self.units = "7.25"
         self.video_headers = {"Content-Type": "application/octet-stream"}
         self.redirects: dict[str, str] = {}
         self.on_cancel = "removed"
-        self.listed = True
+        self.is_in_listing = True
         self.open_connections = 0
         self.lock = threading.Lock()
         self.withheld = 0  # answers that a fault keeps back at this moment
@@ -187,11 +187,11 @@ class FakeFal:
             return _json({"detail": "Cannot access application: bad key"}, 401)
         if call.method == "POST":
             return self._submit(call)
-        found = re.fullmatch(r"/([^/]+/[^/]+)/requests/([^/]+)(/status|/cancel)?", urlsplit(call.path).path)
-        job = self.jobs.get(unquote(found[2])) if found else None
-        if job is None or job.app != found[1] or (job.cancelled and self.on_cancel == "removed"):
+        match = re.fullmatch(r"/([^/]+/[^/]+)/requests/([^/]+)(/status|/cancel)?", urlsplit(call.path).path)
+        job = self.jobs.get(unquote(match[2])) if match else None
+        if job is None or job.app != match[1] or (job.cancelled and self.on_cancel == "removed"):
             return _json({"detail": "Request not found", "status": "NOT_FOUND"}, 404)
-        route = {None: self._result, "/status": self._status, "/cancel": self._cancel}[found[3]]
+        route = {None: self._result, "/status": self._status, "/cancel": self._cancel}[match[3]]
         return route(job, call)
 
     def _submit(self, call: Call) -> Reply:
@@ -206,7 +206,7 @@ class FakeFal:
 
     def _status(self, job: RemoteJob, call: Call) -> Reply:
         if job.cancelled and self.on_cancel == "failed":
-            return _json({**DONE, "error": "Request was cancelled", "error_type": "request_cancelled"})
+            return _json({**COMPLETED, "error": "Request was cancelled", "error_type": "request_cancelled"})
         body = dict(self.script[min(job.polls, len(self.script) - 1)])
         job.polls += 1
         if "logs" in body and parse_qs(urlsplit(call.path).query).get("logs", ["0"])[0] not in ("1", "true"):
@@ -252,7 +252,7 @@ class FakeFal:
         query = parse_qs(urlsplit(call.path).query)
         if call.headers.get("authorization") != f"Key {self.key}" or "by-endpoint" not in call.path:
             return Reply(401)
-        jobs = [job for job in self.jobs.values() if self.listed and job.endpoint == query["endpoint_id"][0]]
+        jobs = [job for job in self.jobs.values() if self.is_in_listing and job.endpoint == query["endpoint_id"][0]]
         items = [{"request_id": job.request_id, "json_input": job.arguments, "sent_at": job.sent_at} for job in jobs]
         return _json({"items": items, "has_more": False, "next_cursor": None})
 

@@ -29,10 +29,10 @@ fuzzed = settings(
 )
 
 
-def works_or_says_why(call: Callable[..., T], *given: Any, **named: Any) -> T | None:
-    """What `call` gives; None where it raises one of our errors, in whole sentences. Any other error is a failure."""
+def refuses_in_words(call: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+    """The result of `call`; None where it raises one of our errors, in whole sentences. Other errors fail the test."""
     try:
-        return call(*given, **named)
+        return call(*args, **kwargs)
     except MultiTalkError as error:
         text = str(error)
         assert text[:1].strip() and text.rstrip().endswith((".", ")")), text
@@ -40,42 +40,42 @@ def works_or_says_why(call: Callable[..., T], *given: Any, **named: Any) -> T | 
 
 
 class JobMonitor:
-    """What Python does to files while somebody watches: the paths that were opened, and those that were changed."""
+    """A record of what Python does to files: the paths that it reads, and those that it writes."""
 
     def __init__(self):
-        self.opened: set[Path] = set()
-        self.changed: set[Path] = set()
+        self.paths_read: set[Path] = set()
+        self.paths_written: set[Path] = set()
         self.ran: list[str] = []
         self._is_on = False
-        sys.addaudithook(self._hear)  # for good: there is no way to take one off
+        sys.addaudithook(self._audit)  # for good: there is no way to take one off
 
     @contextmanager
     def on(self):
         """Forgets what was, and watches what happens inside."""
-        self.opened, self.changed, self.ran, self._is_on = set(), set(), [], True
+        self.paths_read, self.paths_written, self.ran, self._is_on = set(), set(), [], True
         try:
             yield self
         finally:
             self._is_on = False
 
-    def _hear(self, event: str, given: tuple) -> None:
+    def _audit(self, event: str, args: tuple) -> None:
         if not self._is_on:
             return
-        if event == "open" and isinstance(given[0], str | bytes | os.PathLike):
-            is_write = bool((given[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-            (self.changed if is_write else self.opened).add(_absolute(given[0]))
-        elif event in ("os.remove", "os.rmdir") and given[1] != -1:
+        if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
+            is_write = bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+            (self.paths_written if is_write else self.paths_read).add(_absolute(args[0]))
+        elif event in ("os.remove", "os.rmdir") and args[1] != -1:
             pass  # a name inside an open folder, for which `shutil.rmtree` was told before
         elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"):
-            self.changed.add(_absolute(given[0]))
+            self.paths_written.add(_absolute(args[0]))
         elif event in ("os.rename", "os.link", "os.symlink", "shutil.copyfile", "shutil.move"):
-            self.changed.update((_absolute(given[0]), _absolute(given[1])))
+            self.paths_written.update((_absolute(args[0]), _absolute(args[1])))
         elif event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen"):
-            self.ran.append(f"{event} {given}")
+            self.ran.append(f"{event} {args}")
 
 
 def _absolute(path: Any) -> Path:
     return Path(os.path.abspath(os.fsdecode(path)))
 
 
-WATCH = JobMonitor()
+MONITOR = JobMonitor()

@@ -1,4 +1,4 @@
-"""How much memory work takes at its fullest, told by a process of its own where nothing else has left its mark."""
+"""Peak memory of work, measured in a process of its own where nothing else has left its mark."""
 
 import json
 import os
@@ -20,13 +20,13 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": f"{1 << 20}", "MALLOC_TRIM_THRESHOLD_": f
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self")
 
 
-def told_by(script: str, *given: object) -> list | float:
-    """What `script` prints as JSON in its last line; it finds `given` in `sys.argv`, and the tests' own helpers."""
-    command = [sys.executable, "-c", f"import conftest, json, sys\n{script}", *map(str, given)]
+def run_script(script: str, *args: object) -> list | float:
+    """The JSON in the last line that `script` prints; it finds `given` in `sys.argv`, and the tests' own helpers."""
+    command = [sys.executable, "-c", f"import conftest, json, sys\n{script}", *map(str, args)]
     environment = {**os.environ, **ALLOCATOR, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 class LiveTensors(TorchDispatchMode):
@@ -35,25 +35,25 @@ class LiveTensors(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.live = self.peak = 0
-        self._seen: set[int] = set()
+        self._storages: set[int] = set()
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        given = {self._name(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
-        made = operation(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and self._name(tensor) not in given | self._seen:
+        args = {self._name(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and self._name(tensor) not in args | self._storages:
                 self._count(tensor.untyped_storage())
-        return made
+        return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         name, size = storage._cdata, storage.nbytes()
-        self._seen.add(name)
+        self._storages.add(name)
         self.live += size
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._forget, name, size)
 
     def _forget(self, name: int, size: int) -> None:
-        self._seen.discard(name)
+        self._storages.discard(name)
         self.live -= size
 
     @staticmethod

@@ -64,7 +64,7 @@ def remote_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == THREAD_NAME]
 
 
-def generate_watched(request: payload.RemoteRequest, context: RemoteContext, host: Host) -> RemoteVideo:
+def generate_with_host(request: payload.RemoteRequest, context: RemoteContext, host: Host) -> RemoteVideo:
     """The video of a request; `host` is told of it as a node is, and leaving this early stops the job."""
     job = generate.start(request, context)
     try:

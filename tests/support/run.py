@@ -29,18 +29,18 @@ class RecordingHost(TorchHost):
 
     def __init__(self, cancel_after: int | None = None):
         super().__init__("cpu")
-        self.told: list[Progress] = []
-        self.shown: list[Tensor] = []
-        self.looked = 0
+        self.progress: list[Progress] = []
+        self.previews: list[Tensor] = []
+        self.cancel_checks = 0
         self.cancel_after = cancel_after
 
     def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
-        self.told.append(progress)
-        self.shown += [] if frames is None else [frames]
+        self.progress.append(progress)
+        self.previews += [] if frames is None else [frames]
 
     def check_cancelled(self) -> None:
-        self.looked += 1
-        if self.cancel_after is not None and self.looked > self.cancel_after:
+        self.cancel_checks += 1
+        if self.cancel_after is not None and self.cancel_checks > self.cancel_after:
             raise KeyboardInterrupt
 
 

@@ -33,11 +33,11 @@ def adapter_state() -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def velocity(model: MultiTalkTransformer) -> Tensor:
-    """What the transformer says of fixed random inputs; every weight has a part in it."""
+    """The transformer's velocity for fixed random inputs; every weight has a part in it."""
     generator = torch.Generator().manual_seed(3)
     size = LatentSize(2, 4, 4)
     condition, image, prompt = ((20, *size.shape[1:]), (257, model.config.image_dim), (7, model.config.text_dim))
     window = model.prepare_window(size, *(torch.randn(shape, generator=generator) for shape in (condition, image)))
     audio = torch.randn(1, 5, model.config.audio_window, *model.config.audio_features, generator=generator)
-    heard = model.prepare_pass(window, torch.randn(prompt, generator=generator), audio)
-    return model(torch.randn(size.shape, generator=generator), 700.0, heard)
+    pass_inputs = model.prepare_pass(window, torch.randn(prompt, generator=generator), audio)
+    return model(torch.randn(size.shape, generator=generator), 700.0, pass_inputs)

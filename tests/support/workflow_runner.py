@@ -16,7 +16,7 @@ from .pack import describe
 
 
 class Rejected(ValueError):
-    """What ComfyUI answers with HTTP 400."""
+    """ComfyUI's answer with HTTP 400."""
 
 
 CONVERSIONS = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}  # what ComfyUI does to a widget's value
@@ -36,7 +36,7 @@ def check(prompt: dict[str, Any], nodes: dict[str, type]) -> None:
                 raise Rejected(f"{number} {kind}: required_input_missing {CORE_INPUTS[kind]}")
             for name, value in entry["inputs"].items():
                 if isinstance(value, list):
-                    _sent(f"{number} {kind}.{name}", value, prompt, nodes)
+                    _link_type(f"{number} {kind}.{name}", value, prompt, nodes)
             continue
         if kind not in nodes:
             raise Rejected(f"{number}: no node {kind}")
@@ -53,9 +53,9 @@ def check(prompt: dict[str, Any], nodes: dict[str, type]) -> None:
 
 def _check_value(where: str, value: Any, socket: Any, prompt: dict[str, Any], nodes: dict[str, type]) -> None:
     if isinstance(value, list):
-        sent = _sent(where, value, prompt, nodes)
-        if sent not in socket.io_type.split(","):
-            raise Rejected(f"{where}: return_type_mismatch {sent} into {socket.io_type}")
+        link_type = _link_type(where, value, prompt, nodes)
+        if link_type not in socket.io_type.split(","):
+            raise Rejected(f"{where}: return_type_mismatch {link_type} into {socket.io_type}")
     elif socket.io_type == "COMBO" and value not in socket.choices:
         raise Rejected(f"{where}: value_not_in_list {value!r}, have {socket.choices}")
     elif socket.io_type in CONVERSIONS:
@@ -69,7 +69,7 @@ def _check_value(where: str, value: Any, socket: Any, prompt: dict[str, Any], no
             raise Rejected(f"{where}: {value} outside {low}..{high}")
 
 
-def _sent(where: str, link: list, prompt: dict[str, Any], nodes: dict[str, type]) -> str:
+def _link_type(where: str, link: list, prompt: dict[str, Any], nodes: dict[str, type]) -> str:
     """The type that comes along a link."""
     if len(link) != 2 or not isinstance(link[0], str) or type(link[1]) is not int:
         raise Rejected(f"{where}: bad_linked_input {link}")

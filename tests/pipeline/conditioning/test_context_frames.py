@@ -24,21 +24,21 @@ class LinearVae:
         ]
         return torch.einsum("dc,cthw->dthw", self.mix, torch.cat(pooled, dim=1))
 
-    def encode_padded(self, known, num_frames):
-        grey = known.new_zeros(3, num_frames - known.shape[1], *known.shape[2:])
-        return self.encode(torch.cat((known, grey), dim=1))
+    def encode_padded(self, context, num_frames):
+        grey = context.new_zeros(3, num_frames - context.shape[1], *context.shape[2:])
+        return self.encode(torch.cat((context, grey), dim=1))
 
     def decode(self, latents):
         pixels = torch.einsum("dc,cthw->dthw", self.unmix, latents).tanh().clamp(-1, 1)
         for index, frame in enumerate(rearrange(pixels, "c t h w -> t c 1 h w")):
-            grown = frame.repeat_interleave(8, 2).repeat_interleave(8, 3)
-            yield grown.expand(-1, 1 if index == 0 else 4, -1, -1)
+            pixels_of_cell = frame.repeat_interleave(8, 2).repeat_interleave(8, 3)
+            yield pixels_of_cell.expand(-1, 1 if index == 0 else 4, -1, -1)
 
 
 @pytest.mark.parametrize("case", MSK_Y.cases)
 def test_the_condition_is_the_published_one(case):
-    known = MSK_Y[f"in.{case}.known_frames"]
-    got = condition(LinearVae(MSK_Y), known, MSK_Y.config["frame_num"])
+    context = MSK_Y[f"in.{case}.known_frames"]
+    got = condition(LinearVae(MSK_Y), context, MSK_Y.config["frame_num"])
     MSK_Y.assert_close(got, f"out.{case}.y")
     MSK_Y.assert_close(got[4:], f"mid.{case}.vae_latents")
     assert torch.equal(got[:4], MSK_Y[f"out.{case}.y"][:4])
@@ -51,10 +51,10 @@ def test_known_frames_are_the_fitted_image_and_then_the_last_decoded_frames():
     assert torch.allclose(frames[:, -MSK_Y.config["motion_frame"] :], second, atol=1e-6)
 
 
-@pytest.mark.parametrize(("case", "num_known"), [("first", 1), ("second", None)])
-def test_the_mask_of_a_published_window(case, num_known):
+@pytest.mark.parametrize(("case", "num_context"), [("first", 1), ("second", None)])
+def test_the_mask_of_a_published_window(case, num_context):
     published = MSK_Y.config["published"]
-    mask = known_mask(num_known or published["motion_frame"], published["frame_num"])
+    mask = known_mask(num_context or published["motion_frame"], published["frame_num"])
     assert torch.equal(mask, MSK_Y[f"out.published_{case}_clip.mask"])
 
 

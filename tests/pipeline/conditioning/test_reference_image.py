@@ -31,7 +31,7 @@ def test_the_tables_are_the_published_ones(resolution, name):
 
 @pytest.mark.parametrize(("resolution", "name"), CLASSES.items())
 def test_each_size_finds_its_bucket(resolution, name):
-    sizes = [bucket(*size, resolution) for size in GOLDEN["in.sizes_hw"].tolist()]
+    sizes = [bucket(*size, BUCKETS[resolution]) for size in GOLDEN["in.sizes_hw"].tolist()]
     assert sizes == [tuple(size) for size in GOLDEN[f"out.target_hw_{name}"].tolist()]
 
 
@@ -58,7 +58,7 @@ def test_custom_sizes_are_whole_tokens():
 
 def test_a_huge_picture_is_fitted_and_the_loss_is_told(caplog):
     with caplog.at_level(logging.INFO):
-        fitted = fit(torch.zeros(300, 12000, 3, dtype=torch.uint8), bucket(300, 12000, Resolution.P480))
+        fitted = fit(torch.zeros(300, 12000, 3, dtype=torch.uint8), bucket(300, 12000, BUCKETS[Resolution.P480]))
     assert fitted.shape == (3, 320, 1216)
     assert "cuts off 90% of the image" in caplog.text
     assert fit(torch.zeros(3000, 12000, 3, dtype=torch.uint8), (320, 1216)).shape == (3, 320, 1216)

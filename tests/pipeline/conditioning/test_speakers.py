@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multitalk_pack.pipeline.conditioning.reference_image import bucket, check_size, fit_mask
+from multitalk_pack.pipeline.conditioning.reference_image import BUCKETS, bucket, check_size, fit_mask
 from multitalk_pack.pipeline.conditioning.speakers import (
     Place,
     draw_places,
@@ -28,7 +28,7 @@ SIZES = [(1080, 1920), (1920, 1080), (1000, 1000), (768, 1024), (1024, 768), (60
 def test_published_masks(case):
     facts = GOLDEN.cases[case]
     resolution = Resolution(facts["size"].removeprefix("multitalk-") + "p")
-    target = bucket(*facts["image_hw"], resolution)
+    target = bucket(*facts["image_hw"], BUCKETS[resolution])
     assert list(target) == facts["target_hw"]
     boxes = facts["bbox"] and [facts["bbox"][f"person{n + 1}"] for n in range(facts["people"])]
     masks = published_masks(tuple(facts["image_hw"]), target, facts["people"], boxes, facts["face_scale"])
@@ -61,7 +61,7 @@ def fitted_box(box, image_hw, target_hw):
 @pytest.mark.parametrize("image_hw", SIZES)
 def test_a_box_stays_where_it_was_drawn(image_hw, resolution):
     height, width = image_hw
-    target = bucket(height, width, resolution)
+    target = bucket(height, width, BUCKETS[resolution])
     boxes = [(0.15 * width, 0.2 * height, 0.48 * width, 0.9 * height),
              (0.52 * width, 0.25 * height, 0.85 * width, 0.8 * height)]  # fmt: skip
     boxes = [tuple(map(round, box)) for box in boxes]
@@ -104,15 +104,15 @@ def tokens_of(box, image_hw, target_hw):
 @pytest.mark.parametrize("image_hw", SIZES)
 @pytest.mark.parametrize("share", [(0.1, 0.12, 0.52, 0.93), (0.56, 0.31, 0.91, 0.74), (0.27, 0.05, 0.77, 0.55)])
 def test_the_tokens_of_a_box_are_those_that_begin_in_it(image_hw, resolution, share):
-    target = bucket(*image_hw, resolution)
+    target = bucket(*image_hw, BUCKETS[resolution])
     box = tuple(round(part * side) for part, side in zip(share, image_hw[::-1] * 2, strict=True))
     size = LatentSize.of_video(1, *target)
     fitted = speaker_masks([Place(box=box), Place()], image_hw, target)
     tokens = to_token_masks(to_latent_masks(fitted, size), size)[0]
-    wanted, covered = tokens_of(box, image_hw, target)
-    assert iou(tokens, wanted) >= 0.95
-    assert tokens[covered == 1].all(), "a token that the box covers is the speaker's"
-    assert not tokens[covered == 0].any(), "a token that it does not touch is not"
+    expected, coverage = tokens_of(box, image_hw, target)
+    assert iou(tokens, expected) >= 0.95
+    assert tokens[coverage == 1].all(), "a token that the box covers is the speaker's"
+    assert not tokens[coverage == 0].any(), "a token that it does not touch is not"
 
 
 @settings(max_examples=10, deadline=None)
@@ -138,8 +138,8 @@ def test_a_mask_of_another_size_is_scaled_and_one_of_another_shape_is_refused():
     half = torch.zeros(50, 100)
     half[:, :50] = 1
     places = Place(mask=half[None]), Place(box=(0, 0, 50, 100), percent=True)
-    scaled, drawn = (speaker_masks([place], (100, 200), (448, 896)) for place in places)
-    assert torch.equal(scaled, drawn)
+    scaled, overlay = (speaker_masks([place], (100, 200), (448, 896)) for place in places)
+    assert torch.equal(scaled, overlay)
     with pytest.raises(ImageError, match="speaker 1 is 100x50, the image 200x200"):
         speaker_masks([Place(mask=half)], (200, 200), (640, 640))
 
@@ -188,11 +188,11 @@ def test_overlap_and_missing_background_are_told(caplog):
 def test_places_are_drawn_over_the_picture():
     masks = speaker_masks([Place(), Place()], (240, 320), (240, 320))
     image = torch.full((240, 320, 3), 128, dtype=torch.uint8)
-    drawn = draw_places(image, masks)
-    assert drawn.shape == image.shape and drawn.dtype == torch.uint8
-    assert torch.equal(drawn[masks[-1] > 0], image[masks[-1] > 0])
-    assert (drawn[masks[0] > 0] != 128).any(-1).all() and (drawn[masks[1] > 0] != 128).any(-1).all()
-    assert (drawn == 255).all(-1).any()  # the numbers
+    overlay = draw_places(image, masks)
+    assert overlay.shape == image.shape and overlay.dtype == torch.uint8
+    assert torch.equal(overlay[masks[-1] > 0], image[masks[-1] > 0])
+    assert (overlay[masks[0] > 0] != 128).any(-1).all() and (overlay[masks[1] > 0] != 128).any(-1).all()
+    assert (overlay == 255).all(-1).any()  # the numbers
 
 
 def test_masks_go_the_way_of_the_picture():

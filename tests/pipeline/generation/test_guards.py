@@ -55,15 +55,15 @@ def test_a_faulty_kernel_is_replaced_once_and_the_video_is_what_math_gives(model
     kernel = break_kernel(monkeypatch, model, first_bad_call)
     assert torch.allclose(frames_of(model), expected, atol=1e-4)
     assert kernel.calls > first_bad_call
-    told = [record for record in caplog.records if "made again with the math attention kernel" in record.message]
-    assert len(told) == 1, "the later windows run with math at once"
+    warnings = [record for record in caplog.records if "made again with the math attention kernel" in record.message]
+    assert len(warnings) == 1, "the later windows run with math at once"
 
 
 def test_what_math_cannot_mend_stops_after_two_tries_with_the_cause(model, monkeypatch):
     conditioning = run.conditioning(model)
     conditioning.negative_embeds.fill_(1e30)  # finite, but not when squared
     calls, forward = [], model.forward
-    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    monkeypatch.setattr(model, "forward", lambda *args: calls.append(args) or forward(*args))
     with pytest.raises(NumericalError, match=r"not finite after the first step.*bfloat16.*math"):
         frames_of(model, conditioning=conditioning)
     assert len(calls) == 6, "three passes of the first step, twice"
@@ -73,7 +73,7 @@ def test_math_itself_is_not_tried_again(model, monkeypatch):
     conditioning = run.conditioning(model)
     conditioning.negative_embeds.fill_(1e30)  # finite, but not when squared
     calls, forward = [], model.forward
-    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    monkeypatch.setattr(model, "forward", lambda *args: calls.append(args) or forward(*args))
     with pytest.raises(NumericalError):
         frames_of(model, conditioning=conditioning, options=MATH)
     assert len(calls) == 3
@@ -95,8 +95,8 @@ class BlackVae:
     def encode(self, frames):
         return self.coder.encode(frames)
 
-    def encode_padded(self, known, num_frames):
-        return self.coder.encode_padded(known, num_frames)
+    def encode_padded(self, frames, num_frames):
+        return self.coder.encode_padded(frames, num_frames)
 
     def decode(self, latents):
         for chunk in self.coder.decode(latents):

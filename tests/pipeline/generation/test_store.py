@@ -45,7 +45,7 @@ def test_an_interrupted_run_repeats_no_finished_window_and_gives_the_same_bytes(
     expected = frames_with(store_in(tmp_path / "whole", model), model)
     per_window = run.config().steps * 3
     forward, calls = model.forward, []
-    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    monkeypatch.setattr(model, "forward", lambda *args: calls.append(args) or forward(*args))
     with pytest.raises(KeyboardInterrupt):
         frames_with(store_in(tmp_path / "cut", model), model, run.RecordingHost(cancel_after=35))
     finished = len(list((tmp_path / "cut").rglob("*.safetensors")))
@@ -55,7 +55,7 @@ def test_an_interrupted_run_repeats_no_finished_window_and_gives_the_same_bytes(
     assert len(calls) == (4 - finished) * per_window
 
 
-KILLED = """
+KILL_SCRIPT = """
 import sys; sys.path.insert(0, {tests!r}); import conftest
 from support import run
 import os, signal, torch
@@ -69,14 +69,14 @@ for number, _ in enumerate(run.generate(model, audio, conditioning, store=store)
 
 def test_a_killed_process_leaves_what_the_next_one_goes_on_from(model, tmp_path, monkeypatch):
     tests = str(PACK / "tests")
-    script = KILLED.format(tests=tests, folder=str(tmp_path / "killed"))
-    killed = subprocess.run(
+    script = KILL_SCRIPT.format(tests=tests, folder=str(tmp_path / "killed"))
+    process = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": tests}, capture_output=True
     )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     expected = frames_with(store_in(tmp_path / "whole", model), model)
     forward, calls = model.forward, []
-    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    monkeypatch.setattr(model, "forward", lambda *args: calls.append(args) or forward(*args))
     assert torch.equal(frames_with(store_in(tmp_path / "killed", model), model), expected)
     assert len(calls) == 2 * run.config().steps * 3
 
@@ -96,8 +96,8 @@ def test_other_inputs_are_another_run(model):
 
 def test_another_programs_vae_is_told_from_its_like(model, tmp_path):
     def store(seed):
-        seen = dataclasses.replace(run.conditioning(model), vae=SimpleNamespace(model=run.vae(seed).model))
-        return run.open_store(tmp_path, model, run.audio(model, 9), seen).folder
+        conditioning = dataclasses.replace(run.conditioning(model), vae=SimpleNamespace(model=run.vae(seed).model))
+        return run.open_store(tmp_path, model, run.audio(model, 9), conditioning).folder
 
     assert store(1) == store(1) != store(2)
 
@@ -106,9 +106,9 @@ def test_a_changed_weight_changes_the_fingerprint(model):
     before = fingerprint(model)
     with torch.no_grad():
         model.proj_out.bias += 1
-        changed = fingerprint(model)
+        third = fingerprint(model)
         model.proj_out.bias -= 1
-    assert changed != before
+    assert third != before
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
@@ -123,15 +123,15 @@ def test_a_window_that_was_cut_off_is_made_again(tmp_path, share):
 @pytest.mark.parametrize("name", ["0000.mkv", "0000.safetensors"])
 def test_a_window_with_changed_bytes_is_made_again_or_the_same_for_all_that(tmp_path, name):
     store = store_of(tmp_path, "changed")
-    kept = store.save(0, run.random((3, 9, 32, 48), 1).clamp(-1, 1), 5)
+    saved = store.save(0, run.random((3, 9, 32, 48), 1).clamp(-1, 1), 5)
     file = store.folder / name
-    whole, refused = file.read_bytes(), 0
+    whole, refusals = file.read_bytes(), 0
     for place in range(0, len(whole), len(whole) // 40):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         again = store.load(0, SHAPE)
-        refused += again is None
-        assert again is None or (torch.equal(again.frames, kept.frames) and torch.equal(again.motion, kept.motion))
-    assert refused > 30
+        refusals += again is None
+        assert again is None or (torch.equal(again.frames, saved.frames) and torch.equal(again.motion, saved.motion))
+    assert refusals > 30
 
 
 def test_what_a_full_disk_refused_leaves_nothing_behind(tmp_path, caplog):
@@ -228,17 +228,17 @@ def test_another_prompt_for_a_later_window_leaves_the_earlier_ones(model, tmp_pa
     prompts = [run.random((5, model.config.text_dim), seed) for seed in range(5)]
 
     def frames(*numbers):
-        changed = dataclasses.replace(conditioning, prompt_embeds=tuple(prompts[number] for number in numbers))
-        store = run.open_store(tmp_path, model, audio, changed)
-        return torch.cat(list(run.generate(model, audio, changed, store=store)), 1)
+        third = dataclasses.replace(conditioning, prompt_embeds=tuple(prompts[number] for number in numbers))
+        store = run.open_store(tmp_path, model, audio, third)
+        return torch.cat(list(run.generate(model, audio, third, store=store)), 1)
 
     first = frames(0, 1, 2, 3)
     calls, forward = [], model.forward
-    monkeypatch.setattr(model, "forward", lambda *given: calls.append(given) or forward(*given))
+    monkeypatch.setattr(model, "forward", lambda *args: calls.append(args) or forward(*args))
     assert torch.equal(frames(0, 1, 2, 3, 4), first) and not calls, "a fifth prompt is for no window"
-    changed = frames(0, 1, 4, 3)
+    third = frames(0, 1, 4, 3)
     assert len(calls) == 2 * run.config().steps * 3, "the third window, and the fourth that goes on from it"
-    assert not torch.equal(changed, first) and torch.equal(changed[:, :13], first[:, :13])
+    assert not torch.equal(third, first) and torch.equal(third[:, :13], first[:, :13])
 
 
 @pytest.mark.parametrize("obstacle", ["a file", "a dangling link"])

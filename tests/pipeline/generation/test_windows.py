@@ -34,8 +34,8 @@ REQUESTS = st.integers(1, 1500) | st.integers(41, 241)
 @given(num_frames=REQUESTS, config=configs())
 def test_exactly_the_frames_asked_for_are_kept(num_frames, config):
     windows = plan_windows(num_frames, config, [num_frames + 10])
-    kept = [window.start + frame for window in windows for frame in range(window.num_frames)[window.keep]]
-    assert kept == list(range(num_frames))
+    frames = [window.start + frame for window in windows for frame in range(window.num_frames)[window.keep]]
+    assert frames == list(range(num_frames))
 
 
 @given(num_frames=REQUESTS, config=configs())
@@ -54,9 +54,9 @@ def test_a_frame_hears_its_own_moment_as_far_as_there_are_features(num_frames, c
     for window in plan_windows(num_frames, config, rows):
         assert window.feature_frames.shape == (len(rows), window.num_frames, 5)
         centre = torch.arange(window.start, window.start + window.num_frames)
-        for heard, count in zip(window.feature_frames, rows, strict=True):
-            assert torch.equal(heard[:, 2], centre.clamp(max=count - 1))
-            assert torch.equal(heard, (centre[:, None] + torch.arange(-2, 3)).clamp(0, count - 1))
+        for feature_frames, count in zip(window.feature_frames, rows, strict=True):
+            assert torch.equal(feature_frames[:, 2], centre.clamp(max=count - 1))
+            assert torch.equal(feature_frames, (centre[:, None] + torch.arange(-2, 3)).clamp(0, count - 1))
 
 
 @given(num_frames=st.integers(1, 1500))
@@ -127,12 +127,12 @@ def test_the_published_infinitetalk_plan(case):
     windows = published(Recipe.INFINITETALK, facts, facts["audio_frames"])
     offset = INFINITETALK.config["person_index_offset"]
     INFINITETALK.assert_close(numbered(windows, offset), f"out.{case}.window_indices")
-    kept = [[window.index, frame] for window in windows for frame in range(window.num_frames)[window.keep]]
-    assert kept == INFINITETALK[f"out.{case}.result_clip_and_frame"].tolist()
+    frames = [[window.index, frame] for window in windows for frame in range(window.num_frames)[window.keep]]
+    assert frames == INFINITETALK[f"out.{case}.result_clip_and_frame"].tolist()
     handed_on = [list(range(window.num_frames))[-after.overlap :] for window, after in pairwise(windows)]
     assert len(handed_on) == facts["clips"] - 1
     if handed_on:
         assert handed_on == INFINITETALK[f"out.{case}.motion_frames"].tolist()
     if f"out.{case}.source_frame" in INFINITETALK:
-        seen = [min(window.start, facts["source_frames"] - 1) for window in windows]
-        assert seen == INFINITETALK[f"out.{case}.source_frame"].tolist()
+        source_frames = [min(window.start, facts["source_frames"] - 1) for window in windows]
+        assert source_frames == INFINITETALK[f"out.{case}.source_frame"].tolist()

@@ -20,11 +20,11 @@ def arguments(files, **changes):
         "adapter": files.adapter, "vae": files.vae, "text-encoder": files.text, "image-encoder": files.image_encoder,
         "audio-encoder": files.speech, "output": files / "out" / "video.mp4", "device": "cpu",
     } | {name.replace("_", "-"): value for name, value in changes.items()}  # fmt: skip
-    listed = []
+    argv = []
     for name, value in options.items():
         for item in value if isinstance(value, list) else [value]:
-            listed += [] if item is None else [f"--{name}"] if item is True else [f"--{name}={item}"]
-    return listed
+            argv += [] if item is None else [f"--{name}"] if item is True else [f"--{name}={item}"]
+    return argv
 
 
 def problems_of(files, **changes):

@@ -154,12 +154,12 @@ def test_disk_and_kept_frames_that_do_not_fit_are_told(monkeypatch, tmp_path):
 
 
 def test_windows_that_are_kept_already_need_no_more_room(monkeypatch, tmp_path):
-    needed = checked(store=tmp_path)[1].disk_bytes
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed // 2))
+    required = checked(store=tmp_path)[1].disk_bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=required // 2))
     assert any("Finished windows" in problem for problem in checked(store=tmp_path)[0].errors)
-    kept = tmp_path / run_key("half of it")
-    kept.mkdir()
-    (kept / "0000.mkv").write_bytes(bytes(needed - needed // 2))
+    folder = tmp_path / run_key("half of it")
+    folder.mkdir()
+    (folder / "0000.mkv").write_bytes(bytes(required - required // 2))
     assert not checked(store=tmp_path)[0].errors
 
 

@@ -19,12 +19,12 @@ def stored(folder, content):
 
 def test_a_measured_run_tells_the_next_ones_time(tmp_path, monkeypatch):
     monkeypatch.setattr(timings, "time", SimpleNamespace(monotonic=iter((7.0, 17.0)).__next__))
-    kept = Timings(tmp_path / "new" / "folder")
-    assert kept.seconds("gpu", 100) is None
-    with kept.measure("gpu", 100, num_forwards=5):
+    store = Timings(tmp_path / "new" / "folder")
+    assert store.seconds("gpu", 100) is None
+    with store.measure("gpu", 100, num_forwards=5):
         pass
-    assert kept.seconds("gpu", 100) == 2.0 and kept.seconds("other", 100) is None
-    assert [file.name for file in kept.path.parent.iterdir()] == [FILE]
+    assert store.seconds("gpu", 100) == 2.0 and store.seconds("other", 100) is None
+    assert [file.name for file in store.path.parent.iterdir()] == [FILE]
 
 
 def test_the_nearest_number_of_tokens_decides_in_proportion(tmp_path):

@@ -9,7 +9,7 @@ from multitalk_pack.pipeline.config import GenerationConfig
 from multitalk_pack.pipeline.host import TorchHost
 from multitalk_pack.pipeline.remote import media, payload
 from multitalk_pack.pipeline.remote.context import RemoteContext
-from support.remote import generate_watched, tone
+from support.remote import generate_with_host, tone
 
 PAID = os.environ.get("MULTITALK_FAL_PAID_TESTS") == "1" and "FAL_KEY" in os.environ
 
@@ -23,7 +23,7 @@ def test_the_first_real_video(tmp_path: Path):
     }
     config = GenerationConfig(num_frames=41)
     request = payload.RemoteRequest(payload.AI_AVATAR, "a person speaks to the camera", config, files)
-    video = generate_watched(request, RemoteContext.open(tmp_path / "private", tmp_path / "output"), TorchHost("cpu"))
+    video = generate_with_host(request, RemoteContext.open(tmp_path / "private", tmp_path / "output"), TorchHost("cpu"))
     assert video.units is not None, "fal sends its billed units"
     assert video.billed_usd == pytest.approx(video.estimate.usd), "neither rounding nor acceleration changes the price"
     assert (video.properties.num_frames, video.properties.fps) == (41, 25), "the length is exact"

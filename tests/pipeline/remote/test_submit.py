@@ -14,7 +14,7 @@ from multitalk_pack.pipeline.remote.generate import Resume
 from multitalk_pack.pipeline.remote.job import JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger, State
 from support.fake_fal import DONE, KEY
-from support.remote import generate_watched, make_request, remote_threads, until
+from support.remote import generate_with_host, make_request, remote_threads, until
 
 SUBMIT = "^POST queue"
 
@@ -32,10 +32,10 @@ class Listener(TorchHost):
 
     def __init__(self):
         super().__init__("cpu")
-        self.told: list[Progress] = []
+        self.progress: list[Progress] = []
 
     def report(self, progress, latents=None):
-        self.told.append(progress)
+        self.progress.append(progress)
 
 
 QUEUE_AND_LOGS = [
@@ -56,13 +56,13 @@ def test_a_video_is_bought_and_fetched(door, request, context, caplog):
     fal.script = QUEUE_AND_LOGS
     context = replace(context, backoff=client.Backoff(0.15))
     caplog.set_level("INFO", "multitalk_pack")
-    video = generate_watched(make_request(), context, host)
-    texts = [progress.stage for progress in host.told]
+    video = generate_with_host(make_request(), context, host)
+    texts = [progress.stage for progress in host.progress]
     assert any("2 ahead" in text and "about $1.45" in text for text in texts) and any(
         "0 ahead" in text for text in texts
     )
     assert [record.message for record in caplog.records].count("fal: loading") == 1
-    fractions = [progress.fraction for progress in host.told]
+    fractions = [progress.fraction for progress in host.progress]
     assert fractions == sorted(fractions) and max(fractions) > 0.35
     assert video.path.read_bytes() == fal.video and video.path.parent == context.output.resolve() / "multitalk"
     assert (video.seed, video.units, video.billed_usd) == (42, 7.25, 1.45)

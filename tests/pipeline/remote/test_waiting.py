@@ -11,7 +11,7 @@ from multitalk_pack.pipeline.remote.generate import Resume
 from multitalk_pack.pipeline.remote.job import JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger, State
 from support.fake_fal import DONE, Reply
-from support.remote import generate_watched, make_request, remote_threads, until
+from support.remote import generate_with_host, make_request, remote_threads, until
 
 LOOK, RESULT = "^GET queue .*/status", r"^GET queue .*/requests/[^/]+$"
 RUNNING = {"status": "IN_PROGRESS", "logs": []}
@@ -133,7 +133,7 @@ def test_a_stop_frees_the_user_at_once_and_sends_one_cancel(fal, context, stage)
 
     host = Host("cpu")
     with pytest.raises(Interrupted):
-        generate_watched(make_request(), context, host)
+        generate_with_host(make_request(), context, host)
     until(lambda: fal.withheld == (kind in ("slow", "hang")))  # nobody has waited for that answer
     fal.released.set()
     until(lambda: not remote_threads())
