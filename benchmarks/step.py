@@ -11,6 +11,7 @@ from pipeline.config import GuidanceConfig
 from pipeline.models.transformer.model import MultiTalkTransformer
 from pipeline.sampling.denoise import NoAnchor, Predict, denoise
 from pipeline.sampling.guidance import Guidance, Pass
+from pipeline.sampling.samplers import EulerSampler
 from pipeline.sampling.schedule import timesteps
 
 from . import plain
@@ -69,4 +70,6 @@ def _plain(transformer: MultiTalkTransformer, inputs: Mapping[Pass, Told], noise
 
 
 def _loop(predict: Predict, noise: Tensor, guidance: Guidance) -> Tensor:
-    return denoise(predict, noise, timesteps(STEPS, SHIFT), guidance, NoAnchor(), lambda step, clean: None)
+    return denoise(
+        predict, noise, timesteps(STEPS, SHIFT), guidance, NoAnchor(), EulerSampler(), lambda step, clean: None
+    )

@@ -180,7 +180,7 @@ def _state(
 def _guides(model: TalkingModel, tokenizer: sentencepiece.SentencePieceProcessor, prompt: str) -> dict[Pass, Words]:
     """What the passes of guidance are told, without gradients."""
     words = {hears: Words(model, tokenizer, prompt if hears else DEFAULT_NEGATIVE_PROMPT) for hears in (True, False)}
-    return {pass_: words[pass_.hears_prompt] for pass_ in Pass}
+    return {pass_: words[pass_.uses_prompt] for pass_ in Pass}
 
 
 @torch.no_grad()
@@ -190,7 +190,7 @@ def _guided(
     """Where guidance leads in a window, see `states.guided`."""
 
     def predict(noisy: Tensor, sigma: float, pass_: Pass) -> Tensor:
-        return guides[pass_].velocity(noisy, sigma, example, silent=not pass_.hears_audio)
+        return guides[pass_].velocity(noisy, sigma, example, silent=not pass_.uses_audio)
 
     return states.guided(predict, example["clean"], example["known"], sigma, noise, random, steps)
 

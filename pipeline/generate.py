@@ -27,6 +27,7 @@ from .models.transformer.model import MultiTalkTransformer
 from .postprocess.apply import postprocess
 from .sampling.denoise import denoise
 from .sampling.noise import Noise, NoiseSource
+from .sampling.samplers import EulerSampler
 
 DENOISING = 0.9  # a window's share of progress that its steps take; the rest is the VAE's
 
@@ -85,7 +86,9 @@ def generate(
                         cache = make_cache(spec.acceleration, transformer, timesteps, spec.resolution)
                         forwards = PassForwards(transformer, inputs, cache, placement, host)
                         latents = noise.for_window(window.index, size.shape).to(host.device)
-                        latents = denoise(forwards, latents, timesteps, guidance, start.anchor, report.step)
+                        latents = denoise(
+                            forwards, latents, timesteps, guidance, start.anchor, EulerSampler(), report.step
+                        )
                         check_latents(latents, "after the last step")
                 del start, inputs, cache, forwards  # keys and values leave the device before the VAE comes
                 report.stage("decode", DENOISING)
@@ -165,7 +168,7 @@ def _vae_bytes(conditioning: Conditioning) -> int:
 def _kept_bytes(transformer: MultiTalkTransformer, audio_embeds: AudioEmbeds, spec: RunSpec) -> int:
     """Bytes that stay on the device from step to step beside the weights: keys and values, and a cache's residuals."""
     size, passes = spec.latent_size(spec.windows[0]), spec.new_guidance().passes
-    prompts = len({pass_.hears_prompt for pass_ in passes})
-    voices = sum(audio_embeds.num_speakers if audio else 1 for audio in {pass_.hears_audio for pass_ in passes})
+    prompts = len({pass_.uses_prompt for pass_ in passes})
+    voices = sum(audio_embeds.num_speakers if audio else 1 for audio in {pass_.uses_audio for pass_ in passes})
     footprint, residuals = Footprint.of(transformer), spec.acceleration.cache.num_tensors(len(passes))
     return footprint.constant_bytes(size, prompts, voices) + residuals * footprint.tokens_bytes(size)

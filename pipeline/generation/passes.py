@@ -44,7 +44,7 @@ def prepare_passes(
         False: transformer.zero_audio(window.num_frames).to(device),
     }
     return {
-        pass_: transformer.prepare_pass(shared, prompts[pass_.hears_prompt], voices[pass_.hears_audio])
+        pass_: transformer.prepare_pass(shared, prompts[pass_.uses_prompt], voices[pass_.uses_audio])
         for pass_ in passes
     }
 

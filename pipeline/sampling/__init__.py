@@ -1,1 +1,1 @@
-"""From noise to latents, window by window. It is handed a function that predicts a velocity, and knows no network."""
+"""Sampling: from noise to latents, window by window, along a velocity that the caller predicts."""

@@ -1,4 +1,4 @@
-"""One window from noise to clean latents, by Euler steps along the guided velocity."""
+"""Denoising of one window: from noise to clean latents along the guided velocity."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import torch
 from torch import Tensor
 
 from .guidance import Guidance, Pass
+from .samplers import Sampler
 from .schedule import NUM_TRAIN_TIMESTEPS
 
 Predict = Callable[[Tensor, Tensor, int, Pass], Tensor]
 
 
 class Anchor(Protocol):
-    """Holds a window's first latent frames to the frames that are known."""
+    """Constraint that holds a window's first latent frames to its motion latents."""
 
     def hold(self, latents: Tensor, sigma: Tensor) -> Tensor:
-        """`latents` (`c t h w`) at noise level `sigma` (1..0) with the known frames in place."""
+        """`latents` (`c t h w`) at noise level `sigma` (1..0) with the motion latents in place."""
+        ...
 
 
 class NoAnchor:
-    """MultiTalk's first window: the image acts through the condition alone."""
+    """No constraint, as in MultiTalk's first window, where the image acts through the condition alone."""
 
     def hold(self, latents: Tensor, sigma: Tensor) -> Tensor:
         """`latents` as they are."""
@@ -31,7 +33,7 @@ class NoAnchor:
 
 
 class NoisedMotion:
-    """MultiTalk's later windows: the motion latents stand at the noise level of the others, with fresh noise each time.
+    """Motion latents at the noise level of the other frames, with fresh noise each time: MultiTalk's later windows.
 
     Args:
         motion_latents: `c t h w`, clean.
@@ -44,18 +46,18 @@ class NoisedMotion:
     def hold(self, latents: Tensor, sigma: Tensor) -> Tensor:
         """`latents` with `(1 - sigma) motion + sigma noise` over the first frames."""
         noise = next(self.noise).to(latents)
-        return _overwrite(latents, (1 - sigma) * self.motion_latents.to(latents) + sigma * noise)
+        return _replace_start(latents, (1 - sigma) * self.motion_latents.to(latents) + sigma * noise)
 
 
 class CleanMotion:
-    """InfiniteTalk: the motion latents (`c t h w`) stand clean at every noise level, in the first window too."""
+    """Motion latents (`c t h w`) that stay clean at every noise level: all windows of InfiniteTalk and FlashTalk."""
 
     def __init__(self, motion_latents: Tensor):
         self.motion_latents = motion_latents
 
     def hold(self, latents: Tensor, sigma: Tensor) -> Tensor:
         """`latents` with the clean motion latents over the first frames."""
-        return _overwrite(latents, self.motion_latents.to(latents))
+        return _replace_start(latents, self.motion_latents.to(latents))
 
 
 def denoise(
@@ -64,6 +66,7 @@ def denoise(
     timesteps: Tensor,
     guidance: Guidance,
     anchor: Anchor,
+    sampler: Sampler,
     on_step: Callable[[int, Tensor], None],
 ) -> Tensor:
     """The clean latents of a window, float32 `c t h w` on the device of `noise`.
@@ -72,9 +75,10 @@ def denoise(
         predict: from latents, timestep (0-dim, 1000..0), step number and pass to the velocity, noise minus clean.
         noise: `c t h w`, standard normal.
         timesteps: `steps+1` falling values of 1000..0, on the CPU.
-        guidance: this window's own; it remembers what came before.
-        anchor: where the known frames enter.
-        on_step: told after each step its number and the present guess of the clean latents.
+        guidance: this window's own; it has state.
+        anchor: this window's own; sets the motion latents before the first step and after every step.
+        sampler: this window's own.
+        on_step: called after each step with its number, from 0, and the present estimate of the clean latents.
     """
     sigmas = timesteps / NUM_TRAIN_TIMESTEPS
     latents = anchor.hold(noise.float(), sigmas[0])
@@ -84,9 +88,10 @@ def denoise(
             velocities[pass_] = predict(latents, timesteps[step], step, pass_).float()
         velocity = guidance.combine(velocities)
         on_step(step, latents - sigma * velocity)
-        latents = anchor.hold(latents - (sigma - next_sigma) * velocity, next_sigma)
+        latents = anchor.hold(sampler.step(latents, velocity, sigma, next_sigma), next_sigma)
     return latents
 
 
-def _overwrite(latents: Tensor, known: Tensor) -> Tensor:
-    return torch.cat([known, latents[:, known.shape[1] :]], dim=1)
+def _replace_start(latents: Tensor, motion: Tensor) -> Tensor:
+    """`latents` with `motion` in the place of its first frames."""
+    return torch.cat([motion, latents[:, motion.shape[1] :]], dim=1)

@@ -14,7 +14,7 @@ from ..config import GuidanceConfig
 
 
 class Pass(str, Enum):
-    """One forward of a guided step: what it is told."""
+    """One forward of a guided step, by its conditions."""
 
     COND = "cond"  # prompt, audio
     DROP_TEXT = "drop_text"  # negative prompt, audio
@@ -22,19 +22,19 @@ class Pass(str, Enum):
     DROP_AUDIO = "drop_audio"  # prompt, zero audio
 
     @property
-    def hears_prompt(self) -> bool:
-        """Whether it takes the prompt; otherwise the negative prompt."""
+    def uses_prompt(self) -> bool:
+        """True with the prompt, False with the negative prompt."""
         return self in (Pass.COND, Pass.DROP_AUDIO)
 
     @property
-    def hears_audio(self) -> bool:
-        """Whether it takes the audio; otherwise zeros."""
+    def uses_audio(self) -> bool:
+        """True with the audio, False with zeros in its place."""
         return self in (Pass.COND, Pass.DROP_TEXT)
 
 
 @dataclass(frozen=True)
 class Term:
-    """A direction of guidance, `towards - away`, and how far to go along it; at scale 1 it vanishes."""
+    """A direction of guidance, `towards - away`, and its scale, at which 1 makes it vanish."""
 
     scale: float
     towards: Pass
@@ -53,8 +53,8 @@ class Guidance:
 
     Args:
         config: the scales.
-        every: run the other passes in every n-th step only and add the last difference in between; 1 is exact.
-        until: the step from which on they are not run any more, and the last difference is added; None is exact.
+        every: runs the other passes in every n-th step only and adds the last difference in between; 1 is exact.
+        until: the step from which on they do not run any more, and the last difference is added; None is exact.
     """
 
     def __init__(self, config: GuidanceConfig, every: int = 1, until: int | None = None):
@@ -65,8 +65,8 @@ class Guidance:
     @property
     def passes(self) -> tuple[Pass, ...]:
         """The passes of a full step, `COND` first."""
-        needed = [pass_ for term in self._terms for pass_ in (term.towards, term.away)]
-        return tuple(dict.fromkeys([Pass.COND, *needed]))
+        term_passes = [pass_ for term in self._terms for pass_ in (term.towards, term.away)]
+        return tuple(dict.fromkeys([Pass.COND, *term_passes]))
 
     def passes_at(self, step: int) -> tuple[Pass, ...]:
         """The passes to run in step number `step`, counted from 0."""
@@ -76,10 +76,10 @@ class Guidance:
         """The guided velocity, from those of all `passes`, or of `COND` alone in a step between."""
         cond = velocities[Pass.COND]
         if len(velocities) == len(self.passes):
-            self._difference = sum((term.scale - 1) * self._along(term, velocities) for term in self._terms)
+            self._difference = sum((term.scale - 1) * self._direction(term, velocities) for term in self._terms)
         return cond + self._difference
 
-    def _along(self, term: Term, velocities: Mapping[Pass, Tensor]) -> Tensor:
+    def _direction(self, term: Term, velocities: Mapping[Pass, Tensor]) -> Tensor:
         difference = velocities[term.towards] - velocities[term.away]
         projection = self._terms[term]
         return projection(difference, velocities[Pass.COND]) if projection else difference
@@ -100,13 +100,13 @@ def guidance_terms(config: GuidanceConfig) -> tuple[Term, ...]:
 class Projection:
     """Adaptive projected guidance (APG, arXiv:2410.02416) of one term over the steps of one window.
 
-    `r <- d + momentum r`; its norm is capped, and what is parallel to the conditional velocity is removed. The capped
-    value is not what the next step remembers.
+    `r <- d + momentum r`; its norm is capped, and its part parallel to the conditional velocity is removed. The next
+    step goes on from the uncapped `r`.
     """
 
     def __init__(self, config: GuidanceConfig):
         self.momentum, self.norm_threshold = config.momentum, config.norm_threshold
-        self._average: Tensor | float = 0.0
+        self._average = torch.zeros(())
 
     def __call__(self, difference: Tensor, cond: Tensor) -> Tensor:
         """The update direction for `difference`, at a right angle to `cond`; norms are over whole latents."""

@@ -11,13 +11,19 @@ from torch import Tensor
 
 
 class Noise(Protocol):
-    """Where a run takes its random numbers from."""
+    """Source of a run's random numbers; windows count from 0."""
 
     def for_window(self, window: int, shape: Sequence[int]) -> Tensor:
-        """The latents that window number `window` (from 0) starts from, float32."""
+        """The latents that a window starts from, float32."""
+        ...
 
     def motion(self, window: int, shape: Sequence[int]) -> Iterator[Tensor]:
         """Fresh noise for the motion latents of a window: one draw before its first step and one after every step."""
+        ...
+
+    def renoise(self, window: int, shape: Sequence[int]) -> Iterator[Tensor]:
+        """Fresh noise for the whole latents of a window: one draw a step, for `RenoiseSampler`."""
+        ...
 
 
 class NoiseSource:
@@ -31,13 +37,20 @@ class NoiseSource:
         self.seed = seed
 
     def for_window(self, window: int, shape: Sequence[int]) -> Tensor:
-        """The latents that window number `window` (from 0) starts from, float32 of `shape`."""
+        """The latents that a window starts from, float32 of `shape`."""
         generator = self._generator(self.seed) if window == 0 else self._stream(window, "latents")
         return torch.randn(tuple(shape), generator=generator)
 
     def motion(self, window: int, shape: Sequence[int]) -> Iterator[Tensor]:
-        """Yields fresh noise of `shape` for the motion latents of window number `window`, without an end."""
-        generator = self._stream(window, "motion")
+        """Fresh noise of `shape` for a window's motion latents, without an end."""
+        return self._draws(window, "motion", shape)
+
+    def renoise(self, window: int, shape: Sequence[int]) -> Iterator[Tensor]:
+        """Fresh noise of `shape` for a window's steps, without an end."""
+        return self._draws(window, "renoise", shape)
+
+    def _draws(self, window: int, purpose: str, shape: Sequence[int]) -> Iterator[Tensor]:
+        generator = self._stream(window, purpose)
         while True:
             yield torch.randn(tuple(shape), generator=generator)
 

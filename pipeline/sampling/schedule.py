@@ -9,11 +9,11 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 
 def timesteps(steps: int, shift: float, skip_tail: bool = False) -> Tensor:
-    """The timesteps of `steps` Euler steps, float32 `steps+1` from 1000 down to 0.
+    """The timesteps of `steps` steps, float32 `steps+1` from 1000 down to 0.
 
     `t = 1000 shift s / (1 + (shift - 1) s)`, where `s` falls evenly from 1. The published schedule lets it fall to
     1/1000 and then appends 0, so its last evaluation is next to zero noise. With 40 steps that costs little; with 4 it
-    wastes one of them, and few-step LoRAs were trained without that tail.
+    wastes one of them, and few-step LoRAs and FlashTalk were trained without that tail.
 
     Args:
         steps: velocity evaluations, at least 1.

@@ -142,7 +142,7 @@ def test_a_guided_state_overdoes_what_the_passes_differ_in_except_in_known_frame
     factors = []
     for seed in range(20):
         arrived = guided(
-            lambda noisy, sigma, pass_: noise - clean - (0 if pass_.hears_audio else difference),
+            lambda noisy, sigma, pass_: noise - clean - (0 if pass_.uses_audio else difference),
             clean, known, 0.4, noise, np.random.default_rng(seed),
         )  # fmt: skip
         moved = 0.6 * clean + 0.4 * noise - arrived

@@ -6,6 +6,7 @@ from multitalk_pack.pipeline.acceleration.caches.base import ForwardInputs
 from multitalk_pack.pipeline.acceleration.presets import make_guidance, preset
 from multitalk_pack.pipeline.config import Acceleration, GuidanceConfig, Resolution
 from multitalk_pack.pipeline.sampling.denoise import NoAnchor, denoise
+from multitalk_pack.pipeline.sampling.samplers import EulerSampler
 from multitalk_pack.pipeline.sampling.schedule import timesteps
 
 STEPS, SHIFT, RATE = 40, 5.0, 2.0
@@ -53,6 +54,7 @@ def forwards_of(acceleration: Acceleration) -> dict[int, list[str]]:
         schedule,
         make_guidance(options, GuidanceConfig(5.0, 4.0), STEPS),
         NoAnchor(),
+        EulerSampler(),
         lambda step, clean: None,
     )
     return forwards

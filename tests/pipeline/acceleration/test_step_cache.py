@@ -17,6 +17,7 @@ from multitalk_pack.pipeline.config import GuidanceConfig, Resolution
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.sampling.denoise import NoAnchor, denoise
 from multitalk_pack.pipeline.sampling.guidance import Guidance, Pass
+from multitalk_pack.pipeline.sampling.samplers import EulerSampler
 from multitalk_pack.pipeline.sampling.schedule import timesteps
 from multitalk_pack.pipeline.shapes import LatentSize
 
@@ -66,7 +67,9 @@ def run(transformer: CountedTransformer, cache) -> torch.Tensor:
 
     transformer.runs = 0
     guidance, noise = Guidance(GuidanceConfig(1.0, 2.0)), torch.randn(SIZE.shape, generator=random)
-    return denoise(predict, noise, timesteps(STEPS, 5.0), guidance, NoAnchor(), lambda step, guess: None)
+    return denoise(
+        predict, noise, timesteps(STEPS, 5.0), guidance, NoAnchor(), EulerSampler(), lambda step, guess: None
+    )
 
 
 def cache_of(transformer: CountedTransformer, kind: CacheKind, **knobs):

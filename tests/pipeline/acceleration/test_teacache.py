@@ -11,6 +11,7 @@ from multitalk_pack.pipeline.models.transformer.inputs import PassInputs
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.sampling.denoise import NoAnchor, denoise
 from multitalk_pack.pipeline.sampling.guidance import Guidance, Pass
+from multitalk_pack.pipeline.sampling.samplers import EulerSampler
 from multitalk_pack.pipeline.sampling.schedule import timesteps
 from multitalk_pack.pipeline.shapes import LatentSize
 from support.golden import Golden
@@ -42,7 +43,7 @@ def inputs_of_passes() -> dict[Pass, PassInputs]:
     prompts = {True: GOLDEN["in.context"], False: GOLDEN["in.context_null"]}
     voices = {True: audio, False: model.zero_audio(audio.shape[1])}
     return {
-        pass_: model.prepare_pass(window, prompts[pass_.hears_prompt], voices[pass_.hears_audio])
+        pass_: model.prepare_pass(window, prompts[pass_.uses_prompt], voices[pass_.uses_audio])
         for pass_ in map(Pass, FACTS["order_of_passes"])
     }
 
@@ -60,7 +61,9 @@ def run(step_cache: StepCache) -> tuple[list[torch.Tensor], dict[Pass, list[torc
         return velocities[pass_][-1]
 
     guidance = Guidance(GuidanceConfig(FACTS["text_scale"], FACTS["audio_scale"]))
-    final = denoise(predict, GOLDEN["in.noise"], schedule(), guidance, NoAnchor(), lambda step, guess: None)
+    final = denoise(
+        predict, GOLDEN["in.noise"], schedule(), guidance, NoAnchor(), EulerSampler(), lambda step, guess: None
+    )
     return [*states, final], velocities
 
 

@@ -14,15 +14,15 @@ def velocities(seed: int = 0) -> dict[Pass, torch.Tensor]:
     return {pass_: torch.randn(4, 2, 3, 3, generator=generator) for pass_ in Pass}
 
 
-def run(guidance: Guidance, said: dict[Pass, torch.Tensor], step: int = 0) -> torch.Tensor:
-    return guidance.combine({pass_: said[pass_] for pass_ in guidance.passes_at(step)})
+def run(guidance: Guidance, outputs: dict[Pass, torch.Tensor], step: int = 0) -> torch.Tensor:
+    return guidance.combine({pass_: outputs[pass_] for pass_ in guidance.passes_at(step)})
 
 
 @pytest.mark.parametrize("projected", [False, True])
 def test_with_all_scales_at_one_a_step_is_one_forward(projected):
-    guidance, said = Guidance(GuidanceConfig(1, 1, projected)), velocities()
+    guidance, outputs = Guidance(GuidanceConfig(1, 1, projected)), velocities()
     assert guidance.passes == (Pass.COND,)
-    assert torch.equal(run(guidance, said), said[Pass.COND])
+    assert torch.equal(run(guidance, outputs), outputs[Pass.COND])
 
 
 @pytest.mark.parametrize(
@@ -41,25 +41,25 @@ def test_only_passes_that_do_not_cancel_are_run(text, audio, projected, passes):
 
 @given(text=SCALES, audio=SCALES)
 def test_the_published_formula_holds_whichever_passes_are_run(text, audio):
-    said = velocities()
-    c, d, u, b = (said[pass_] for pass_ in (Pass.COND, Pass.DROP_TEXT, Pass.UNCOND, Pass.DROP_AUDIO))
-    want = b + audio * (c - b) if text == 1 else u + text * (c - d) + audio * (d - u)
-    torch.testing.assert_close(run(Guidance(GuidanceConfig(text, audio)), said), want, atol=1e-4, rtol=1e-4)
+    outputs = velocities()
+    c, d, u, b = (outputs[pass_] for pass_ in (Pass.COND, Pass.DROP_TEXT, Pass.UNCOND, Pass.DROP_AUDIO))
+    expected = b + audio * (c - b) if text == 1 else u + text * (c - d) + audio * (d - u)
+    torch.testing.assert_close(run(Guidance(GuidanceConfig(text, audio)), outputs), expected, atol=1e-4, rtol=1e-4)
 
 
 @given(text=SCALES.filter(lambda scale: abs(scale - 1) > 1e-3))
 def test_equal_scales_leave_out_drop_text_exactly(text):
-    said = velocities()
-    want = said[Pass.UNCOND] + text * (said[Pass.COND] - said[Pass.UNCOND])
-    torch.testing.assert_close(run(Guidance(GuidanceConfig(text, text)), said), want, atol=1e-4, rtol=1e-4)
+    outputs = velocities()
+    expected = outputs[Pass.UNCOND] + text * (outputs[Pass.COND] - outputs[Pass.UNCOND])
+    torch.testing.assert_close(run(Guidance(GuidanceConfig(text, text)), outputs), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_between_guided_steps_the_last_difference_is_added():
     guidance, first, second = Guidance(GuidanceConfig(5, 4), every=2), velocities(0), velocities(1)
     guided = run(guidance, first, step=0)
     assert guidance.passes_at(1) == (Pass.COND,) and len(guidance.passes_at(2)) == 3
-    want = second[Pass.COND] + (guided - first[Pass.COND])
-    torch.testing.assert_close(run(guidance, second, step=1), want, atol=1e-5, rtol=1e-5)
+    expected = second[Pass.COND] + (guided - first[Pass.COND])
+    torch.testing.assert_close(run(guidance, second, step=1), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_after_the_guided_steps_the_last_difference_stays():
@@ -67,15 +67,15 @@ def test_after_the_guided_steps_the_last_difference_stays():
     assert [len(guidance.passes_at(step)) for step in range(5)] == [3, 3, 3, 1, 1]
     guided = run(guidance, first, step=2)
     for step in (3, 4):
-        want = second[Pass.COND] + (guided - first[Pass.COND])
-        torch.testing.assert_close(run(guidance, second, step=step), want, atol=1e-5, rtol=1e-5)
+        expected = second[Pass.COND] + (guided - first[Pass.COND])
+        torch.testing.assert_close(run(guidance, second, step=step), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_projected_update_is_at_a_right_angle_to_the_conditional_velocity_and_capped():
-    said = velocities()
+    outputs = velocities()
     config = GuidanceConfig(1, 2, projected=True, norm_threshold=3.0)
-    update = run(Guidance(config), said) - said[Pass.COND]
-    assert abs((update * said[Pass.COND]).sum()) < 1e-4
+    update = run(Guidance(config), outputs) - outputs[Pass.COND]
+    assert abs((update * outputs[Pass.COND]).sum()) < 1e-4
     assert update.norm() <= 3.0
 
 
@@ -103,7 +103,7 @@ def compare_updates(golden: Golden, case: str, facts: dict, kinds: list[str]) ->
         guidance = Guidance(config)
         updates = []
         for step in range(facts["steps"]):
-            said = {pass_: golden[f"in.{case}.pred_{pass_.value}"][step] for pass_ in guidance.passes}
-            updates.append(guidance.combine(said) - said[Pass.COND])
-        want = golden[f"mid.{case}.apg_update_{kind}"]
-        torch.testing.assert_close(torch.stack(updates), want, atol=3e-4, rtol=1e-4)
+            outputs = {pass_: golden[f"in.{case}.pred_{pass_.value}"][step] for pass_ in guidance.passes}
+            updates.append(guidance.combine(outputs) - outputs[Pass.COND])
+        expected = golden[f"mid.{case}.apg_update_{kind}"]
+        torch.testing.assert_close(torch.stack(updates), expected, atol=3e-4, rtol=1e-4)

@@ -3,13 +3,20 @@ import torch
 from multitalk_pack.pipeline.sampling.schedule import timesteps
 from support.golden import Golden
 
-GOLDEN = Golden("schedule")
+MULTITALK, FLASHTALK = Golden("schedule"), Golden("flashtalk_schedule")
 
 
-@pytest.mark.parametrize("case", GOLDEN.cases)
+@pytest.mark.parametrize("case", MULTITALK.cases)
 def test_timesteps_are_the_published_ones(case):
-    choice = GOLDEN.cases[case]
-    GOLDEN.assert_close(timesteps(choice["steps"], choice["shift"]), f"out.{case}.timesteps")
+    facts = MULTITALK.cases[case]
+    MULTITALK.assert_close(timesteps(facts["steps"], facts["shift"]), f"out.{case}.timesteps")
+
+
+@pytest.mark.parametrize("case", FLASHTALK.cases)
+def test_timesteps_are_flashtalk_s_which_has_no_tail_at_two_and_four_steps(case):
+    facts = FLASHTALK.cases[case]
+    schedule = timesteps(facts["steps"], facts["shift"], skip_tail=facts["steps"] in (2, 4))
+    FLASHTALK.assert_close(schedule, f"out.{case}.timesteps")
 
 
 @pytest.mark.parametrize("skip_tail", [False, True])
