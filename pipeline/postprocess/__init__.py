@@ -1,1 +1,1 @@
-"""Decoded frames made ready to show: colours, seams between windows, flicker."""
+"""Postprocessing of decoded frames: colour match, seams between windows, flicker."""

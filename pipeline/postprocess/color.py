@@ -1,4 +1,4 @@
-"""A window's colours matched to the reference image, against the drift of long videos."""
+"""Colour transfer from the reference image to a window, against the drift of long videos (Reinhard et al. 2001)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ XYZ_FROM_RGB = torch.tensor(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
 )
 WHITE = torch.tensor([0.95047, 1.0, 1.08883])
-FLAT = 1e-3  # a standard deviation in Lab units, whose scale is 100, that is rounding noise
+FLAT = 1e-3  # a standard deviation in Lab units, on a scale of 100, that is rounding noise
 CHUNK_FRAMES = 8
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and population standard deviation of each channel of each frame, both `c f 1 1`."""
 
 
-def match_colors(frames: Tensor, reference: Tensor, strength: float, settling: int = 1) -> Tensor:
-    """`frames` with the colours of `reference`: mean and spread of each Lab channel of each frame are moved to its own.
+def match_colors(frames: Tensor, reference: Tensor, strength: float, smoothing: int = 1) -> Tensor:
+    """`frames` with the colours of `reference`: each frame takes the mean and the spread of its Lab channels.
 
     A mouth that opens darkens its frame, and matching that frame alone brightens all the rest of it. So mean and spread
-    may be taken from the frames around it too: drift is slower than mouths.
+    may be averaged over neighbouring frames: drift is slower than mouths.
 
     Args:
         frames: `c f h w`, RGB in -1..1.
         reference: `c h w`, RGB in -1..1.
-        strength: 0 (as they are) .. 1 (moved the whole way); between, a blend in RGB.
-        settling: over how many frames mean and spread are averaged, an odd number; 1 matches each frame by itself, as
+        strength: 0 (frames as they are) .. 1 (matched); between, a blend in RGB.
+        smoothing: number of frames, odd, that mean and spread are averaged over; 1 matches each frame by itself, as
             published.
     """
     if strength == 0:
@@ -36,14 +36,17 @@ def match_colors(frames: Tensor, reference: Tensor, strength: float, settling: i
     target = _statistics(_to_lab(_to_unit(reference[:, None].to(frames))))
     chunks = frames.split(CHUNK_FRAMES, dim=1)
     labs = [_to_lab(_to_unit(chunk)) for chunk in chunks]
-    own = [_settled(torch.cat(each, dim=1), settling) for each in zip(*map(_statistics, labs), strict=True)]
-    sources = zip(*(each.split(CHUNK_FRAMES, dim=1) for each in own), strict=True)
+    mean, spread = (
+        torch.cat(chunk_statistics, dim=1) for chunk_statistics in zip(*map(_statistics, labs), strict=True)
+    )
+    means, spreads = (_smooth(statistic, smoothing).split(CHUNK_FRAMES, dim=1) for statistic in (mean, spread))
+    sources = zip(means, spreads, strict=True)
     matched = [_match(lab, source, target) for lab, source in zip(labs, sources, strict=True)]
     return torch.cat([_blend(chunk, rgb, strength) for chunk, rgb in zip(chunks, matched, strict=True)], dim=1)
 
 
 def _match(lab: Tensor, source: Statistics, target: Statistics) -> Tensor:
-    """RGB in 0..1 of `lab`, of which `source` becomes `target`."""
+    """RGB in 0..1 of `lab` with its statistics `source` moved to `target`."""
     (mean, spread), (target_mean, target_spread) = source, target
     scale = torch.where(spread > FLAT, target_spread / spread.clamp(min=FLAT), 0)  # a flat frame takes the mean
     return _to_rgb((lab - mean) * scale + target_mean)
@@ -57,8 +60,8 @@ def _statistics(lab: Tensor) -> Statistics:
     return lab.mean(dim=(2, 3), keepdim=True), lab.std(dim=(2, 3), keepdim=True, correction=0)
 
 
-def _settled(statistic: Tensor, count: int) -> Tensor:
-    """`c f 1 1` averaged over `count` frames around each; the first and the last frame stand for those beyond them."""
+def _smooth(statistic: Tensor, count: int) -> Tensor:
+    """Moving average of `c f 1 1` over `count` frames; the first and the last frame are repeated at the ends."""
     padded = pad(statistic[..., 0, 0], (count // 2, count // 2), mode="replicate")
     return avg_pool1d(padded, count, stride=1)[..., None, None]
 

@@ -1,4 +1,4 @@
-"""Small changes from frame to frame, held back: what should stand still stands still."""
+"""Temporal filter against flicker: pixels keep their value until they change by more than a threshold."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from torch import Tensor
 GREY_LEVEL = 2 / 255  # of values in -1..1
 
 
-def hold_still(frames: Tensor, before: Tensor, threshold: float) -> Tensor:
-    """`frames`, in which a pixel keeps its value until it changes by more than `threshold`.
+def deflicker(frames: Tensor, previous: Tensor, threshold: float) -> Tensor:
+    """`frames` without changes below `threshold` from one frame to the next.
 
-    A pixel moves by the `moving_share` of its difference to the frame before, as that is shown.
-    A slow change gathers until it is let through, so no pixel is ever more than twice the threshold from its own value.
+    A pixel moves from its last output by `motion_mask` times its difference to that output. A slow change gathers until
+    it passes, so no pixel is ever more than twice the threshold from its input.
 
     Args:
         frames: `c f h w` in -1..1.
-        before: `c h w`, the frame that was shown before the first of them.
+        previous: `c h w`, the output of the frame before the first of them.
         threshold: in grey levels of 255; 0 changes nothing.
     """
     if threshold == 0:
         return frames
-    shown = []
+    outputs = []
     for frame in frames.unbind(dim=1):
-        difference = frame - before
-        before = before + moving_share(difference, threshold) * difference
-        shown.append(before)
-    return torch.stack(shown, dim=1)
+        difference = frame - previous
+        previous = previous + motion_mask(difference, threshold) * difference
+        outputs.append(previous)
+    return torch.stack(outputs, dim=1)
 
 
-def moving_share(difference: Tensor, threshold: float) -> Tensor:
-    """How much of a difference between two frames is motion and not flicker, `h w`.
+def motion_mask(difference: Tensor, threshold: float) -> Tensor:
+    """Soft mask `h w` of the motion in a difference of two frames: 0 is flicker, 1 is motion.
 
-    With m the largest size of the three channels: `clamp(m / threshold - 1, 0, 1)`, nothing up to the threshold and
-    all from twice the threshold on.
+    With m the largest magnitude of the three channels: `clamp(m / threshold - 1, 0, 1)`, nothing up to the threshold
+    and all from twice the threshold on.
 
     Args:
         difference: `c h w`, of values in -1..1.
         threshold: in grey levels of 255; at 0 everything is motion.
     """
-    size = difference.abs().amax(dim=0)
+    magnitude = difference.abs().amax(dim=0)
     if threshold == 0:
-        return torch.ones_like(size)
-    return (size / (threshold * GREY_LEVEL) - 1).clamp(0, 1)
+        return torch.ones_like(magnitude)
+    return (magnitude / (threshold * GREY_LEVEL) - 1).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The seam between two windows, faded out."""
+"""Cross-fade of the seam between two windows."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-from .deflicker import moving_share
+from .deflicker import motion_mask
 
 FADE_FRAMES = 8  # a third of a second
-EDGE_PIXELS = 4  # how far the soft edge of something that moves reaches
+EDGE_PIXELS = 4  # reach of the soft edge of something that moves
 
 
-def fade_seam(frames: Tensor, last: Tensor, overlap: int, still: float = 0.0) -> Tensor:
-    """`frames` of a window, the new ones of which go on from the window before without a jump.
+def fade_seam(frames: Tensor, last_frame: Tensor, overlap: int, threshold: float = 0.0) -> Tensor:
+    """`frames` of a window whose new frames go on from the window before without a jump.
 
-    Both windows have made the frame at `overlap - 1`. What they differ by there, which is what the VAE and the colour
-    match did to it, is added to the new frames, less and less. So is what the first new frame differs by from the last
-    known one where that is too little to be motion: what was told and what is made up differ by a shade.
+    Both windows contain the frame at `overlap - 1`. Their difference there, which comes from the VAE and the colour
+    match, is added to the new frames with falling weight. So is the difference between the first new frame and the
+    last motion frame where it is too small for motion: generated frames are a shade off the motion frames.
 
     Args:
-        frames: `c f h w` in -1..1; the first `overlap` of them were known.
-        last: `c h w`, the last frame of the window before.
+        frames: `c f h w` in -1..1; the first `overlap` of them are the motion frames.
+        last_frame: `c h w`, the last frame of the window before.
         overlap: at least 1 and less than `f`.
-        still: grey levels of 255 up to which a step from the last known frame is no motion; from twice as many on it is
-            nothing else.
+        threshold: grey levels of 255 up to which the step from the last motion frame counts as no motion; from twice as
+            many on it counts as nothing else.
     """
     count = min(FADE_FRAMES, frames.shape[1] - overlap)
     weights = torch.arange(count, 0, -1).to(frames) / (count + 1)
-    known, first = frames[:, overlap - 1], frames[:, overlap]
-    jump = last - known + (1 - _motion_around(known - first, still)) * (known - first)
+    motion_frame, first_new = frames[:, overlap - 1], frames[:, overlap]
+    step = motion_frame - first_new
+    jump = last_frame - motion_frame + (1 - _wide_motion_mask(step, threshold)) * step
     faded = frames[:, overlap : overlap + count] + weights[:, None, None] * jump[:, None]
     return torch.cat((frames[:, :overlap], faded.clamp(-1, 1), frames[:, overlap + count :]), dim=1)
 
 
-def _motion_around(step: Tensor, still: float) -> Tensor:
-    """The share of motion, `h w`, of what is nearest to each pixel: a lip moves with its edge, and leaves no ring."""
+def _wide_motion_mask(step: Tensor, threshold: float) -> Tensor:
+    """The motion mask `h w`, dilated and smoothed by `EDGE_PIXELS`: a lip moves with its edge, and leaves no ring."""
     width = 2 * EDGE_PIXELS + 1
-    share = moving_share(step, still)[None]
-    nearest = max_pool2d(share, width, stride=1, padding=EDGE_PIXELS)
-    return avg_pool2d(nearest, width, stride=1, padding=EDGE_PIXELS, count_include_pad=False)[0]
+    mask = motion_mask(step, threshold)[None]
+    dilated = max_pool2d(mask, width, stride=1, padding=EDGE_PIXELS)
+    return avg_pool2d(dilated, width, stride=1, padding=EDGE_PIXELS, count_include_pad=False)[0]
