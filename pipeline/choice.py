@@ -1,4 +1,4 @@
-"""An option that is one of a few words."""
+"""Options of a few words."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .errors import ConfigError
 
 
 class Choice(str, Enum):
-    """Its members are the words. Any other word is refused in a sentence, wherever a choice is made of text."""
+    """Enumeration of the words of an option; making one of any other word raises `ConfigError` with all of them."""
 
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:
-        of_what = re.sub(r"(?<!^)(?=[A-Z])", " ", cls.__name__).lower()
-        raise ConfigError(f"{value!r} is no {of_what}. Take one of: {', '.join(choice.value for choice in cls)}.")
+        noun = re.sub(r"(?<!^)(?=[A-Z])", " ", cls.__name__).lower()
+        raise ConfigError(f"{value!r} is no {noun}. Take one of: {', '.join(choice.value for choice in cls)}.")

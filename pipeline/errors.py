@@ -1,4 +1,4 @@
-"""Errors, each one sentence for the person who made the request, and the collector of several."""
+"""Errors, each one sentence for the person behind the request, and the collector of several."""
 
 from __future__ import annotations
 
@@ -39,39 +39,39 @@ class RemoteError(MultiTalkError):
 
 @dataclass
 class Problems:
-    """All problems of a request, collected, so that a person reads them once and not mistake by mistake.
+    """Collector of all problems of a request, so that a person reads them at once and not mistake by mistake.
 
     Attributes:
-        errors: what keeps it from running.
-        notes: what will run, but perhaps not as it was meant.
+        errors: reasons why the request cannot run.
+        notes: surprises in a request that runs.
     """
 
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def attempt(self, where: str, make: Callable[..., T], *args: object) -> T | None:
-        """The result of `make`; None where it raises one of our errors, which becomes a problem of `where`."""
+    def attempt(self, source: str, function: Callable[..., T], *arguments: object) -> T | None:
+        """The result of `function`; None where it raises `MultiTalkError`, which becomes an error of `source`."""
         try:
-            return make(*args)
+            return function(*arguments)
         except MultiTalkError as error:
-            self.add(where, str(error))
+            self.add(source, str(error))
             return None
 
-    def add(self, where: str, message: str) -> None:
-        """One more; `where` is the option or the node, empty where the message names it."""
-        text = f"{where}: {message}" if where else message
+    def add(self, source: str, message: str) -> None:
+        """Adds an error once; `source` is the option or the node, empty where the message names it."""
+        text = f"{source}: {message}" if source else message
         if text not in self.errors:
             self.errors.append(text)
 
     def note(self, message: str) -> None:
-        """One more thing that is only worth knowing."""
+        """Adds a note once."""
         if message not in self.notes:
             self.notes.append(message)
 
     def raise_errors(self) -> None:
-        """Raises `ConfigError` with all problems, where there are any."""
+        """Raises `ConfigError` with all errors, where there are any."""
         if len(self.errors) == 1:
             raise ConfigError(self.errors[0])
         if self.errors:
-            lines = "\n".join(f"{number}. {problem}" for number, problem in enumerate(self.errors, start=1))
-            raise ConfigError(f"{len(self.errors)} things keep this from running:\n{lines}")
+            numbered = "\n".join(f"{number}. {error}" for number, error in enumerate(self.errors, start=1))
+            raise ConfigError(f"{len(self.errors)} things keep this from running:\n{numbered}")

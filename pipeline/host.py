@@ -1,4 +1,4 @@
-"""The protocol between the engine and the program that runs it: device, progress, cancelling."""
+"""Host of the engine, the program that runs it: its device, its progress display, its cancel button."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Progress:
-    """A run's progress. `fraction` (0..1) covers the whole run."""
+    """Position of a run. `fraction` (0..1) covers the whole run."""
 
     stage: str
     fraction: float
@@ -23,10 +23,10 @@ class Progress:
     num_steps: int = 0
 
     def describe(self, left_s: float | None) -> str:
-        """One line: stage, window, step, and the seconds that are left where they are known."""
+        """One line: stage, window, step, and the time that is left; None leaves it out."""
         window = f"window {self.window} of {self.num_windows}" if self.num_windows else ""
         step = f"step {self.step} of {self.num_steps}" if self.step else ""
-        left = "" if left_s is None or self.fraction >= 1 else f"about {readable(left_s)} left"
+        left = "" if left_s is None or self.fraction >= 1 else f"about {format_duration(left_s)} left"
         return ", ".join(filter(None, (self.stage, window, step, left)))
 
 
@@ -35,18 +35,20 @@ class Host(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """The device that networks run on."""
+        """Device of the networks."""
+        ...
 
     @property
     def can_pin(self) -> bool:
-        """The machine's memory may be pinned, which makes copies to the device faster."""
+        """Permission to pin the machine's memory, which makes copies to the device faster."""
+        ...
 
     def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
-        """Tells where the run stands.
+        """Shows the progress, with a preview where there is one.
 
         Args:
-            latents: `c t h w`, the present guess of the clean ones, for a preview.
-            frames: `c f h w`, -1..1, a finished window's, for a preview.
+            latents: `c t h w`, the present estimate of the clean ones.
+            frames: `c f h w`, -1..1, a finished window's.
         """
 
     def check_cancelled(self) -> None:
@@ -54,65 +56,66 @@ class Host(Protocol):
 
     def free_memory(self) -> int:
         """Bytes that can still be taken on `device`."""
+        ...
 
 
 class TorchHost:
-    """Runs the engine in a plain Python process and keeps quiet."""
+    """A plain Python process, which shows nothing and is never cancelled."""
 
     def __init__(self, device: torch.device | str | None = None):
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
     def device(self) -> torch.device:
-        """The device that networks run on."""
+        """Device of the networks."""
         return self._device
 
     @property
     def can_pin(self) -> bool:
-        """It may."""
+        """Always."""
         return True
 
     def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
-        """Tells nobody."""
+        """Shows nothing."""
 
     def check_cancelled(self) -> None:
-        """Nobody cancels."""
+        """Goes on."""
 
     def free_memory(self) -> int:
         """Bytes free on the device, or of the machine's memory on a CPU."""
         if self._device.type == "cuda":
-            unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-            return torch.cuda.mem_get_info(self._device)[0] + unused  # what torch keeps for itself is ours to take
+            cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+            return torch.cuda.mem_get_info(self._device)[0] + cached  # torch's own cache is ours to take
         import psutil  # the one use, and only on a CPU
 
         return psutil.virtual_memory().available
 
 
 class RemainingTime:
-    """The time left of a run, from how fast it went so far.
+    """Time left of a run, by its speed so far.
 
-    A run that goes on from finished windows starts in the middle, so its speed counts from where it was first seen.
+    A resumed run starts in the middle, so its speed counts from the first fraction that is asked for.
 
     Args:
-        now: seconds that only grow.
+        now: a clock in seconds that only grows.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic):
         self._now = now
-        self._first: tuple[float, float] | None = None
+        self._start: tuple[float, float] | None = None
 
     def left_s(self, fraction: float) -> float | None:
-        """Seconds until 1, at `fraction` (0..1) of the run; None as long as nothing was seen to be done."""
+        """Seconds until 1, at `fraction` (0..1) of the run; None before the first progress."""
         now = self._now()
-        if self._first is None:
-            self._first = now, fraction
-        began, begun_at = self._first
-        if fraction <= begun_at:
+        if self._start is None:
+            self._start = now, fraction
+        start_s, start_fraction = self._start
+        if fraction <= start_fraction:
             return None
-        return (now - began) * (1 - fraction) / (fraction - begun_at)
+        return (now - start_s) * (1 - fraction) / (fraction - start_fraction)
 
 
-def readable(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`40 s`, `12 min` or `2.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"

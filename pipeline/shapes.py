@@ -1,4 +1,4 @@
-"""Video frames, latent frames and tokens of Wan2.1, and the way from one to the other, said once."""
+"""Video frames, latent frames and tokens of Wan2.1, and the conversions between them."""
 
 from __future__ import annotations
 

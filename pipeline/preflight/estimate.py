@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..generation.run_spec import RunSpec
-from ..host import readable
+from ..host import format_duration
 from ..memory.placement import GB, Footprint, Placement
 from ..shapes import VAE_STRIDE_SPACE, LatentSize
 
@@ -55,7 +55,9 @@ class RunEstimate:
 
     def describe(self) -> str:
         """A line for each quantity."""
-        duration = "not measured on this machine yet" if self.seconds is None else f"about {readable(self.seconds)}"
+        duration = (
+            "not measured on this machine yet" if self.seconds is None else f"about {format_duration(self.seconds)}"
+        )
         disk = f"disk: up to {_gb(self.disk_bytes)} until the video is written" if self.disk_bytes else ""
         memory = "" if self.placement is None else f"memory: {self.placement.describe()} of {_gb(self.free_bytes)} free"
         lines = (

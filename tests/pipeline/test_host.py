@@ -1,10 +1,10 @@
-"""What is left of a run, told from how fast it went."""
+"""The time left of a run, by its speed so far."""
 
 import pytest
-from multitalk_pack.pipeline.host import Progress, RemainingTime, readable
+from multitalk_pack.pipeline.host import Progress, RemainingTime, format_duration
 
 
-class JobMonitor:
+class Clock:
     def __init__(self):
         self.time_s = 100.0
 
@@ -13,28 +13,28 @@ class JobMonitor:
 
 
 def test_what_is_left_follows_from_what_is_done():
-    now = JobMonitor()
-    clock = RemainingTime(now)
-    assert clock.left_s(0.0) is None
+    now = Clock()
+    remaining = RemainingTime(now)
+    assert remaining.left_s(0.0) is None
     now.time_s += 30
-    assert clock.left_s(0.25) == pytest.approx(90)
+    assert remaining.left_s(0.25) == pytest.approx(90)
     now.time_s += 90
-    assert clock.left_s(1.0) == 0
+    assert remaining.left_s(1.0) == 0
 
 
 def test_a_run_that_goes_on_from_the_middle_is_not_taken_for_a_fast_one():
-    now = JobMonitor()
-    clock = RemainingTime(now)
-    clock.left_s(0.5)
+    now = Clock()
+    remaining = RemainingTime(now)
+    remaining.left_s(0.5)
     now.time_s += 10
-    assert clock.left_s(0.6) == pytest.approx(40)
+    assert remaining.left_s(0.6) == pytest.approx(40)
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (36000, "10.0 h")]
 )
-def test_times_are_said_as_people_say_them(seconds, text):
-    assert readable(seconds) == text
+def test_durations_have_the_unit_that_people_use(seconds, text):
+    assert format_duration(seconds) == text
 
 
 def test_progress_is_one_line():
