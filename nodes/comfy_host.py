@@ -1,4 +1,4 @@
-"""Runs the engine inside ComfyUI: its device, its progress bar and previews, its Cancel; alone in importing `comfy`."""
+"""ComfyUI as the engine's host: its device, progress bar, previews and Cancel. No other file imports `comfy`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..pipeline.host import Progress, RemainingTime
 from ..pipeline.memory.placement import num_bytes, resident
-from .preview import middle_picture, to_rgb
+from .preview import frame_preview, latent_preview
 
 PREVIEW_SIDE = 512
 
@@ -29,7 +29,7 @@ class ComfyHost:
     """The engine's host inside a node's `execute`; it must be used from that node's thread.
 
     Args:
-        node_id: of the node on whose face the progress is told in words; None tells it by the bar alone.
+        node_id: id of the node that shows the progress as text too; None leaves it to the bar.
     """
 
     def __init__(self, node_id: str | None = None):
@@ -42,13 +42,13 @@ class ComfyHost:
 
     @property
     def can_pin(self) -> bool:
-        """ComfyUI was started without `--disable-pinned-memory`."""
+        """False where ComfyUI was started with `--disable-pinned-memory`."""
         return not cli_args.disable_pinned_memory
 
     def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
-        """Moves the bar over the whole run, tells what is left, and shows the picture as it stands."""
-        picture = None if latents is None else to_rgb(latents)
-        picture = picture if frames is None else middle_picture(frames)
+        """Moves the bar, and shows the time left and the present picture."""
+        picture = None if latents is None else latent_preview(latents)
+        picture = picture if frames is None else frame_preview(frames)
         preview = None if picture is None else ("JPEG", Image.fromarray(picture.numpy()), PREVIEW_SIDE)
         self._bar.update_absolute(round(progress.fraction * 1000), 1000, preview)
         if self._node_id is not None:
@@ -59,31 +59,28 @@ class ComfyHost:
         mm.throw_exception_if_processing_interrupted()
 
     def free_memory(self) -> int:
-        """Bytes free on the device, after all other nodes' models were asked to make room: a run takes what it gets.
+        """Bytes free on the device without ComfyUI's reserve, after all other nodes' models were unloaded."""
+        return self.unload_others(mm.get_total_memory(self.device)) - _reserved_bytes(self.device)
 
-        What ComfyUI holds back for the system and for `--reserve-vram` is not counted.
-        """
-        return self.make_room(mm.get_total_memory(self.device)) - _reserved(self.device)
+    def unload_others(self, num_bytes: float) -> int:
+        """Bytes free on the device, after other nodes' models were unloaded until `num_bytes` are free.
 
-    def make_room(self, required: int) -> int:
-        """Bytes free on the device, after other nodes' models left it as far as `wanted` bytes need it.
-
-        ComfyUI brings its models back when it next runs them. Ours never stand in its way: they are on the device only
+        ComfyUI loads its models again when it next runs them. Ours never stand in its way: they are on the device only
         while a node of ours runs, and ComfyUI runs one node at a time.
         """
         if self.device.type != "cpu":
-            mm.free_memory(required, self.device)
+            mm.free_memory(num_bytes, self.device)
         return int(mm.get_free_memory(self.device))
 
 
 class PreflightHost(ComfyHost):
-    """Looks at the device without making other nodes' models leave it: a run would be given their room."""
+    """Host of a preflight, which unloads no models and counts their memory as free."""
 
     def free_memory(self) -> int:
-        """Bytes that a run would get."""
+        """Bytes that a run would have."""
         alive = [model for model in mm.current_loaded_models if model.device == self.device and not model.is_dead()]
-        loaded = sum(model.model_loaded_memory() for model in alive)
-        return int(mm.get_free_memory(self.device) + loaded) - _reserved(self.device)
+        loaded_bytes = sum(model.model_loaded_memory() for model in alive)
+        return int(mm.get_free_memory(self.device) + loaded_bytes) - _reserved_bytes(self.device)
 
 
 def compute_device() -> torch.device:
@@ -91,33 +88,34 @@ def compute_device() -> torch.device:
     return mm.get_torch_device()
 
 
-def _reserved(device: torch.device) -> int:
+def _reserved_bytes(device: torch.device) -> int:
+    """ComfyUI's reserve on a GPU for the system and for `--reserve-vram`."""
     return 0 if device.type == "cpu" else int(mm.extra_reserved_memory())
 
 
 def raise_when_interrupted() -> None:
-    """Raises ComfyUI's own interruption, and leaves its flag to whoever else waits for it."""
+    """Raises ComfyUI's own interruption without clearing its flag, which others wait for too."""
     if mm.processing_interrupted():
         raise mm.InterruptProcessingException()
 
 
 def allows_api_nodes() -> bool:
-    """ComfyUI was started without `--disable-api-nodes`."""
+    """False where ComfyUI was started with `--disable-api-nodes`."""
     return not cli_args.disable_api_nodes
 
 
 def show_text(text: str, node_id: str) -> None:
     """Shows text on the face of a node."""
-    from server import PromptServer  # ComfyUI's own, which is there when a node runs
+    from server import PromptServer  # importable only inside a running ComfyUI
 
     PromptServer.instance.send_progress_text(text, node_id)
 
 
 @contextmanager
 def at_work(network: M, host: ComfyHost) -> Iterator[M]:
-    """Keeps `network` on the device for a while; where it does not fit even alone, it works where it is."""
-    required = num_bytes(network) + mm.minimum_inference_memory()
-    if host.device.type == "cpu" or host.make_room(required) >= required:
+    """Keeps `network` on the device inside the block; one that does not fit even alone stays on the CPU."""
+    needed_bytes = num_bytes(network) + mm.minimum_inference_memory()
+    if host.device.type == "cpu" or host.unload_others(needed_bytes) >= needed_bytes:
         with resident(network, host):
             yield network
     else:

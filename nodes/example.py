@@ -1,4 +1,4 @@
-"""A bundled portrait and voice, so that a first graph needs no file of one's own."""
+"""Bundled portraits and voices, so that a first graph needs no files of one's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ASSETS = Path(__file__).parents[1] / "demo" / "assets"
 
 
 class Example(Choice):
-    """Pictures and voices that come with the pack: drawn faces for the small model, and a photograph."""
+    """The bundled pictures: drawn faces for the small model, and a photograph."""
 
     ONE = "a drawn face"
     TWO = "two drawn faces"
@@ -23,7 +23,7 @@ class Example(Choice):
 
     @property
     def files(self) -> tuple[str, str, str]:
-        """The picture and two voices; who is alone says the first."""
+        """File names of the picture and of two voices; the first is the one for a single speaker."""
         picture = {Example.ONE: "drawn_portrait.png", Example.TWO: "drawn_two.png"}.get(self, "portrait.jpg")
         first = "speech.wav" if self is Example.PHOTOGRAPH else "drawn_speech.wav"
         return picture, first, "drawn_answer.wav"
@@ -58,5 +58,6 @@ class MultiTalkExample(io.ComfyNode):
     def execute(cls, example: str) -> io.NodeOutput:
         picture, *voices = Example(example).files
         pixels = read_image(ASSETS / picture)
-        frames = fit(pixels, tuple(pixels.shape[:2]))[:, None]
+        height, width = pixels.shape[:2]
+        frames = fit(pixels, (height, width))[:, None]
         return io.NodeOutput(to_image(frames), *(to_audio(read(ASSETS / voice)) for voice in voices))

@@ -1,4 +1,4 @@
-"""The loaders: each looks at its file at once and reads the weights when a later node needs them."""
+"""Loaders, which check their files at once; the weights are read when a later node needs them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class MultiTalkLoadModel(io.ComfyNode):
 
 
 class MultiTalkLoadLora(io.ComfyNode):
-    """One more LoRA on a model."""
+    """A further LoRA on a model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -118,7 +118,7 @@ class MultiTalkLoadLora(io.ComfyNode):
 
 
 class MultiTalkLoadTextEncoder(io.ComfyNode):
-    """umT5-XXL, which reads the prompt."""
+    """umT5-XXL, the encoder of the prompt."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -143,7 +143,7 @@ class MultiTalkLoadTextEncoder(io.ComfyNode):
 
 
 class MultiTalkLoadImageEncoder(io.ComfyNode):
-    """CLIP ViT-H, which looks at the portrait."""
+    """CLIP ViT-H, the encoder of the portrait."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -189,7 +189,7 @@ class MultiTalkLoadVAE(io.ComfyNode):
 
 
 class MultiTalkLoadAudioEncoder(io.ComfyNode):
-    """wav2vec2, which hears the speech."""
+    """wav2vec2, the encoder of the speech."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,4 +1,4 @@
-"""Single knobs of the sampler, for those who want them; without these nodes every one has its default."""
+"""Options nodes: the sampler's rarer settings, which have their defaults without these nodes."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
 
 
 class MultiTalkAccelerationOptions(io.ComfyNode):
-    """Every knob that the acceleration presets set."""
+    """All settings that an acceleration preset sets."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

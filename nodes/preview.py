@@ -1,9 +1,11 @@
-"""A quick look at latents without the VAE, and at finished frames."""
+"""Previews of latents, without the VAE, and of finished frames."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ..pipeline.shapes import VAE_STRIDE_SPACE
 
 # Red, green and blue of a Wan 2.1 latent channel: a least-squares fit as published with ComfyUI's Wan 2.1 format.
 FACTORS = (
@@ -15,15 +17,16 @@ FACTORS = (
 BIAS = (-0.1835, -0.0868, -0.3360)
 
 
-def to_rgb(latents: Tensor, scale: int = 8) -> Tensor:
-    """The middle latent frame of `latents` (`c t h w`) as a small picture, uint8 `h w c`, `scale` pixels a latent."""
+def latent_preview(latents: Tensor) -> Tensor:
+    """The middle latent frame of `latents` (`c t h w`) as a picture, uint8 `h w c`, in its video's size."""
     frame = latents[:, latents.shape[1] // 2].float().cpu()
     picture = torch.einsum("chw,cr->rhw", frame, torch.tensor(FACTORS)) + torch.tensor(BIAS)[:, None, None]
     levels = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1).contiguous()
+    enlarged = levels.repeat_interleave(VAE_STRIDE_SPACE, 1).repeat_interleave(VAE_STRIDE_SPACE, 2)
+    return enlarged.permute(1, 2, 0).contiguous()
 
 
-def middle_picture(frames: Tensor) -> Tensor:
-    """The middle one of `frames` (`c f h w`, -1..1) as uint8 `h w c`."""
+def frame_preview(frames: Tensor) -> Tensor:
+    """The middle one of `frames` (`c f h w`, -1..1) as a picture, uint8 `h w c`."""
     frame = frames[:, frames.shape[1] // 2].float().cpu()
     return ((frame.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous()

@@ -120,7 +120,7 @@ class MakeRoom:
         mm.load_models_gpu([guest])
         card = Card(10_000)
         with patch.object(ours.ComfyHost, "device", card), patch.object(mm, "get_free_memory", card.free):
-            free = ours.ComfyHost().make_room(wanted)
+            free = ours.ComfyHost().unload_others(wanted)
         left = guest.loaded_size()
         mm.load_models_gpu([guest])
         back = guest.loaded_size() == 4000 and torch.equal(guest.model.weight.data.cpu(), weight[None])

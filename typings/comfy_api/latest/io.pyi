@@ -142,9 +142,11 @@ class Video(ComfyTypeIO): ...
 
 class Hidden(str, Enum):
     unique_id = "UNIQUE_ID"
+    prompt = "PROMPT"
 
 class HiddenHolder:
     unique_id: str
+    prompt: dict[str, dict[str, Any]]
 
 @dataclass
 class Schema:
