@@ -20,13 +20,13 @@ test: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 
-$(VENV)/.demo: requirements.txt constraints.txt
+$(VENV)/.demo: requirements.txt requirements-standalone.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-standalone.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo requirements-dev.txt
-	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements.txt --requirement requirements-dev.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt
 	touch $@
 
 clean:

@@ -1,6 +1,10 @@
 """MultiTalk for ComfyUI: a portrait, a voice and a prompt become a talking video."""
 
-from .nodes import comfy_entrypoint
+from .versions import check_versions
+
+check_versions()  # an older ComfyUI lacks names that the nodes import
+
+from .nodes import comfy_entrypoint  # noqa: E402
 
 WEB_DIRECTORY = "./web"
 

@@ -4,6 +4,7 @@ import ast
 import re
 
 import pytest
+from multitalk_pack.versions import OLDEST_COMFYUI, OLDEST_TORCH
 from support.pack import PACK
 
 PAGE = (PACK / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -65,19 +66,39 @@ def test_the_engine_has_never_heard_of_comfyui():
         assert ours == [], path.name
 
 
-def test_the_registry_is_told_the_same_requirements_as_pip():
+@pytest.fixture
+def project():
+    """pyproject.toml."""
     tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
-    dependencies = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    lines = (PACK / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert dependencies == [line for line in lines if line and not line.startswith("#")]
+    return tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def test_the_installed_package_has_every_folder_of_the_engine():
-    tomllib = pytest.importorskip("tomllib")
-    packages = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+def required(name):
+    """The lines of a requirements file."""
+    lines = (PACK / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_registry_is_told_the_same_requirements_as_pip(project):
+    assert project["project"]["dependencies"] == required("requirements.txt")
+
+
+def test_torch_is_left_to_comfyui_and_installed_without_one(project):
+    assert not [line for line in required("requirements.txt") if line.startswith("torch")]
+    assert required("requirements-standalone.txt") == ["-r requirements.txt", f"torch>={OLDEST_TORCH}"]
+    assert project["project"]["optional-dependencies"]["standalone"] == [f"torch>={OLDEST_TORCH}"]
+
+
+def test_the_registry_is_told_the_oldest_comfyui(project):
+    assert project["tool"]["comfy"]["requires-comfyui"] == f">={OLDEST_COMFYUI}"
+
+
+def test_the_installed_package_has_every_folder_of_the_engine(project):
     engine = PACK / "pipeline"
     folders = [path.parent.relative_to(engine).parts for path in engine.rglob("__init__.py")]
-    assert sorted(packages) == sorted(".".join(("multitalk", *parts)) for parts in folders)
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(
+        ".".join(("multitalk", *parts)) for parts in folders
+    )
 
 
 def test_few_files_stand_at_the_top_of_the_engine():

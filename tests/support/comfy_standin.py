@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+COMFYUI_VERSION = "0.14.0"
 COMMON = frozenset({"display_name", "optional", "tooltip", "lazy", "extra_dict", "raw_link", "advanced"})
 WIDGET = COMMON | {"default", "socketless", "widget_type", "force_input"}
 
@@ -199,6 +200,7 @@ def install(models: Path, work: Path) -> None:
     _module("server", PromptServer=PromptServer)
     arguments = types.SimpleNamespace(disable_api_nodes=False, disable_pinned_memory=False)
     cli_args = _module("comfy.cli_args", args=arguments)
+    _module("comfyui_version", __version__=COMFYUI_VERSION)
     _module("comfy", model_management=management, utils=utils, cli_args=cli_args)
     _module("folder_paths", **_folder_paths(models, work))
 
