@@ -350,8 +350,8 @@ def contact_sheet(studio: Studio, path: Path, num_frames: int) -> None:
     Image.fromarray(np.concatenate([np.concatenate(row[moments], axis=1) for row in rows])).save(path)
 
 
-def main() -> None:
-    """Runs the parts that are asked for and prints their tables."""
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the parts that the arguments name and prints their tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=list(PARTS), choices=list(PARTS), metavar="part")
     parser.add_argument("--folder", type=Path, default=MODELS_FOLDER)
@@ -363,7 +363,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--sheet", type=Path, help="write a contact sheet there")
     parser.add_argument("--json", type=Path, help="adds the tables to this file, and writes them as Markdown beside it")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     studio = Studio(options.folder, options.steps, options.text_scale, options.audio_scale)
     if options.sheet:
