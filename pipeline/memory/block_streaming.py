@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from ..models.transformer.inputs import untraced
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +26,16 @@ class BlockStream:
         can_pin: whether the host's memory may be pinned; where it cannot be, copies are slower.
     """
 
-    def __init__(self, blocks: list[nn.Module], device: torch.device, can_pin: bool = True):
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device, can_pin: bool = True):
         self._blocks, self._device, self._can_pin = blocks, device, can_pin
         self._originals = [OriginalTensors(block) for block in blocks]
         self._copies: dict[int, list[Tensor]] = {}
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._last_end: torch.cuda.Event | None = None  # of the block before
+        self._last_end: torch.Event | None = None  # of the block before
         self._hooks = []
         for index, block in enumerate(blocks):
-            self._hooks.append(block.register_forward_pre_hook(_untraced(self._enter, index)))
-            self._hooks.append(block.register_forward_hook(_untraced(self._leave, index), always_call=True))
+            self._hooks.append(block.register_forward_pre_hook(_hook(self._enter, index)))
+            self._hooks.append(block.register_forward_hook(_hook(self._leave, index), always_call=True))
 
     def close(self) -> None:
         """Ends the streaming and restores the blocks' weights."""
@@ -85,9 +87,9 @@ class BlockStream:
             return sources
 
 
-def _untraced(function: Callable[[int], None], index: int) -> Callable[..., None]:
+def _hook(function: Callable[[int], None], index: int) -> Callable[..., None]:
     """`function(index)` as a hook that a compiler leaves alone: traced, the exchange of weights would be an error."""
-    return torch.compiler.disable(lambda *_: function(index))
+    return untraced(lambda *_: function(index))
 
 
 class OriginalTensors:

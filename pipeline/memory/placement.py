@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
@@ -15,6 +15,9 @@ from ..errors import ConfigError
 from ..host import Host
 from ..shapes import LatentSize
 from .block_streaming import BLOCKS_IN_FLIGHT, BlockStream, OriginalTensors, tensors_of
+
+if TYPE_CHECKING:  # imports diffusers, which takes seconds
+    from ..models.transformer.model import MultiTalkTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +108,7 @@ class Footprint:
     width: int
 
     @classmethod
-    def of(cls, transformer: nn.Module) -> Footprint:
+    def of(cls, transformer: MultiTalkTransformer) -> Footprint:
         """The footprint of a network."""
         blocks = [num_bytes(block) for block in transformer.blocks]
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
@@ -168,7 +171,7 @@ def resident(module: M, host: Host) -> Iterator[M]:
 class PlacedTransformer:
     """A transformer that goes to the device to sample, wholly or block by block, and leaves it for other networks."""
 
-    def __init__(self, transformer: nn.Module, placement: Placement, host: Host):
+    def __init__(self, transformer: MultiTalkTransformer, placement: Placement, host: Host):
         self.transformer, self.host = transformer, host
         self.placement = placement
         self._originals = OriginalTensors(transformer)
@@ -221,7 +224,7 @@ class PlacedTransformer:
 
 @contextmanager
 def placed(
-    transformer: nn.Module, config: MemoryConfig, size: LatentSize, host: Host, extra_bytes: int = 0
+    transformer: MultiTalkTransformer, config: MemoryConfig, size: LatentSize, host: Host, extra_bytes: int = 0
 ) -> Iterator[PlacedTransformer]:
     """The transformer with its placement for windows of `size`, restored afterwards; `place` moves it to the device."""
     placement = plan_placement(Footprint.of(transformer), config, size, host.free_memory(), extra_bytes)

@@ -39,6 +39,8 @@ class ImageEncoder:
         Returns:
             `i d` in float32, on the CPU.
         """
-        pixels = preprocess(frame.to(self.model.device), self.model.config.image_size).to(self.model.dtype)
+        side = self.model.config.image_size
+        assert isinstance(side, int), "of a square picture"
+        pixels = preprocess(frame.to(self.model.device), side).to(self.model.dtype)
         hidden = self.model(pixels[None], output_hidden_states=True).hidden_states
         return hidden[-2][0].float().cpu()

@@ -49,7 +49,7 @@ class FirstBlockCache(StepCache):
         return transformer.head(after, time, inputs)
 
     def _decide(self, step: int, residual: Tensor) -> bool:
-        always = self._first_residual is None or step < self.warmup or step == self.steps - 1
-        is_run = always or relative_change(residual, self._first_residual).item() >= self.threshold
+        before, always = self._first_residual, step < self.warmup or step == self.steps - 1
+        is_run = always or before is None or relative_change(residual, before).item() >= self.threshold
         self._first_residual = residual if is_run else self._first_residual
         return is_run

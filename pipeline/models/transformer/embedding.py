@@ -23,6 +23,8 @@ class Float32Linear(nn.Linear):
 class PatchEmbedding(nn.Conv3d):
     """Patches of the input channels as tokens; linear, so that some channels can come first and others be added."""
 
+    bias: nn.Parameter
+
     def __init__(self, in_channels: int, dim: int, patch_size: tuple[int, int, int]):
         super().__init__(in_channels, dim, kernel_size=patch_size, stride=patch_size)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,12 @@ from ...shapes import LatentSize
 
 T = TypeVar("T")
 Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable)
+
+
+def untraced(function: Function) -> Function:
+    """`function`, to be called by Python as it is where a compiler traces its caller."""
+    return cast(Function, torch.compiler.disable(function))
 
 
 class Constant(Generic[T]):
@@ -25,7 +31,7 @@ class Constant(Generic[T]):
         self.value = value
         self._results: dict[Callable, Any] = {}
 
-    @torch.compiler.disable
+    @untraced
     def cached(self, layer: Callable[[T], Result]) -> Result:
         """`layer(value)`, computed at the first call. `layer` is a bound method: it is its own key."""
         if layer not in self._results:

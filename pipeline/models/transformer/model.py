@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -69,12 +70,16 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
         self.audio_proj = AudioProjection(
             audio_window, prod(audio_features), audio_intermediate_dim, audio_tokens, audio_dim, audio_norm
         )
-        self.blocks = nn.ModuleList(
-            MultiTalkBlock(dim, ffn_dim, num_attention_heads, audio_dim, eps) for _ in range(num_layers)
-        )
+        blocks = [MultiTalkBlock(dim, ffn_dim, num_attention_heads, audio_dim, eps) for _ in range(num_layers)]
+        self.blocks = cast(Sequence[MultiTalkBlock], nn.ModuleList(blocks))  # which has no types of its own
         self.norm_out = AdaptiveNorm(dim, eps)
         self.proj_out = Float32Linear(dim, out_channels * prod(patch_size))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+
+    @property
+    def config(self) -> Any:
+        """The constructor's arguments, as attributes."""
+        return super().config
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -212,7 +217,8 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
     def _embed_audio(self, windows: Tensor) -> Constant[Tensor]:
         return Constant(self.audio_proj(self._cast(windows)))
 
-    def _embed_masks(self, masks: Tensor) -> Tensor:
+    def _embed_masks(self, masks: Tensor | None) -> Tensor:
+        assert masks is not None, "several voices have masks, see `prepare_pass`"
         _, b, c = self.config.patch_size
         return masks[:, ::b, ::c].flatten(1).to(self.device, torch.float32)  # the nearest latent of each token
 

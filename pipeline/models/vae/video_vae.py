@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
 
 from ...errors import ConfigError
@@ -33,15 +33,19 @@ class VideoCoder(Protocol):
     @property
     def model(self) -> nn.Module:
         """Its network, for the fingerprint of a run."""
+        ...
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames, 4n+1 of them, to latents."""
+        ...
 
     def encode_padded(self, frames: Tensor, num_frames: int) -> Tensor:
         """The latents of `frames` followed by mid-grey, `num_frames` in all."""
+        ...
 
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Latents to frames, a few at a time."""
+        ...
 
 
 class VideoVae:
@@ -118,7 +122,7 @@ class VideoVae:
             return self.model.post_quant_conv(raw[None].to(self.model.device, self.model.dtype))
 
     def _decode_tiles(self, latents: Tensor, tiling: Tiling) -> Iterator[Tensor]:
-        tiles = split_tiles(*latents.shape[-2:], tiling)
+        tiles = split_tiles(latents.shape[-2], latents.shape[-1], tiling)
         videos = [list(self._decode_whole(tile.cut(latents))) for tile in tiles]
         for chunks in zip(*videos, strict=True):
             yield blend(chunks, tiles, tiling, VAE_STRIDE_SPACE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn.functional import conv1d
 CHUNK_FRAMES = 100  # 2 s of sound: what the base model's layers hold, 13 MB at most, stays near the processor
 
 
-def receptive_field(extractor: nn.Module) -> int:
+def receptive_field(extractor: Any) -> int:
     """Samples under one feature: 400 for the published encoders."""
     samples = 1
     for layer in reversed(extractor.conv_layers):
@@ -20,7 +21,7 @@ def receptive_field(extractor: nn.Module) -> int:
     return samples
 
 
-def conv_features(extractor: nn.Module, waveform: Tensor) -> Tensor:
+def conv_features(extractor: Any, waveform: Tensor) -> Tensor:
     """The features `c frames` of a `waveform` (`n`) by `extractor`, transformers' `Wav2Vec2FeatureEncoder`.
 
     The same numbers as in one go but for rounding: no layer pads, and the statistics of the one that spans the whole
@@ -39,7 +40,7 @@ def conv_features(extractor: nn.Module, waveform: Tensor) -> Tensor:
     return torch.cat(features, dim=-1)
 
 
-def _with_global_norm(layer: nn.Module, waveform: Tensor) -> Callable[[Tensor], Tensor]:
+def _with_global_norm(layer: Any, waveform: Tensor) -> Callable[[Tensor], Tensor]:
     """`layer` with the group norm that it has over the whole waveform, a group for each channel, in its convolution.
 
     A channel is `w x` of the samples x under the kernel: over the waveform its mean is `w m` and its variance `w C w`,
@@ -58,7 +59,7 @@ def _with_global_norm(layer: nn.Module, waveform: Tensor) -> Callable[[Tensor], 
 
 def _moments(waveform: Tensor, width: int, hop: int) -> tuple[Tensor, Tensor]:
     """Mean `k` and covariance `k k` of `width` samples in a row, taken every `hop` samples, in float64."""
-    count, total, products = 0, 0.0, 0.0
+    count, total, products = 0, torch.zeros(width).double(), torch.zeros(width, width).double()
     for samples in _chunks(waveform, width, hop, CHUNK_FRAMES * 64):  # 2 s of sound again
         rows = samples.double().unfold(0, width, hop)  # n k
         count, total, products = count + len(rows), total + rows.sum(dim=0), products + rows.mT @ rows
