@@ -166,7 +166,7 @@ def audio_attention(layer: nn.Module, x: Tensor, voices: Tensor, looks_at: Tenso
     pattern = "t n (two heads k) -> two t n heads k"
     key, value = rearrange(layer.kv_linear(side_by_side), pattern, two=2, k=layer.head_dim)
     if num_speakers > 1:
-        starts = [20.0 * speaker / (num_speakers - 1) for speaker in range(num_speakers)]
+        starts = [20.0 * speaker for speaker in range(num_speakers)]
         query = _turn(query, _positions(looks_at, starts))
         places = torch.tensor(starts, device=x.device).add(2).repeat_interleave(voices.shape[2])
         key = torch.stack([_turn(frame, places) for frame in key])

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-LAST_START, RANGE = 20.0, 4.0  # the first person's range is 0..4, the last one's 20..24
-BACKGROUND = (LAST_START + RANGE) / 2
+SPACING, RANGE = 20.0, 4.0  # persons' ranges are 0..4, 20..24, 40..44 and so on; trained with the first two
+BACKGROUND = (SPACING + RANGE) / 2  # 10 away from the first two voices, further from all others
 
 
 def range_starts(num_speakers: int, device: torch.device | None = None) -> Tensor:
-    """Where each person's range of positions starts, `p`. The model was trained with two persons: 0 and 20."""
-    return torch.linspace(0, LAST_START, num_speakers, device=device)
+    """The first position of each person's range, `p`."""
+    return SPACING * torch.arange(num_speakers, device=device)
 
 
 def voice_positions(num_speakers: int, device: torch.device | None = None) -> Tensor:

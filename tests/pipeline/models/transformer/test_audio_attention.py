@@ -80,6 +80,18 @@ def test_a_class_without_a_token_gets_no_attention():
     assert positions.isfinite().all() and (positions <= 4).all()
 
 
+@pytest.mark.parametrize("num_speakers", range(1, 7))
+def test_the_background_is_far_from_every_voice_and_voices_from_each_other(num_speakers):
+    voices = voice_positions(num_speakers)
+    assert voices[:2].tolist() == [2, 22][:num_speakers]  # as trained
+    reference_map = torch.zeros(num_speakers + 1, 1)
+    reference_map[-1] = 1
+    (background,) = speaker_positions(reference_map)
+    assert background == 12
+    assert (voices - background).abs().min() >= 10
+    assert num_speakers == 1 or voices.diff().min() >= 20
+
+
 @pytest.mark.parametrize("num_speakers", [2, 3, 5])
 def test_persons_keep_to_their_ranges(num_speakers):
     reference_map = torch.rand(num_speakers + 1, 200)
