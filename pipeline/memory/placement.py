@@ -191,12 +191,12 @@ class PlacedTransformer:
         if streamed:
             self._stream = BlockStream(streamed, self.host.device, self.host.can_pin)
 
-    def make_room(self, needed: int) -> bool:
-        """Leaves the device, until `place`, when `needed` bytes are not left beside it. True when they are left now."""
-        if self._is_placed and self._free_bytes() < needed:
-            logger.info("The transformer leaves the device: the VAE wants %.1f GB.", needed / GB)
+    def make_room(self, vae_bytes: int) -> bool:
+        """Leaves the device, until `place`, where `vae_bytes` are not left beside it. True when they are left now."""
+        if self._is_placed and self._free_bytes() < vae_bytes:
+            logger.info("The transformer leaves the device: the VAE wants %.1f GB.", vae_bytes / GB)
             self.release()
-        return self._free_bytes() >= needed
+        return self._free_bytes() >= vae_bytes
 
     def _free_bytes(self) -> int:
         """Bytes that the run may still take."""

@@ -39,18 +39,17 @@ def packaged(footprint, packaging):
     return dataclasses.replace(footprint, block_bytes=round(footprint.block_bytes * PACKAGINGS[packaging] / 16))
 
 
-def kept(size, width, num_layers):
+def constant_bytes(size, width, num_layers):
     """Bytes of the keys and values of two prompts, a picture, a voice and silence, two bytes a number."""
     return 2 * 2 * (2 * 512 + 257 + 2 * 32 * size.t) * width * num_layers
 
 
-def needed(footprint, size, blocks):
-    """Bytes with so many blocks on the device for good: weights, two blocks in flight, what is kept, 12 sets of tokens,
-    0.5 GB."""
+def planned_bytes(footprint, size, blocks):
+    """Bytes with so many resident blocks: weights, two blocks in flight, keys and values, 12 sets of tokens, 0.5 GB."""
     in_flight = min(2, footprint.num_blocks - blocks)
     tokens = size.t * (size.h // 2) * (size.w // 2)
     weights = footprint.outer_bytes + (blocks + in_flight) * footprint.block_bytes
-    return weights + kept(size, 5120, 40) + 12 * tokens * footprint.width * 2 + GB // 2
+    return weights + constant_bytes(size, 5120, 40) + 12 * tokens * footprint.width * 2 + GB // 2
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
@@ -59,13 +58,13 @@ def needed(footprint, size, blocks):
 @pytest.mark.parametrize("card_gb", [6, 8, 12, 16, 24, 32, 48, 80])
 def test_as_many_blocks_stay_as_fit(published, card_gb, memory, packaging, size):
     footprint = packaged(published, packaging)
-    placement = plan_placement(footprint, MemoryConfig(memory), size, card_gb * GB, kept(size, 5120, 40))
+    placement = plan_placement(footprint, MemoryConfig(memory), size, card_gb * GB, constant_bytes(size, 5120, 40))
     limits = {"auto": card_gb, "all": card_gb} | {f"{limit} GB": min(limit, card_gb) for limit in (8, 12, 16, 24)}
     budget = limits[memory.value] * GB
-    fitting = [blocks for blocks in range(41) if needed(footprint, size, blocks) <= budget]
-    wanted = 40 if memory is MemoryLimit.ALL else max(fitting, default=0)
-    assert (placement.resident_blocks, placement.budget) == (wanted, budget)
-    assert placement.estimate == needed(footprint, size, wanted)
+    fitting = [blocks for blocks in range(41) if planned_bytes(footprint, size, blocks) <= budget]
+    num_blocks = 40 if memory is MemoryLimit.ALL else max(fitting, default=0)
+    assert (placement.resident_blocks, placement.budget) == (num_blocks, budget)
+    assert placement.estimate == planned_bytes(footprint, size, num_blocks)
 
 
 @pytest.mark.parametrize("num_speakers", [1, 2])
@@ -75,30 +74,30 @@ def test_what_a_run_keeps_is_counted_for_each_voice_and_silence(num_speakers):
     spec = run.spec(audio, run.conditioning(model, num_speakers), run.config())
     size, width, layers = LatentSize(3, run.HEIGHT // 8, run.WIDTH // 8), 64, 2
     another_voice = 2 * 2 * 32 * size.t * width * layers
-    assert _kept_bytes(model, audio, spec) == kept(size, width, layers) + (num_speakers - 1) * another_voice
+    assert _kept_bytes(model, audio, spec) == constant_bytes(size, width, layers) + (num_speakers - 1) * another_voice
 
 
 def test_blocks_asked_for_are_blocks_that_stay(published):
-    for blocks, wanted in ((0, 0), (7, 7), (99, 40)):
-        placement = plan_placement(published, MemoryConfig(MemoryLimit.AUTO, blocks), SIZES["480p"], 8 * GB)
-        assert placement.resident_blocks == wanted
+    for resident, num_blocks in ((0, 0), (7, 7), (99, 40)):
+        placement = plan_placement(published, MemoryConfig(MemoryLimit.AUTO, resident), SIZES["480p"], 8 * GB)
+        assert placement.resident_blocks == num_blocks
 
 
 @pytest.mark.parametrize("resident_blocks", [0, 1, 3, 4])
 def test_two_blocks_in_flight_give_the_bits_of_the_resident_run(resident_blocks):
     model = run.model(num_layers=5)
     expected = frames_of(model)
-    homes, away = [tensors(block) for block in model.blocks], []
+    originals, counts = [tensors(block) for block in model.blocks], []
 
-    def look(*_):
-        away.append(sum(tensors(block) != home for block, home in zip(model.blocks, homes, strict=True)))
+    def count(*_):
+        counts.append(sum(tensors(block) != own for block, own in zip(model.blocks, originals, strict=True)))
 
-    hooks = [block.attn1.register_forward_hook(look) for block in model.blocks]
+    hooks = [block.attn1.register_forward_hook(count) for block in model.blocks]
     streamed = frames_of(model, memory=MemoryConfig(MemoryLimit.AUTO, resident_blocks))
     for hook in hooks:
         hook.remove()
     assert torch.equal(streamed, expected)
-    assert 1 <= max(away) <= BLOCKS_IN_FLIGHT and [tensors(block) for block in model.blocks] == homes
+    assert 1 <= max(counts) <= BLOCKS_IN_FLIGHT and [tensors(block) for block in model.blocks] == originals
 
 
 def test_the_exchange_of_weights_is_not_compiled():
@@ -169,11 +168,11 @@ def wide():
 
 def test_the_vae_works_on_tiles_where_whole_frames_do_not_fit(wide, caplog):
     model, conditioning = wide
-    needed = DECODE_BYTES * 32 * 320 + sum(map(num_bytes, conditioning.networks))
+    vae_bytes = DECODE_BYTES * 32 * 320 + sum(map(num_bytes, conditioning.networks))
     with caplog.at_level(logging.WARNING):
-        whole = frames_of(model, conditioning, SmallHost(needed), memory=MemoryConfig(resident_blocks=0))
+        whole = frames_of(model, conditioning, SmallHost(vae_bytes), memory=MemoryConfig(resident_blocks=0))
         assert "tiles" not in caplog.text
-        tiled = frames_of(model, conditioning, SmallHost(needed - 1), memory=MemoryConfig(resident_blocks=0))
+        tiled = frames_of(model, conditioning, SmallHost(vae_bytes - 1), memory=MemoryConfig(resident_blocks=0))
         assert "too little memory for the VAE, which takes about 0.2 GB" in caplog.text
     assert 0 < (tiled - whole).abs().mean() < 0.05 * whole.std()
 
@@ -184,10 +183,10 @@ def test_a_vae_that_runs_out_of_memory_goes_on_in_tiles(wide, monkeypatch):
     for name in ("encode_padded", "decode"):
         work = getattr(VideoVae, name)
 
-        def fail_on_whole_frames(self, *given, work=work):
+        def fail_on_whole_frames(self, *args, work=work):
             if self.tiling is None:
                 raise torch.OutOfMemoryError("no room")
-            return work(self, *given)
+            return work(self, *args)
 
         monkeypatch.setattr(VideoVae, name, fail_on_whole_frames)
     assert torch.equal(frames_of(model, conditioning), planned)

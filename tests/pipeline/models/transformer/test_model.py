@@ -19,11 +19,11 @@ def count_calls(monkeypatch, owner: object, name: str) -> list:
     """Every call of `owner.name` from now on leaves its arguments in this list."""
     calls, original = [], getattr(owner, name)
 
-    def counted(*args, **kwargs):
+    def call(*args, **kwargs):
         calls.append(args)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(owner, name, counted)
+    monkeypatch.setattr(owner, name, call)
     return calls
 
 

@@ -69,8 +69,8 @@ def test_blocks_can_be_compiled(num_speakers):
 
 
 def test_a_compiled_rotation_is_the_eager_one():
-    x, turn = torch.randn(6, 2, 8), rotation(torch.arange(6.0), 8)[:, None]
-    torch.testing.assert_close(torch.compile(rotate, backend="eager")(x, turn), rotate(x, turn))
+    x, angles = torch.randn(6, 2, 8), rotation(torch.arange(6.0), 8)[:, None]
+    torch.testing.assert_close(torch.compile(rotate, backend="eager")(x, angles), rotate(x, angles))
 
 
 def test_a_saved_transformer_comes_back(tmp_path):
