@@ -152,7 +152,7 @@ def _with_encoders(files: ModelFiles, loaders: Mapping[str, Lazy | None], audio_
     if audio_encoder is None:
         return files
     # Its loader has refused what was fine-tuned, or was told to allow it.
-    return replace(files, audio_encoder=audio_encoder.path, allow_other=True)
+    return replace(files, audio_encoder=audio_encoder.path, allow_other_audio_encoder=True)
 
 
 def _speech(

@@ -12,7 +12,7 @@ from .config import Recipe
 from .errors import ConfigError, Problems
 
 BUNDLED_WEIGHTS = Path(__file__).parents[1] / "demo" / "weights"
-NO_FILES = ("loras", "allow_other", "recipe")
+NO_FILES = ("loras", "allow_other_audio_encoder", "recipe")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ModelFiles:
         base: Wan2.1-I2V, or a file that holds the audio weights too.
         adapter: the audio weights; None where the base holds them.
         loras: files and strengths, applied in order.
-        allow_other: an audio encoder that was fine-tuned for something else.
+        allow_other_audio_encoder: an audio encoder that was fine-tuned for something else.
         recipe: the model that the audio weights belong to; None goes by their name.
     """
 
@@ -34,7 +34,7 @@ class ModelFiles:
     image_encoder: Path | None = None
     audio_encoder: Path | None = None
     loras: tuple[tuple[Path, float], ...] = ()
-    allow_other: bool = False
+    allow_other_audio_encoder: bool = False
     recipe: Recipe | None = None
 
     @classmethod
@@ -42,7 +42,7 @@ class ModelFiles:
         cls,
         loras: Iterable[str | tuple[Path, float]] = (),
         recipe: Recipe | str | None = None,
-        allow_other: bool = False,
+        allow_other_audio_encoder: bool = False,
         **paths: Path | str | None,
     ) -> ModelFiles:
         """From paths by the names of the fields.
@@ -50,7 +50,7 @@ class ModelFiles:
         Args:
             loras: FILE, FILE:STRENGTH, or file and strength.
             recipe: None goes by the name of the audio weights.
-            allow_other: take an audio encoder that was fine-tuned for something else.
+            allow_other_audio_encoder: take an audio encoder that was fine-tuned for something else.
             **paths: the other fields.
 
         Raises:
@@ -58,7 +58,12 @@ class ModelFiles:
         """
         files = {name: None if path is None else Path(path).expanduser() for name, path in paths.items()}
         pairs = tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in loras)
-        return cls(**files, loras=pairs, allow_other=allow_other, recipe=None if recipe is None else Recipe(recipe))
+        return cls(
+            **files,
+            loras=pairs,
+            allow_other_audio_encoder=allow_other_audio_encoder,
+            recipe=None if recipe is None else Recipe(recipe),
+        )
 
     @classmethod
     def bundled(cls) -> ModelFiles:

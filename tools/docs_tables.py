@@ -58,7 +58,7 @@ def packagings() -> str:
     }
     by_source: dict[str, list[str]] = {}
     for packaging in PACKAGINGS:
-        by_source.setdefault(packaging.found_in, []).append(packaging.name)
+        by_source.setdefault(packaging.publisher, []).append(packaging.name)
     kitchen = _cases(_test_module("test_packagings.py"), "test_what_comfy_kitchen_decodes")
     by_source["any, where comfy-kitchen is installed"] = kitchen
     transformer = table(

@@ -1,14 +1,15 @@
-"""From checked files to networks: built empty, then given the files' tensors, most of them without a copy."""
+"""Networks from checked files: built empty, then filled with the files' tensors, most of them without a copy."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, UMT5EncoderModel, Wav2Vec2Model
 
@@ -18,17 +19,19 @@ from ..models.text_encoder import TextEncoder
 from ..models.transformer.model import MultiTalkTransformer
 from ..models.vae.video_vae import VideoVae
 from .catalog import open_as, transformer_weights
-from .checkpoint import settings_beside
+from .checkpoint import folder_settings
 from .configs import image_config, sizes_from, speech_config, text_config, transformer_config, vae_config
 from .key_maps import VISION, for_live_keys, rename_clip, rename_clip_key, rename_text, rename_vae, rename_wav2vec2
 from .lora import LoraStack
 from .quantization import QuantizedEmbedding, QuantizedLinear
 from .recognition import Component
-from .source import Source, stated_heads
-from .stored import Stored, collect
+from .source import Source, num_heads_in, readable_shape
+from .stored import StoredWeight, collect
 from .tokenizer import find_tokenizer
 
 logger = logging.getLogger(__name__)
+
+Network = TypeVar("Network", bound=nn.Module)
 
 EAGER = ("patch_embedding", "condition_embedder.time_", "proj_out")  # small, and read as plain numbers by the model
 
@@ -56,13 +59,11 @@ def load_transformer(
     """
     dtype = dtype or torch.bfloat16
     weights, sources = transformer_weights(base, adapter)
-    shapes = {name: stored.shape for name, stored in weights.items()}
+    shapes = {name: weight.shape for name, weight in weights.items()}
     with sizes_from(sources[0].name), init_empty_weights():
         model = MultiTalkTransformer(**transformer_config(shapes, sources, num_heads))
     fill(model, weights, dtype, sources[0].name, eager=EAGER)
-    stack = LoraStack(model)
-    for path, strength in loras:
-        stack.add(path, strength)
+    LoraStack(model).replace(loras)
     return model.eval()
 
 
@@ -87,20 +88,20 @@ def load_text_encoder(
     """
     source, _ = open_as(path, Component.TEXT_ENCODER)
     weights = collect(source, rename_text)
-    pieces = find_tokenizer(source, tokenizer)
+    sentencepieces = find_tokenizer(source, tokenizer)
     with sizes_from(source.name), init_empty_weights():
-        model = UMT5EncoderModel(text_config({name: stored.shape for name, stored in weights.items()}))
+        model = UMT5EncoderModel(text_config({name: weight.shape for name, weight in weights.items()}))
     weights["encoder.embed_tokens.weight"] = weights["shared.weight"]  # one table under two names
     fill(model, weights, dtype, source.name, eager=("relative_attention_bias",))
     model.set_input_embeddings(model.shared)
-    return TextEncoder(model.eval(), pieces)
+    return TextEncoder(model.eval(), sentencepieces)
 
 
 def load_image_encoder(path: Path | str, dtype: torch.dtype | None = None) -> ImageEncoder:
     """CLIP's vision tower in `dtype`; None keeps the file's, or float16 where that is narrower."""
     source, _ = open_as(path, Component.IMAGE_ENCODER)
     weights = collect(source, _vision_key_of(source))
-    plain, heads = _plain_state(source, weights, dtype), stated_heads(source)
+    plain, heads = _plain_state(source, weights, dtype), num_heads_in(source)
     with sizes_from(source.name), init_empty_weights():
         state = rename_clip(plain)
         model = CLIPVisionModel(image_config({key: tensor.shape for key, tensor in state.items()}, heads))
@@ -111,7 +112,7 @@ def load_audio_encoder(path: Path | str, dtype: torch.dtype = torch.float32) -> 
     """wav2vec2 in `dtype`; its `config.do_normalize` is what the `preprocessor_config.json` beside it says."""
     source, _ = open_as(path, Component.AUDIO_ENCODER)
     state = _plain_state(source, collect(source, rename_wav2vec2), dtype)
-    heads, preprocessor = stated_heads(source), settings_beside(Path(path).expanduser(), "preprocessor_config.json")
+    heads, preprocessor = num_heads_in(source), folder_settings(Path(path).expanduser(), "preprocessor_config.json")
     with sizes_from(source.name), init_empty_weights():
         config = speech_config({key: tensor.shape for key, tensor in state.items()}, heads)
         config.do_normalize = bool(preprocessor.get("do_normalize", False))
@@ -121,7 +122,7 @@ def load_audio_encoder(path: Path | str, dtype: torch.dtype = torch.float32) -> 
 
 
 def fill(
-    model: nn.Module, weights: Mapping[str, Stored], dtype: torch.dtype, name: str, eager: tuple[str, ...] = ()
+    model: nn.Module, weights: Mapping[str, StoredWeight], dtype: torch.dtype, name: str, eager: tuple[str, ...] = ()
 ) -> None:
     """Gives an empty `model` its weights.
 
@@ -131,53 +132,56 @@ def fill(
     Raises:
         WeightsError: weights are missing, too many, or of another shape.
     """
-    _check_names({key: stored.shape for key, stored in weights.items()}, model.state_dict(), name)
-    for key, stored in weights.items():
+    _check_names({key: weight.shape for key, weight in weights.items()}, model.state_dict(), name)
+    for key, weight in weights.items():
         path, _, leaf = key.rpartition(".")
         module = model.get_submodule(path)
-        can_stay = leaf == "weight" and not any(part in key for part in eager) and not _reads_at_once(stored, dtype)
+        can_stay = leaf == "weight" and not _reads_at_once(key, weight, dtype, eager)
         if can_stay and isinstance(module, nn.Linear):
-            model.set_submodule(path, QuantizedLinear(stored.packed(), stored.shape, module.bias, dtype))
-        elif can_stay and isinstance(module, nn.Embedding):
-            model.set_submodule(path, QuantizedEmbedding(stored.packed(), dtype))
+            rows, columns = weight.shape
+            model.set_submodule(path, QuantizedLinear(weight.packed(), (rows, columns), module.bias, dtype))
+        elif can_stay and isinstance(module, nn.Embedding) and weight.packed().encoding.by_rows:
+            model.set_submodule(path, QuantizedEmbedding(weight.packed(), dtype))
         else:
-            setattr(module, leaf, nn.Parameter(stored.tensor(dtype), requires_grad=False))
+            setattr(module, leaf, nn.Parameter(weight.tensor(dtype), requires_grad=False))
 
 
-def _reads_at_once(stored: Stored, dtype: torch.dtype) -> bool:
-    return stored.is_plain and (stored.dtype is dtype or stored.dtype.itemsize > dtype.itemsize)
+def _reads_at_once(key: str, weight: StoredWeight, dtype: torch.dtype, eager: tuple[str, ...]) -> bool:
+    is_same_or_wider = weight.is_plain and (weight.dtype is dtype or weight.dtype.itemsize > dtype.itemsize)
+    return is_same_or_wider or any(part in key for part in eager)
 
 
-def _load(model: nn.Module, state: Mapping[str, Tensor], source: Source) -> nn.Module:
+def _load(model: Network, state: Mapping[str, Tensor], source: Source) -> Network:
     _check_names({key: tuple(tensor.shape) for key, tensor in state.items()}, model.state_dict(), source.name)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
 
 
-def _check_names(found: Mapping[str, tuple[int, ...]], live: Mapping[str, Tensor], name: str) -> None:
-    missing = [key for key in live if key not in found]
-    unexpected = [key for key in found if key not in live]
+def _check_names(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], name: str) -> None:
+    """Raises `WeightsError` where the shapes in a file are not those of a network's `state`."""
+    missing = [key for key in state if key not in shapes]
+    unexpected = [key for key in shapes if key not in state]
     if missing or unexpected:
         raise WeightsError(
             f"{name} does not hold what its model needs: {len(missing)} tensors are missing{_first(missing)}, "
             f"{len(unexpected)} are unknown{_first(unexpected)}; download a complete file."
         )
-    for key, shape in found.items():
-        if shape != tuple(live[key].shape):
+    for key, shape in shapes.items():
+        if shape != tuple(state[key].shape):
             raise WeightsError(
-                f"{name} does not fit together: {key} is {_by(shape)}, wanted is {_by(live[key].shape)}; "
-                f"download it again."
+                f"{name} does not fit together: {key} is {readable_shape(shape)}, wanted is "
+                f"{readable_shape(state[key].shape)}; download it again."
             )
 
 
-def _plain_state(source: Source, weights: Mapping[str, Stored], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    packings = {stored.packing for stored in weights.values()}
+def _plain_state(source: Source, weights: Mapping[str, StoredWeight], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    packings = {weight.packing for weight in weights.values()}
     if any(packing.startswith(("fp8", "int8")) for packing in packings):
         logger.warning(
             "%s is stored in 8 bits, which this network was not made for: expect lower quality.", source.name
         )
     dtype = dtype or {"f32": torch.float32, "bf16": torch.bfloat16}.get(" ".join(packings), torch.float16)
-    return {key: stored.tensor(dtype) for key, stored in weights.items()}
+    return {key: weight.tensor(dtype) for key, weight in weights.items()}
 
 
 def _vision_key_of(source: Source) -> Callable[[str], str | None]:
@@ -192,7 +196,3 @@ def _vision_key_of(source: Source) -> Callable[[str], str | None]:
 
 def _first(keys: list[str]) -> str:
     return f" ({keys[0]}, ...)" if keys else ""
-
-
-def _by(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape))

@@ -1,7 +1,8 @@
-"""Says what the chosen files are and whether they serve, before any weights are read."""
+"""Checks of the files of each part by their headers, before any weights are read."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,9 +13,9 @@ from .configs import AUDIO_NORM, count, sizes_from
 from .key_maps import TRANSFORMER, rename_clip_key, rename_text, rename_transformer, rename_vae, rename_wav2vec2
 from .recognition import Component, Kind, recognize
 from .source import Source, readable_size
-from .stored import Stored, collect
+from .stored import StoredWeight, collect
 
-Weights = dict[str, Stored]
+Weights = dict[str, StoredWeight]
 
 SUBFOLDERS = {  # of a diffusers folder
     Component.TRANSFORMER: "transformer",
@@ -23,10 +24,12 @@ SUBFOLDERS = {  # of a diffusers folder
     Component.IMAGE_ENCODER: "image_encoder",
 }
 FULL_WIDTH = 5120  # of the 14B model
+BLOCK = r"blocks\.(\d+)\."
+ANY_BLOCK = re.compile(r"\bblocks\.\d+\.")  # whatever stands before it
 
 
 def open_as(path: Path | str, component: Component) -> tuple[Source, Kind]:
-    """Opens `path`, which has to be a `component`.
+    """The file at `path`, which has to be a `component`, and its kind.
 
     Raises:
         WeightsError: it is something else (which is named), or damaged.
@@ -47,8 +50,8 @@ def open_as(path: Path | str, component: Component) -> tuple[Source, Kind]:
         )
     if component is Component.ADAPTER and kind.component is Component.MERGED:
         raise WeightsError(f"{source.name} is a whole model with audio weights: choose it as the model, no adapter.")
-    wanted = kind.advice or f"MultiTalk needs {component.value}"
-    raise WeightsError(f"{source.name} is {kind.name}. {wanted}.")
+    advice = kind.advice or f"MultiTalk needs {component.value}"
+    raise WeightsError(f"{source.name} is {kind.name}. {advice}.")
 
 
 def transformer_weights(base: Path | str, adapter: Path | str | None) -> tuple[Weights, list[Source]]:
@@ -70,15 +73,21 @@ def transformer_weights(base: Path | str, adapter: Path | str | None) -> tuple[W
         audio = collect(audio_source, rename_transformer)
         _check_fit(source, weights, audio_source, audio)
         weights, sources = weights | audio, [source, audio_source]
+    for part in sources:
+        _check_no_others(part)
     _check_complete(sources, weights)
     return weights, sources
 
 
 def check_transformer(base: Path, adapter: Path | None = None, loras: Iterable[Path] = ()) -> str:
-    """Checks base, adapter and LoRAs by their headers and describes them."""
+    """Checks base, adapter and LoRAs by their headers and describes them.
+
+    Raises:
+        WeightsError: a file is damaged, of another kind, or does not fit the others.
+    """
     weights, sources = transformer_weights(base, adapter)
     with sizes_from(sources[0].name):
-        width, layers = weights["patch_embedding.weight"].shape[0], count(weights, r"blocks\.(\d+)\.")
+        width, layers = weights["patch_embedding.weight"].shape[0], count(weights, BLOCK)
     names = [open_as(lora, Component.LORA)[0].name for lora in loras]
     parts = [describe(source, collect(source, rename_transformer)) for source in sources]
     size = "14B" if width == FULL_WIDTH else f"{layers} blocks of width {width}"
@@ -138,25 +147,34 @@ def _check(path: Path, component: Component, rename: Callable[[str], str | None]
 
 
 def _check_fit(source: Source, base: Weights, audio_source: Source, audio: Weights) -> None:
-    blocks = r"blocks\.(\d+)\."
     with sizes_from(source.name):
-        width, layers = base["patch_embedding.weight"].shape[0], count(base, blocks)
+        width, layers = base["patch_embedding.weight"].shape[0], count(base, BLOCK)
     with sizes_from(audio_source.name):
         audio_width = audio["blocks.0.audio_cross_attn.q_linear.bias"].shape[0]
-    if (audio_width, count(audio, blocks)) != (width, layers):
+    if (audio_width, count(audio, BLOCK)) != (width, layers):
         raise WeightsError(
-            f"{audio_source.name} has {count(audio, blocks)} blocks of width {audio_width}, {source.name} has {layers} "
+            f"{audio_source.name} has {count(audio, BLOCK)} blocks of width {audio_width}, {source.name} has {layers} "
             f"of width {width}: choose files of the same model size."
         )
 
 
 def _check_complete(sources: list[Source], weights: Weights) -> None:
-    layers = count(weights, r"blocks\.(\d+)\.")
-    found = {name.rsplit(".", 1)[0] for name in weights} | set(weights)
-    wanted = (path.format(i=index) for path in TRANSFORMER.values() for index in range(layers if "{i}" in path else 1))
-    missing = [path for path in wanted if path not in found and path != AUDIO_NORM]
+    layers = count(weights, BLOCK)
+    present = {name.rsplit(".", 1)[0] for name in weights} | set(weights)
+    paths = (path.format(i=index) for path in TRANSFORMER.values() for index in range(layers if "{i}" in path else 1))
+    missing = [path for path in paths if path not in present and path != AUDIO_NORM]
     if missing:
         names = " and ".join(source.name for source in sources)
         raise WeightsError(
             f"{names} lack {len(missing)} of the model's layers (the first: {missing[0]}): download a complete file."
+        )
+
+
+def _check_no_others(source: Source) -> None:
+    """Layers inside the blocks that are none of ours make another network: without them it would run, and badly."""
+    others = [key for key in source.entries if ANY_BLOCK.search(key) and rename_transformer(key) is None]
+    if others:
+        raise WeightsError(
+            f"{source.name} is another model than Wan2.1 I2V: its blocks have {len(others)} tensors more (the first: "
+            f"{others[0]}). MultiTalk needs {Component.TRANSFORMER.value}."
         )

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..errors import WeightsError
 from .gguf import read_gguf
-from .source import DTYPES, Entry, Loaded, MappedFile, Source, Together, parse_object, readable_size
+from .headers import HEADER_BYTES, HeaderReader, parse_object, read_object
+from .pytorch_file import read_pytorch
+from .source import DTYPES, Entry, MappedFile, MultiFileSource, Source, readable_size
 
 WEIGHTS_ENDINGS = (".safetensors", ".sft", ".gguf", ".bin", ".pth", ".pt", ".ckpt")  # in the order of preference
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)$")
 OWN_FOLDER = re.compile(r"(model|pytorch_model|diffusion_pytorch_model|adapter_model)\b")  # a library's names of files
 BLOCK_FILE = re.compile(r"block_\d+\.safetensors$")
-WRAPPED_STATES = ("state_dict", "model_state", "model", "module", "generator")
-DAMAGED_PICKLE = (  # what torch raises for a file that is cut off or altered
-    RuntimeError, EOFError, OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
-    AssertionError, MemoryError, struct.error,
-)  # fmt: skip
-SAFE_PICKLE_TORCH = (2, 6)  # before it, a prepared file could run code in spite of weights_only
+START_BYTES = 512  # enough to know any format
 
 
 def open_source(path: Path | str, subfolder: str = "") -> Source:
-    """What is at `path`: a file, any one of several shards, their index, or a folder.
+    """The weights at `path`: a file, any one of several shards, their index, or a folder.
 
     Only headers are read, but for `.pth` files, whose tensors torch maps.
 
@@ -46,21 +39,21 @@ def open_source(path: Path | str, subfolder: str = "") -> Source:
     if not os.path.exists(path):  # which, unlike Path's, bears names of any length
         raise WeightsError(f"{path.absolute()} does not exist; choose a weights file or a folder of them.")
     if path.is_dir():
-        return _open_folder(path / subfolder if (path / subfolder).is_dir() else path, chosen=path)
+        return _open_folder(path / subfolder if (path / subfolder).is_dir() else path, path)
     if path.name.endswith(".index.json"):
         return _open_index(path)
     if SHARD.match(path.name):
         return _open_shards(path)
     if BLOCK_FILE.match(path.name):
-        return _open_folder(path.parent, chosen=path)
+        return _open_folder(path.parent, path)
     return _with_config(open_file(path), path)
 
 
-def settings_beside(path: Path, name: str) -> dict[str, Any]:
+def folder_settings(path: Path, name: str) -> dict[str, Any]:
     """The JSON object in the file `name` of a model's folder; empty without one.
 
-    Beside a file that lies among others it may be anybody's, and is left alone: it counts in a folder that was chosen
-    as a whole, beside a file with a library's own name, and beside the only one.
+    In a folder of several models it may be any of theirs, and is left alone: it counts in a folder that was chosen as a
+    whole, for a file with a library's own name, and for the only one.
 
     Raises:
         WeightsError: it holds no object.
@@ -72,18 +65,21 @@ def settings_beside(path: Path, name: str) -> dict[str, Any]:
     if path != folder and not OWN_FOLDER.match(path.name) and len(_weights_files(folder)) > 1:
         return {}
     try:
-        return parse_object(file.read_text(encoding="utf-8"))
+        return read_object(file)
+    except WeightsError:
+        raise
     except ValueError as error:
         raise WeightsError(f"{file} is damaged: it holds no JSON object; download it again.") from error
 
 
 def open_file(path: Path) -> Source:
-    """One weights file, known by its first bytes."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be opened ({error.strerror}); choose another file.") from error
+    """The tensors of one weights file, whose format its first bytes tell.
+
+    Raises:
+        WeightsError: it is no regular file, damaged, no weights file, or would have to run code.
+    """
+    with HeaderReader(path) as file:
+        start = file.read(START_BYTES)
     if not start:
         raise WeightsError(f"{path.name} is empty; download it again.")
     if start.startswith(b"version https://git-lfs"):
@@ -98,16 +94,20 @@ def open_file(path: Path) -> Source:
     if start[8:9] == b"{" and start[4:8] == bytes(4):  # a header's length comes first, and may look like a pickle
         return _read_safetensors(path)
     if start.startswith(b"PK") or start[:1] == b"\x80":
-        return _read_pickle(path)
+        return read_pytorch(path)
     raise WeightsError(f"{path.name} is no weights file: it is neither safetensors, GGUF nor a PyTorch file.")
 
 
 def _read_safetensors(path: Path) -> Source:
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with HeaderReader(path, 8 + HEADER_BYTES) as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        if length > size - 8:
+        if length > file.size - 8:
             raise WeightsError(f"{path.name} is incomplete: it ends inside its header; download it again.")
+        if length > HEADER_BYTES:
+            raise WeightsError(
+                f"{path.name} is damaged: its header of {readable_size(length)} is larger than the format's limit of "
+                f"{readable_size(HEADER_BYTES)}; download it again."
+            )
         header = file.read(length)
     try:
         fields = parse_object(header)
@@ -115,7 +115,7 @@ def _read_safetensors(path: Path) -> Source:
         entries = {key: _safetensors_entry(path, field, 8 + length) for key, field in fields.items()}
     except WeightsError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
         raise WeightsError(f"{path.name} is damaged: its header cannot be read; download it again.") from error
     return MappedFile(path, entries, metadata)
 
@@ -133,47 +133,12 @@ def _safetensors_entry(path: Path, field: Mapping[str, Any], data_start: int) ->
     return Entry(shape, field["dtype"], end - begin, data_start + begin)
 
 
-def _read_pickle(path: Path) -> Source:
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < SAFE_PICKLE_TORCH:
-        raise WeightsError(f"{path.name} can only be opened safely by PyTorch 2.6 or newer; convert it to safetensors.")
-    try:
-        state = _load_pickle(path)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path.name} needs to run code to open; convert it to safetensors first.") from error
-    except DAMAGED_PICKLE as error:
-        raise WeightsError(f"{path.name} is incomplete or no PyTorch weights file; download it again.") from error
-    return Loaded(path, _tensors(state, path.name))
-
-
-def _load_pickle(path: Path) -> Any:
-    """Maps what can be mapped: not torch's older format, nor what a wrong ending would lead torch astray with."""
-    with path.open("rb") as file:
-        if file.read(2) == b"PK" and path.suffix not in (".safetensors", ".sft"):
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _tensors(state: Any, name: str) -> dict[str, Tensor]:
-    for wrapper in WRAPPED_STATES:
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    named = state.items() if isinstance(state, Mapping) else ()
-    tensors = {key: value for key, value in named if isinstance(key, str) and _is_plain(value)}
-    if not tensors:
-        raise WeightsError(f"{name} holds no named tensors; choose a file of weights.")
-    return tensors
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it is a tensor with numbers, one after the other."""
-    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
-
-
 def _open_index(path: Path) -> Source:
     try:
-        names = sorted(set(parse_object(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_object(path)["weight_map"].values()))
         outside = [name for name in names if Path(name).name != name or not name]
+    except WeightsError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path.name} is no index of shards; choose the weights themselves.") from error
     if outside:
@@ -182,19 +147,18 @@ def _open_index(path: Path) -> Source:
         )
     if not names:
         raise WeightsError(f"{path.name} names no shards; choose the weights themselves.")
-    _check_present(path.parent, names)
-    return _with_config(Together(path, [open_file(path.parent / name) for name in names]), path.parent)
+    return _open_parts(path, names)
 
 
 def _open_shards(path: Path) -> Source:
-    match = SHARD.match(path.name)
-    count = int(match["count"])
-    names = [f"{match['stem']}-{number:05d}-of-{count:05d}{match['ending']}" for number in range(1, count + 1)]
-    _check_present(path.parent, names)
-    return _with_config(Together(path, [open_file(path.parent / name) for name in names]), path.parent)
+    stem, _, count, ending = SHARD.findall(path.name)[0]
+    names = [f"{stem}-{number:05d}-of-{count}{ending}" for number in range(1, int(count) + 1)]
+    return _open_parts(path, names)
 
 
-def _check_present(folder: Path, names: list[str]) -> None:
+def _open_parts(path: Path, names: list[str]) -> Source:
+    """Files in the folder of `path` as one source, which people know by that name."""
+    folder = path.parent
     missing = [number for number, name in enumerate(names, start=1) if not os.path.exists(folder / name)]
     if missing:
         numbers = " and ".join(filter(None, (", ".join(map(str, missing[:-1])), str(missing[-1]))))
@@ -202,37 +166,42 @@ def _check_present(folder: Path, names: list[str]) -> None:
         raise WeightsError(
             f"{shards} {numbers} of {len(names)} {are} missing in {folder} (the first: {names[missing[0] - 1]})."
         )
+    return _with_config(MultiFileSource(path, [open_file(folder / name) for name in names]), folder)
 
 
-def _open_folder(folder: Path, chosen: Path) -> Source:
+def _open_folder(folder: Path, path: Path) -> Source:
+    """The model in `folder`, which people know as `path`."""
     files = _weights_files(folder)
     indices = sorted(folder.glob("*.index.json"), key=lambda path: "safetensors" not in path.name)
-    shard = next((path for path in files if SHARD.match(path.name)), None)
+    shard = next((file for file in files if SHARD.match(file.name)), None)
     if indices:
         return _open_index(indices[0])
     if shard is not None:
         return _open_shards(shard)
-    if any(BLOCK_FILE.match(path.name) for path in files):
-        return _with_config(Together(chosen, [open_file(path) for path in files]), folder)
-    return _with_config(open_file(_only_one(files, chosen)), folder)
+    if any(BLOCK_FILE.match(file.name) for file in files):
+        return _with_config(MultiFileSource(path, [open_file(file) for file in files]), folder)
+    return _with_config(open_file(_only_one(files, path)), folder)
 
 
 def _weights_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS_ENDINGS))
+    try:
+        return sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS_ENDINGS))
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be opened ({error.strerror}); choose another folder.") from error
 
 
 def _only_one(files: list[Path], folder: Path) -> Path:
     for ending in WEIGHTS_ENDINGS:
-        found = [path for path in files if path.name.endswith(ending)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(path.name for path in found[:3])
-            raise WeightsError(f"{folder} holds {len(found)} weights files ({names}, ...); choose one of them.")
+        candidates = [path for path in files if path.name.endswith(ending)]
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            names = ", ".join(path.name for path in candidates[:3])
+            raise WeightsError(f"{folder} holds {len(candidates)} weights files ({names}, ...); choose one of them.")
     raise WeightsError(f"{folder} holds no weights file; choose another folder or a file.")
 
 
 def _with_config(source: Source, path: Path) -> Source:
-    """Adds the model's own `config.json`; `path` is its file or its folder."""
-    source.config = settings_beside(path, "config.json")
+    """`source` with the model's own `config.json`; `path` is its file or its folder."""
+    source.config = folder_settings(path, "config.json")
     return source

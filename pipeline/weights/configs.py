@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isqrt, prod
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WeightsError
 from ..shapes import VAE_STRIDE_TIME
-from .source import Source, stated, stated_heads
+from .source import Source, num_heads_in, stated_number
 
 if TYPE_CHECKING:  # a second to import, which headers alone do not need
     from transformers import CLIPVisionConfig, UMT5Config, Wav2Vec2Config
@@ -27,7 +27,7 @@ SPEECH_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 
 @contextmanager
 def sizes_from(name: str) -> Iterator[None]:
-    """For what is derived from a file's shapes.
+    """Context of sizes that are derived from a file's shapes.
 
     Raises:
         WeightsError: a shape is missing, or a network of these sizes cannot be.
@@ -47,19 +47,22 @@ def transformer_config(shapes: Shapes, sources: Sequence[Source] = (), num_heads
 
     Args:
         shapes: of base and adapter.
-        sources: the files of both, base first: what leaves no trace in shapes is what they state. Without a word, heads
-            have 128 channels, and the speech encoder's layers are as wide as the audio tokens, as published.
+        sources: the files of both, base first, for the numbers that leave no trace in shapes. Where they do not state
+            them, heads have 128 channels, and the speech encoder's layers are as wide as the audio tokens, as
+            published.
         num_heads: of the attentions, whatever the base states.
     """
     width, in_channels, *patch = shapes["patch_embedding.weight"]
-    stated_by_base = stated_heads(sources[0]) if sources else None
-    heads = num_heads or stated_by_base or width // HEAD_DIM
+    heads_of_base = num_heads_in(sources[0]) if sources else None
+    heads = num_heads or heads_of_base or width // HEAD_DIM
     if not heads or width % heads:
         raise WeightsError(f"A width of {width} cannot be split into {heads} heads; name num_heads.")
     audio_dim = shapes["blocks.0.audio_cross_attn.kv_linear.weight"][1]
-    first, later = shapes["audio_proj.proj1.weight"][1], shapes["audio_proj.proj1_vf.weight"][1]
-    feature_dim = (later - first) // (VAE_STRIDE_TIME - 1)  # later frames hear w+3 features, the first w
-    audio_layers = stated(sources, "audio_layers") or max(1, feature_dim // audio_dim)
+    first_width, later_width = shapes["audio_proj.proj1.weight"][1], shapes["audio_proj.proj1_vf.weight"][1]
+    feature_dim = (later_width - first_width) // (
+        VAE_STRIDE_TIME - 1
+    )  # later latent frames take w+3 features, the first w
+    audio_layers = stated_number(sources, "audio_layers") or max(1, feature_dim // audio_dim)
     if feature_dim % audio_layers:
         raise WeightsError(
             f"{feature_dim} speech features cannot be of {audio_layers} layers; name audio_layers in "
@@ -76,7 +79,7 @@ def transformer_config(shapes: Shapes, sources: Sequence[Source] = (), num_heads
         "ffn_dim": shapes["blocks.0.ffn.net.0.proj.bias"][0],
         "num_layers": count(shapes, r"blocks\.(\d+)\."),
         "image_dim": shapes["condition_embedder.image_embedder.norm1.weight"][0],
-        "audio_window": first // feature_dim,
+        "audio_window": first_width // feature_dim,
         "audio_features": (audio_layers, feature_dim // audio_layers),
         "audio_intermediate_dim": shapes["audio_proj.proj1.bias"][0],
         "audio_dim": audio_dim,
@@ -101,7 +104,7 @@ def text_config(shapes: Shapes) -> UMT5Config:
     attention, mlp = "encoder.block.0.layer.0.SelfAttention", "encoder.block.0.layer.1.DenseReluDense"
     vocabulary, width = shapes["shared.weight"]
     buckets, heads = shapes[f"{attention}.relative_attention_bias.weight"]
-    return UMT5Config(
+    config = UMT5Config(
         vocab_size=vocabulary,
         d_model=width,
         d_kv=shapes[f"{attention}.q.weight"][0] // heads,
@@ -111,9 +114,10 @@ def text_config(shapes: Shapes) -> UMT5Config:
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu",
         is_encoder_decoder=False,
-        tie_word_embeddings=False,
         dropout_rate=0.0,
     )
+    config.tie_word_embeddings = False
+    return config
 
 
 def image_config(shapes: Shapes, num_heads: int | None = None) -> CLIPVisionConfig:
@@ -153,7 +157,7 @@ def speech_config(shapes: Shapes, num_heads: int | None = None) -> Wav2Vec2Confi
     )
 
 
-def count(shapes: Shapes, pattern: str) -> int:
-    """One more than the highest number that `pattern` finds in a name; 0 where it finds none."""
-    found = (re.match(pattern, name) for name in shapes)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+def count(names: Iterable[str], pattern: str) -> int:
+    """The number of layers, by the different numbers that `pattern` finds in names: where one lacks, the last shows."""
+    matches = (re.match(pattern, name) for name in names)
+    return len({match[1] for match in matches if match})

@@ -1,41 +1,62 @@
 """GGUF files (llama.cpp): their header, and the values of their blocks, computed where the blocks lie.
 
-Layouts of the blocks follow ggml's `ggml-common.h`. All arithmetic is in float32.
+Layouts of the blocks follow ggml's `ggml-common.h`. All arithmetic is in float32. diffusers has the same numbers, but
+makes its tables of shifts on the host in each call: the device would wait for a copy in every forward of every matrix.
 """
 
 from __future__ import annotations
 
-import os
+import importlib
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import ModuleType
+from typing import Any, ClassVar
 
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
 from ..errors import WeightsError
+from .headers import HEADER_VALUES, HeaderReader
 from .source import DTYPES, Entry, MappedFile, Source
 
 VERSIONS = (2, 3)  # 3 differs by allowing big-endian files, which nobody makes
 ALIGNMENT = 32  # where the header names no other
+MAX_AXES = 8
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as a GGUF header names it.
+
+    Attributes:
+        shape: the last axis first in the file, last here.
+        kind: number of the block type.
+        offset: of the first byte after the header.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
 
 
 def read_gguf(path: Path) -> Source:
     """The header of a GGUF file.
 
     Raises:
-        WeightsError: the file is cut off, of an unknown version, or has blocks of a type that is not supported.
+        WeightsError: the file is cut off, of an unknown version, or has blocks of a type that is not supported; or the
+            package gguf is missing.
     """
     try:
-        with path.open("rb") as file:
-            return _read(path, file)
+        with HeaderReader(path) as file:
+            return _GgufHeader(file).read(path)
     except WeightsError:
         raise
     except (struct.error, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError) as error:
@@ -44,74 +65,113 @@ def read_gguf(path: Path) -> Source:
         ) from error
 
 
-def _read(path: Path, file: BinaryIO) -> Source:
-    _, version, num_tensors, num_fields = struct.unpack("<4sIQQ", file.read(24))
-    if version not in VERSIONS:
-        raise WeightsError(f"{path.name} is GGUF version {version}; versions 2 and 3 are supported.")
-    metadata = {_string(file): _value(file, *_unpack(file, "I")) for _ in range(num_fields)}
-    infos = [_tensor_info(file) for _ in range(num_tensors)]
-    alignment = metadata.get("general.alignment", ALIGNMENT)
-    if type(alignment) is not int or alignment < 1:
-        raise ValueError(f"an alignment of {alignment}")
-    start = -(-file.tell() // alignment) * alignment
-    entries = {name: _entry(name, start, *info, path, metadata) for name, *info in infos}
-    return MappedFile(path, entries, metadata)
+class _GgufHeader:
+    """Reads a header value by value, and no more of them than `HEADER_VALUES`."""
+
+    def __init__(self, file: HeaderReader):
+        self.file, self._remaining = file, HEADER_VALUES
+
+    def read(self, path: Path) -> Source:
+        """The file's tensors and metadata."""
+        _, version, num_tensors, num_fields = struct.unpack("<4sIQQ", self.file.read(24))
+        if version not in VERSIONS:
+            raise WeightsError(f"{path.name} is GGUF version {version}; versions 2 and 3 are supported.")
+        self._take(num_tensors + num_fields)
+        metadata = {self._string(): self._value(self._number("I")) for _ in range(num_fields)}
+        infos = [self._tensor_info() for _ in range(num_tensors)]
+        alignment = metadata.get("general.alignment", ALIGNMENT)
+        if type(alignment) is not int or alignment < 1:
+            raise ValueError(f"an alignment of {alignment}")
+        start = -(-self.file.tell() // alignment) * alignment
+        return MappedFile(path, {info.name: _entry(info, start, path, metadata) for info in infos}, metadata)
+
+    def _value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self._string()
+        if kind != ARRAY:
+            return self._number(SCALARS[kind])
+        item, length = self._number("I"), self._number("Q")
+        self._take(length)
+        if item in (STRING, ARRAY):
+            return [self._value(item) for _ in range(length)]
+        return list(self._numbers(f"{length}{SCALARS[item]}"))
+
+    def _tensor_info(self) -> TensorInfo:
+        name, num_axes = self._string(), self._number("I")
+        if num_axes > MAX_AXES:
+            raise ValueError(f"a tensor of {num_axes} axes")
+        shape = tuple(reversed(self._numbers(f"{num_axes}Q")))
+        return TensorInfo(name, shape, self._number("I"), self._number("Q"))
+
+    def _string(self) -> str:
+        length = self._number("Q")
+        data = self.file.read(length)
+        if len(data) < length:
+            raise ValueError(f"a text of {length} bytes breaks off after {len(data)}")
+        return data.decode("utf-8", errors="replace")
+
+    def _number(self, code: str) -> Any:
+        return self._numbers(code)[0]
+
+    def _numbers(self, codes: str) -> tuple:
+        return struct.unpack(f"<{codes}", self.file.read(struct.calcsize(f"<{codes}")))
+
+    def _take(self, num_values: int) -> None:
+        if num_values > self._remaining:
+            raise ValueError(f"{num_values} values of a header that may have {self._remaining} more")
+        self._remaining -= num_values
 
 
-def _unpack(file: BinaryIO, code: str) -> tuple:
-    return struct.unpack(f"<{code}", _bytes(file, struct.calcsize(f"<{code}")))
-
-
-def _bytes(file: BinaryIO, length: int) -> bytes:
-    """So many bytes; a length that the file does not have must not take memory first."""
-    if length > os.fstat(file.fileno()).st_size:
-        raise ValueError(f"{length} bytes are more than the file")
-    return file.read(length)
-
-
-def _string(file: BinaryIO) -> str:
-    (length,) = _unpack(file, "Q")
-    return _bytes(file, length).decode("utf-8", errors="replace")
-
-
-def _value(file: BinaryIO, kind: int) -> Any:
-    if kind == STRING:
-        return _string(file)
-    if kind != ARRAY:
-        return _unpack(file, SCALARS[kind])[0]
-    item, length = _unpack(file, "IQ")
-    if item in (STRING, ARRAY):
-        return [_value(file, item) for _ in range(length)]
-    return list(_unpack(file, f"{length}{SCALARS[item]}"))
-
-
-def _tensor_info(file: BinaryIO) -> tuple[str, tuple[int, ...], int, int]:
-    name = _string(file)
-    (num_axes,) = _unpack(file, "I")
-    shape = tuple(reversed(_unpack(file, f"{num_axes}Q")))
-    return name, shape, *_unpack(file, "IQ")
-
-
-def _entry(name: str, start: int, shape: tuple[int, ...], kind: int, offset: int, path: Path, metadata: dict) -> Entry:
+def _entry(info: TensorInfo, start: int, path: Path, metadata: dict[str, Any]) -> Entry:
+    ggml = _ggml()
     try:
-        dtype = GGMLQuantizationType(kind).name
+        dtype = ggml.GGMLQuantizationType(info.kind).name
     except ValueError as error:
-        raise WeightsError(f"{path.name} has blocks of unknown type {kind}; {SUPPORTED}.") from error
+        raise WeightsError(f"{path.name} has blocks of unknown type {info.kind}; {SUPPORTED}.") from error
     if dtype not in BLOCKS and dtype not in DTYPES:
-        raise WeightsError(f"{path.name} has {dtype} blocks ({name}); {SUPPORTED}.")
-    values, num_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-    length = prod(shape) // values * num_bytes
-    seen = tuple(metadata.get(f"comfy.gguf.orig_shape.{name}", shape))
-    if prod(seen) != prod(shape) or (shape and shape[-1] % values):
-        raise ValueError(f"{name} of shape {seen} is stored as {shape} in blocks of {values}")
-    return Entry(seen, dtype, length, start + offset)
+        raise WeightsError(f"{path.name} has {dtype} blocks ({info.name}); {SUPPORTED}.")
+    values, num_bytes = ggml.GGML_QUANT_SIZES[info.kind]
+    original = tuple(metadata.get(f"comfy.gguf.orig_shape.{info.name}", info.shape))
+    if prod(original) != prod(info.shape) or (info.shape and info.shape[-1] % values):
+        raise ValueError(f"{info.name} of shape {original} is stored as {info.shape} in blocks of {values}")
+    return Entry(original, dtype, prod(info.shape) // values * num_bytes, start + info.offset)
 
 
-def dequantize(blocks: Tensor, dtype: str) -> Tensor:
-    """The values of packed rows: `... values` in float32 from `... bytes` of type `dtype`, such as "Q4_K"."""
-    size, num_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
-    values = BLOCKS[dtype](blocks.reshape(-1, num_bytes))
-    return values.reshape(*blocks.shape[:-1], blocks.shape[-1] // num_bytes * size)
+def _ggml() -> ModuleType:
+    """The package with the names and sizes of all block types.
+
+    Raises:
+        WeightsError: it is not installed.
+    """
+    try:
+        return importlib.import_module("gguf")
+    except ImportError as error:
+        raise WeightsError("GGUF files need the package gguf: pip install gguf, or use an fp8_scaled file.") from error
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The encoding of GGUF rows: blocks that hold their own scales.
+
+    Attributes:
+        kind: such as "Q4_K".
+        block_bytes: of a block.
+    """
+
+    kind: str
+    block_bytes: int
+    by_rows: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, kind: str) -> Blocks:
+        """The encoding of a type by its name."""
+        ggml = _ggml()
+        return cls(kind, ggml.GGML_QUANT_SIZES[ggml.GGMLQuantizationType[kind]][1])
+
+    def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The values of packed rows, computed in float32: `rows columns` from bytes `rows row_bytes`."""
+        values = BLOCKS[self.kind](data.reshape(-1, self.block_bytes))
+        return values.reshape(len(data), data.shape[1] // self.block_bytes * values.shape[1]).to(dtype)
 
 
 def _half(blocks: Tensor, start: int) -> Tensor:

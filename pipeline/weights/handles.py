@@ -1,4 +1,4 @@
-"""Files that were looked at but not yet read: what a graph passes around until the weights are needed.
+"""Handles of checked files, which a graph passes on until the weights are needed.
 
 The loaders behind them import diffusers and transformers, which takes seconds, so they are imported when they are used.
 """
@@ -6,8 +6,8 @@ The loaders behind them import diffusers and transformers, which takes seconds, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..models.text_encoder import TextEncoder
     from ..models.transformer.model import MultiTalkTransformer
     from ..models.vae.video_vae import VideoVae
+    from .lora import LoraStack
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ AMPERE = (8, 0)
 
 
 class Precision(Choice):
-    """What the transformer computes in."""
+    """The dtype that the transformer computes in."""
 
     AUTO = "auto"
     BF16 = "bfloat16"
@@ -41,7 +42,7 @@ class Precision(Choice):
     FP32 = "float32"
 
     def on(self, device: torch.device) -> torch.dtype:
-        """The type; auto is bfloat16 on a card that computes in it, float16 on an older one, float32 elsewhere."""
+        """The dtype; auto is bfloat16 on a card that computes in it, float16 on an older one, float32 elsewhere."""
         if self is not Precision.AUTO:
             return getattr(torch, self.value)
         if device.type != "cuda":
@@ -50,7 +51,7 @@ class Precision(Choice):
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether a card has bfloat16: NVIDIA's before Ampere emulate it, and no fused attention takes it there."""
+    """True for a card with bfloat16: NVIDIA's before Ampere emulate it, and no fused attention takes it there."""
     if device.type != "cuda":
         return False
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= AMPERE
@@ -62,7 +63,7 @@ class Lazy(Generic[T]):
 
     Attributes:
         path: the file.
-        report: what it is, for people.
+        report: its kind and packaging, for people.
         load: reads the weights.
     """
 
@@ -77,16 +78,49 @@ class Lazy(Generic[T]):
         return self.load()
 
 
+class SharedTransformer:
+    """A base with its adapter that several handles share, each with LoRAs of its own: one network, read once.
+
+    The network has the LoRAs of the handle that asked last; a handle asks at each use.
+    """
+
+    def __init__(self, base: Path, adapter: Path | None, dtype: torch.dtype):
+        self._load_arguments = base, adapter, dtype
+
+    def with_loras(self, loras: Sequence[tuple[Path, float]]) -> MultiTalkTransformer:
+        """The network with these LoRAs, files and strengths, and with no others.
+
+        Raises:
+            WeightsError: a file is damaged, or does not fit.
+        """
+        self._loras.replace(loras)
+        return self._network
+
+    @cached_property
+    def _network(self) -> MultiTalkTransformer:
+        from .build import load_transformer
+
+        base, adapter, dtype = self._load_arguments
+        return load_transformer(base, adapter, dtype=dtype)
+
+    @cached_property
+    def _loras(self) -> LoraStack:
+        from .lora import LoraStack
+
+        return LoraStack(self._network)
+
+
 @dataclass(frozen=True)
 class TransformerFiles:
-    """The transformer's files and how to use them; the weights are read on first use and kept.
+    """The transformer's files and the way to use them; the weights are read on first use and kept.
 
     Attributes:
         base: Wan2.1-I2V, or a file that holds the audio weights too.
         adapter: the audio weights, None where the base holds them.
         loras: files and strengths, applied in order.
-        recipe: what the audio weights were trained for.
-        dtype: what the transformer computes in, see `Precision`.
+        recipe: the one that the audio weights were trained for.
+        dtype: of the computation, see `Precision`.
+        shared: the network, of all handles that differ by their LoRAs.
     """
 
     base: Path
@@ -95,13 +129,18 @@ class TransformerFiles:
     recipe: Recipe = Recipe.MULTITALK
     dtype: torch.dtype = torch.float32
     memory: MemoryConfig = MemoryConfig()
+    shared: SharedTransformer | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.shared is None:
+            object.__setattr__(self, "shared", SharedTransformer(self.base, self.adapter, self.dtype))
 
     def with_lora(self, path: Path, strength: float) -> TransformerFiles:
-        """The same with one more LoRA."""
+        """The same network with one more LoRA."""
         return replace(self, loras=(*self.loras, (path, strength)))
 
     def check(self) -> str:
-        """Reads the headers alone and tells what the files are.
+        """The description of the files, by their headers alone.
 
         Raises:
             WeightsError: a file is damaged, of another kind, or does not fit the others.
@@ -110,13 +149,12 @@ class TransformerFiles:
 
         return check_transformer(self.base, self.adapter, [path for path, _ in self.loras])
 
-    @cached_property
+    @property
     def transformer(self) -> MultiTalkTransformer:
-        """The network."""
-        from .build import load_transformer
-
+        """The network with these LoRAs; until the next handle of its kind takes it."""
+        assert self.shared is not None
         logger.info("Reading %s.", self.check())
-        return load_transformer(self.base, self.adapter, loras=self.loras, dtype=self.dtype)
+        return self.shared.with_loras(self.loras)
 
 
 def text_encoder(path: Path, device: torch.device) -> Lazy[TextEncoder]:
@@ -142,7 +180,7 @@ def vae(path: Path) -> Lazy[VideoVae]:
 
 
 def normalizes_input(encoder: Wav2Vec2Model) -> bool:
-    """Whether the encoder wants zero mean and unit variance, as its `preprocessor_config.json` said."""
+    """True for an encoder of input with zero mean and unit variance, as its `preprocessor_config.json` states."""
     return bool(getattr(encoder.config, "do_normalize", False))
 
 

@@ -1,37 +1,38 @@
-"""LoRAs: found in any trainer's naming, put on the transformer without touching its weights, and taken off again.
+"""LoRAs in any trainer's naming: a file's layers, and a transformer that takes several, without losing its weights.
 
 Matrices keep their numbers and get the LoRA at each use (`QuantizedLinear`), packed or not; the little rest (biases,
-norms, modulation, the outermost layers) is changed in place, always from the untouched original.
+norms, modulation, the outermost layers) is replaced, always from the untouched original.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, reduce
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from .catalog import open_as
-from .checkpoint import settings_beside
-from .lora_layouts import BIAS_DIFF, DIFF, DOWN, MODULATION_DIFF, Names, Update, check_whole, make_updates, split_key
+from .catalog import Weights, open_as
+from .lora_layouts import LayerNames, LoraKey, Update, check_whole, empty_part, layer_updates, rank_of, split_key
+from .lora_scale import adapter_config
 from .quantization import QuantizedLinear
 from .recognition import Component
-from .source import Source
+from .source import readable_shape
 
 logger = logging.getLogger(__name__)
 
-SPECIAL = {  # what a network of its own, or another rule, is needed for
-    "dwpose_embedding": "a UniAnimate pose LoRA",
-    ".q_loras.": "a Stand-In identity LoRA",
-    "patch_embedding.lora_": "a control LoRA with more input channels",
-    "dora_scale": "a DoRA",
-    "lora_magnitude_vector": "a DoRA",
-}
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of a network's weights, by our names."""
+FileKey = tuple[Path, tuple[int, ...]]
+"""A path, and the numbers that change when another file is written there."""
+
 OTHER_MODELS = {
     "double_blocks": "HunyuanVideo or Flux",
     "single_blocks": "HunyuanVideo or Flux",
@@ -40,17 +41,19 @@ OTHER_MODELS = {
     "input_blocks": "Stable Diffusion",
 }
 KINDS = {"norm": "norms", "scale_shift_table": "modulations", ".bias": "biases"}
+MAX_LISTED = 3  # layers that a report names
 
 
 @dataclass
 class LoraReport:
-    """What became of a LoRA.
+    """The effect of a LoRA on a network.
 
     Attributes:
         name: the file's.
-        strength: how strongly it acts.
-        applied: how many layers, biases, norms and modulations.
-        skipped: why, by layer.
+        strength: 1 is the trained one.
+        applied: the number of layers, biases, norms and modulations.
+        skipped: the reason, by layer.
+        notes: whatever else is worth knowing.
     """
 
     name: str
@@ -61,152 +64,221 @@ class LoraReport:
 
     def __str__(self) -> str:
         applied = ", ".join(f"{number} {kind}" for kind, number in self.applied.items()) + " applied"
-        skipped = [f"{layer} skipped: {reason}" for layer, reason in list(self.skipped.items())[:3]]
-        more = [f"{len(self.skipped) - 3} more skipped"] if len(self.skipped) > 3 else []
+        skipped = [f"{layer} skipped: {reason}" for layer, reason in list(self.skipped.items())[:MAX_LISTED]]
+        more = [f"{len(self.skipped) - MAX_LISTED} more skipped"] if len(self.skipped) > MAX_LISTED else []
         return f"LoRA {self.name} at {self.strength:g}: " + "; ".join([applied, *skipped, *more, *self.notes])
 
 
+class LoraFile:
+    """A LoRA's file: its tensors by layer and role. They are read once, however often they are put on a network.
+
+    Raises:
+        WeightsError: it is no plain LoRA, is damaged, or holds several adapters.
+    """
+
+    def __init__(self, path: Path | str):
+        self.source, _ = open_as(path, Component.LORA)
+        self._keys = {key: split_key(key) for key in self.source.entries}
+        adapters = sorted({parts.adapter for parts in self._keys.values() if parts is not None})
+        if len(adapters) > 1:
+            names = ", ".join(name or "unnamed" for name in adapters)
+            raise WeightsError(f"{self.name} holds {len(adapters)} LoRAs ({names}); choose a file of one.")
+        config = adapter_config(self.source)
+        self.config = config if config is not None and config.fits(self._ranks()) else None
+        self.notes = (
+            [] if config is None else [f"{config}{'' if self.config else ' left out: its layers have other ranks'}"]
+        )
+
+    @property
+    def name(self) -> str:
+        """The file's name, for people."""
+        return self.source.name
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors by key, mapped.
+
+        Raises:
+            WeightsError: a number is NaN or infinite, which would spoil the whole video.
+        """
+        tensors = {key: self.source.get(key) for key, parts in self._keys.items() if parts is not None}
+        for key, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor).all()):
+                raise WeightsError(
+                    f"LoRA {self.name} has numbers that are NaN or infinite ({key}); download it again or take another."
+                )
+        return tensors
+
+    @property
+    def empty_tensors(self) -> Mapping[str, Tensor]:
+        """The same shapes without numbers."""
+        parts = {key: parts.role for key, parts in self._keys.items() if parts is not None}
+        return {key: empty_part(role, self.source.entries[key].shape) for key, role in parts.items()}
+
+    def updates(
+        self, tensors: Mapping[str, Tensor], shapes: Shapes, strength: float
+    ) -> tuple[list[tuple[str, Update]], LoraReport]:
+        """The updates of a network's weights, by their names, and a report of them.
+
+        Args:
+            tensors: of this file, by key.
+            shapes: of all weights of the network.
+            strength: 1 is the trained one.
+
+        Raises:
+            WeightsError: nothing in it fits, tensors are missing, or `strength` is no number.
+        """
+        if not math.isfinite(strength):
+            raise WeightsError(f"The strength of {self.name} is {strength}; take a number, 1 is the trained one.")
+        report = LoraReport(self.name, strength, notes=list(self.notes))
+        updates = []
+        for layer, keys in self._layers(LayerNames(shapes), report).items():
+            own_shapes = {parts.role: self.source.entries[key].shape for key, parts in keys.items()}
+            check_whole(self.name, layer, own_shapes)
+            own_tensors = {parts.role: tensors[key] for key, parts in keys.items()}
+            path = next(iter(keys.values())).path
+            scale = 1.0 if self.config is None else self.config.scale(path, rank_of(own_shapes))
+            for weight, update in layer_updates(layer, own_tensors, strength, scale):
+                if update.shape != shapes.get(weight):
+                    report.skipped[weight] = (
+                        f"shape {readable_shape(update.shape)} instead of {readable_shape(shapes.get(weight, ()))}"
+                    )
+                else:
+                    updates.append((weight, update))
+                    report.applied[next((kind for part, kind in KINDS.items() if part in weight), "layers")] += 1
+        if not updates:
+            raise WeightsError(self._misfit(report))
+        self._add_notes(report, updates)
+        return updates, report
+
+    def _layers(self, names: LayerNames, report: LoraReport) -> dict[str, dict[str, LoraKey]]:
+        """The keys of each layer, by our name of it."""
+        layers: dict[str, dict[str, LoraKey]] = {}
+        for key, parts in self._keys.items():
+            layer = None if parts is None else names.find(parts.path)
+            if parts is None or layer is None:
+                report.skipped[key if parts is None else parts.path] = "this model has no such layer"
+            else:
+                layers.setdefault(layer, {})[key] = parts
+        return layers
+
+    def _ranks(self) -> dict[str, int]:
+        """The rank of each layer of low rank, by the trainer's name."""
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        for key, parts in self._keys.items():
+            if parts is not None:
+                shapes.setdefault(parts.path, {})[parts.role] = self.source.entries[key].shape
+        ranks = {path: rank_of(own_shapes) for path, own_shapes in shapes.items()}
+        return {path: rank for path, rank in ranks.items() if rank}
+
+    def _misfit(self, report: LoraReport) -> str:
+        model = next((model for part, model in OTHER_MODELS.items() if any(part in key for key in self._keys)), "")
+        layer, reason = next(iter(report.skipped.items()), ("", "it has no layers"))
+        reason = f"it was made for {model}" if model else f"{layer} skipped: {reason}"
+        return f"LoRA {self.name} fits no layer of this model ({reason}). Take a LoRA for Wan2.1 14B."
+
+    def _add_notes(self, report: LoraReport, updates: list[tuple[str, Update]]) -> None:
+        matrices = [weight for weight, update in updates if len(update.shape) == 2 and weight.endswith(".weight")]
+        if matrices and not any("add_k_proj" in weight for weight in matrices):
+            report.notes.append("image-branch layers are not in it, which is normal for a text-to-video LoRA")
+
+
+def check_lora(path: Path, strength: float, weights: Weights | None) -> None:
+    """Checks by its header that a LoRA fits the transformer with these weights; None checks only the file.
+
+    Raises:
+        WeightsError: it is no plain LoRA, is damaged, or fits no layer.
+    """
+    file = LoraFile(path)
+    if weights is not None:
+        file.updates(file.empty_tensors, {name: weight.shape for name, weight in weights.items()}, strength)
+
+
 class LoraStack:
-    """The LoRAs on a transformer; any can be taken off, and without them the network is what it was, bit for bit."""
+    """The LoRAs on a transformer, replaced all at once; without them the network is what it was, bit for bit.
+
+    Attributes:
+        reports: one for each LoRA, in order.
+    """
 
     def __init__(self, model: nn.Module):
         self.model = model
         self.reports: list[LoraReport] = []
-        self._names = Names(model)
-        self._linears: dict[str, nn.Linear] = {}  # what stood where a quantised layer carries LoRAs now
-        self._originals: dict[str, Tensor] = {}  # parameters that are changed in place
-        self._changes: dict[str, list[Update]] = {}  # what is added to them
+        self._loras: list[tuple[FileKey, float]] = []
+        self._files: dict[FileKey, LoraFile] = {}  # those of `_loras`
+        self._shapes = _weight_shapes(model)
+        self._linears: dict[str, nn.Linear] = {}  # layers that a quantised one stands in for
+        self._originals: dict[str, Tensor] = {}  # parameters that are replaced by their sum with an update
 
-    def add(self, path: Path | str, strength: float = 1.0) -> LoraReport:
-        """Puts a LoRA on and says what it did.
+    def replace(self, loras: Iterable[tuple[Path | str, float]]) -> None:
+        """Puts these LoRAs on, files and strengths, and takes off all others. A file that stays is not read again.
 
         Raises:
-            WeightsError: nothing in it fits this model, or it needs a network of its own.
+            WeightsError: one fits nowhere, is damaged, or has numbers that are not finite; the network is as before.
         """
-        source, _ = open_as(path, Component.LORA)
-        refuse_special(source)
-        report = LoraReport(source.name, strength)
-        alpha, is_rank_stabilized = _peft_scale(source)
-        for target, tensors in self._layers(source, report).items():
-            root = math.sqrt(tensors[DOWN].shape[0]) if is_rank_stabilized and DOWN in tensors else 1.0
-            self._put_on(target, tensors, report, alpha and alpha * root)
-        if not report.applied:
-            raise WeightsError(_no_match(source, report))
-        self.reports.append(report)
-        self._note_image_branch(report)
-        self._refresh()
-        logger.info("%s.", report)
-        return report
+        keys = [(_file_key(Path(path).expanduser()), strength) for path, strength in loras]
+        if keys == self._loras:
+            return
+        files = {key: self._files.get(key) or LoraFile(key[0]) for key, _ in keys}
+        changes = [files[key].updates(files[key].tensors, self._shapes, strength) for key, strength in keys]
+        self._take_off()
+        sums: dict[str, list[Update]] = {}
+        for updates, report in changes:
+            for weight, update in updates:
+                if not self._put_on(weight, update):
+                    sums.setdefault(weight, []).append(update)
+            logger.info("%s.", report)
+        for weight, updates in sums.items():
+            self._add_to(weight, updates)
+        self._loras, self._files, self.reports = keys, files, [report for _, report in changes]
 
-    def remove(self, report: LoraReport) -> None:
-        """Takes off the LoRA that `add` gave `report` for."""
-        self.reports.remove(report)
+    def _put_on(self, weight: str, update: Update) -> bool:
+        """Puts an update on a linear layer; False for any other parameter."""
+        path, _, leaf = weight.rpartition(".")
+        module = self.model.get_submodule(path)
+        if leaf != "weight" or not isinstance(module, nn.Linear | QuantizedLinear):
+            return False
+        if isinstance(module, nn.Linear):
+            self._linears[path] = module
+            module = QuantizedLinear.of(module)
+            self.model.set_submodule(path, module)
+        module.deltas.append(update.to(module.data.device))
+        return True
+
+    def _add_to(self, weight: str, updates: list[Update]) -> None:
+        """Replaces a parameter by original + sum of updates, rounded once."""
+        original = self.model.get_parameter(weight).data
+        self._originals[weight] = original
+        total = original.float() + reduce(torch.add, (update().to(original.device) for update in updates))
+        self._set_parameter(weight, total.to(original.dtype))
+
+    def _take_off(self) -> None:
         for module in self.model.modules():
             if isinstance(module, QuantizedLinear):
-                module.deltas = nn.ModuleList(delta for delta in module.deltas if delta.owner != id(report))
-        for name, changes in self._changes.items():
-            self._changes[name] = [change for change in changes if change.owner != id(report)]
-        for path in list(self._linears):
-            carrier = self.model.get_submodule(path)
-            if not len(carrier.deltas):
-                self.model.set_submodule(path, self._linears.pop(path).to(carrier.data.device))
-        self._refresh()
+                module.deltas = nn.ModuleList()
+        for path, linear in self._linears.items():
+            self.model.set_submodule(path, linear.to(next(self.model.get_submodule(path).parameters()).device))
+        for weight, original in self._originals.items():
+            self._set_parameter(weight, original.to(self.model.get_parameter(weight).device))
+        self._linears, self._originals = {}, {}
 
-    def _layers(self, source: Source, report: LoraReport) -> dict[str, dict[str, Tensor]]:
-        layers: dict[str, dict[str, Tensor]] = {}
-        for key in source.entries:
-            parsed = split_key(key)
-            target = parsed and self._names.find(parsed[0])
-            if target is None:
-                report.skipped[parsed[0] if parsed else key] = "this model has no such layer"
-            else:
-                layers.setdefault(target, {})[parsed[1]] = source.get(key)
-        for target, tensors in layers.items():
-            check_whole(source.name, target, {role: tuple(tensor.shape) for role, tensor in tensors.items()})
-        return layers
+    def _set_parameter(self, weight: str, tensor: Tensor) -> None:
+        path, _, leaf = weight.rpartition(".")
+        setattr(self.model.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
 
-    def _put_on(self, target: str, tensors: dict[str, Tensor], report: LoraReport, alpha: float | None) -> None:
-        for name, update in self._updates(target, tensors, report, alpha):
-            path, _, leaf = name.rpartition(".")
-            module = self.model.get_submodule(path)
-            wanted = tuple(getattr(module, leaf).shape) if getattr(module, leaf, None) is not None else None
-            if update.shape != wanted:
-                report.skipped[name] = f"shape {_by(update.shape)} instead of {_by(wanted or ())}"
-            elif leaf == "weight" and type(module) in (nn.Linear, QuantizedLinear):
-                self._quantized(path, module).deltas.append(update.to(next(module.parameters()).device))
-                report.applied["layers"] += 1
-            else:
-                self._changes.setdefault(name, []).append(update)
-                report.applied[next((kind for part, kind in KINDS.items() if part in name), "layers")] += 1
 
-    def _updates(
-        self, target: str, tensors: dict[str, Tensor], report: LoraReport, alpha: float | None
-    ) -> Iterator[tuple[str, Update]]:
-        """The updates of a layer, each with the parameter it is for."""
-        owner, strength = id(report), report.strength
-        if target.endswith("scale_shift_table"):
-            change = tensors.get(MODULATION_DIFF, tensors.get(DIFF))
-            tensors = {} if change is None else {DIFF: change}
-        weight = target if target.endswith("scale_shift_table") else f"{target}.weight"
-        for update in make_updates(tensors, strength, alpha, owner):
-            yield weight, update
-        if BIAS_DIFF in tensors:
-            for update in make_updates({DIFF: tensors[BIAS_DIFF]}, strength, None, owner):
-                yield f"{target}.bias", update
+def _file_key(path: Path) -> FileKey:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return path, ()  # `LoraFile` says why it cannot be opened
+    return path, (status.st_mtime_ns, status.st_size, status.st_ino)
 
-    def _quantized(self, path: str, module: nn.Module) -> QuantizedLinear:
+
+def _weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of all weights as the network uses them, packed or not."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for path, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
-            return module
-        self._linears[path] = module
-        carrier = QuantizedLinear.of(module)
-        self.model.set_submodule(path, carrier)
-        return carrier
-
-    def _refresh(self) -> None:
-        """Every parameter that is changed in place becomes original + sum of changes, rounded once."""
-        for name, changes in self._changes.items():
-            path, _, leaf = name.rpartition(".")
-            module = self.model.get_submodule(path)
-            present = getattr(module, leaf).data
-            original = self._originals.setdefault(name, present).to(present.device)
-            total = original.float() + sum(change().to(present.device) for change in changes) if changes else original
-            setattr(module, leaf, nn.Parameter(total.to(present.dtype), requires_grad=False))
-
-    def _note_image_branch(self, report: LoraReport) -> None:
-        """Says that a LoRA leaves the attention to the reference image alone, as one for text-to-video does."""
-        carriers = [path for path, module in self.model.named_modules() if _carries(module, id(report))]
-        if carriers and not any("add_k_proj" in path for path in carriers):
-            report.notes.append("image-branch layers are not in it, which is normal for a text-to-video LoRA")
-
-
-def _carries(module: nn.Module, owner: int) -> bool:
-    return isinstance(module, QuantizedLinear) and any(delta.owner == owner for delta in module.deltas)
-
-
-def refuse_special(source: Source) -> None:
-    """Raises `WeightsError` for a LoRA that needs a network of its own."""
-    for part, name in SPECIAL.items():
-        if any(part in key for key in source.entries):
-            raise WeightsError(f"{source.name} is {name}, which is not supported; use a plain LoRA for Wan2.1 14B.")
-
-
-def _no_match(source: Source, report: LoraReport) -> str:
-    first = ", ".join(list(source.entries)[:2])
-    made_for = next((model for part, model in OTHER_MODELS.items() if any(part in key for key in source.entries)), "")
-    reason = next(iter(report.skipped.values()), "") if not made_for else f"it was made for {made_for}"
-    return f"LoRA {source.name} matches no layer of Wan2.1 14B (first names: {first}): {reason}."
-
-
-def _peft_scale(source: Source) -> tuple[float | None, bool]:
-    """Alpha for all layers, and whether it is per root of the rank, from `adapter_config.json` beside a PEFT file."""
-    if not any(key.startswith("base_model.model.") for key in source.entries):
-        return None, False
-    config = settings_beside(source.path, "adapter_config.json")
-    alpha = config.get("lora_alpha")
-    if alpha is not None and not isinstance(alpha, int | float):
-        raise WeightsError(f"{source.name} has an adapter_config.json with lora_alpha {alpha!r}; download it again.")
-    return None if alpha is None else float(alpha), bool(config.get("use_rslora"))
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "none"
+            shapes[f"{path}.weight"] = tuple(module.weight.shape)
+    return shapes

@@ -1,9 +1,10 @@
-"""The names that trainers give to a LoRA's tensors, and what the tensors add to a weight."""
+"""The names that trainers give to a LoRA's tensors, and the update of a weight that the tensors make."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -16,56 +17,80 @@ PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "
             "lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_", "model.")  # fmt: skip
 ENDING = re.compile(
     r"(?P<path>.*?)\.?(?P<role>lora_down|lora_A|lora\.down|lora_up|lora_B|lora\.up|alpha|diff_b|diff_m|diff"
-    r"|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?)(?:\.default)?(?:\.weight)?$"
+    r"|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?)(?:\.(?P<adapter>(?!weight$)[^.]+))?(?:\.weight)?$"
 )
 DOWN, UP, ALPHA, DIFF, BIAS_DIFF, MODULATION_DIFF = "down", "up", "alpha", "diff", "diff_b", "diff_m"
-SPELLINGS = {"lora_down": DOWN, "lora_A": DOWN, "lora.down": DOWN, "lora_up": UP, "lora_B": UP, "lora.up": UP}
+ROLES = {"lora_down": DOWN, "lora_A": DOWN, "lora.down": DOWN, "lora_up": UP, "lora_B": UP, "lora.up": UP}
+RANK_ROLES = (DOWN, "hada_w1_b", "lokr_w1_b", "lokr_w2_b")  # whose rows are as many as the rank
+MODULATION = "scale_shift_table"
 
 Tensors = Mapping[str, Tensor]
 """A layer's tensors by role: `DOWN`, `UP`, ..., "hada_w1_a", "lokr_w1"."""
 
 
-def split_key(key: str) -> tuple[str, str] | None:
-    """The path of the layer, without the trainer's prefix, and the role of the tensor; None for other tensors."""
+@dataclass(frozen=True)
+class LoraKey:
+    """The parts of a tensor's name.
+
+    Attributes:
+        path: of the layer, without the trainer's prefix.
+        role: of the tensor.
+        adapter: PEFT's name of the adapter; empty without one.
+    """
+
+    path: str
+    role: str
+    adapter: str = ""
+
+
+def split_key(key: str) -> LoraKey | None:
+    """The parts of a name; None for a tensor that is no part of an update."""
     match = ENDING.match(key)
     if match is None:
+        return None
+    adapter = match["adapter"] or ""
+    if adapter not in ("", "default") and match["role"] not in ROLES:  # PEFT names LoRAs alone
         return None
     path = match["path"]
     for prefix in PREFIXES:  # some trainers put two in front
         path = path.removeprefix(prefix)
-    return path, SPELLINGS.get(match["role"], match["role"])
+    return LoraKey(path, ROLES.get(match["role"], match["role"]), adapter)
 
 
-class Names:
-    """Our name of a layer or parameter, from its native or diffusers one, written with dots or underscores."""
+class LayerNames:
+    """Our names of layers and modulations, by their native or diffusers ones, written with dots or underscores.
 
-    def __init__(self, model: nn.Module):
-        self._ours: dict[str, str] = {}
-        for path, module in model.named_modules():
-            for leaf, _ in module.named_parameters(recurse=False):
-                self._learn(f"{path}.{leaf}".lstrip(".") if leaf == "scale_shift_table" else path)
+    Args:
+        parameters: our names of all weights, such as "blocks.0.attn1.to_q.weight".
+    """
+
+    def __init__(self, parameters: Iterable[str]):
+        self._names: dict[str, str] = {}
+        for name in dict.fromkeys(map(_layer_of, parameters)):
+            native = native_transformer_key(name)
+            for spelling in (name, native, native.removesuffix(".modulation")):  # diff_m has the block or head alone
+                self._names.setdefault(spelling.replace(".", "_"), name)
 
     def find(self, path: str) -> str | None:
-        """Our path, or None."""
-        return self._ours.get(path.replace(".", "_"))
+        """Our name, or None."""
+        return self._names.get(path.replace(".", "_"))
 
-    def _learn(self, ours: str) -> None:
-        native = native_transformer_key(ours)
-        for spelling in (ours, native, native.removesuffix(".modulation")):  # diff_m names the block or the head alone
-            self._ours.setdefault(spelling.replace(".", "_"), ours)
+
+def _layer_of(parameter: str) -> str:
+    return parameter if parameter.endswith(MODULATION) else parameter.rpartition(".")[0]
 
 
 class Update(nn.Module):
-    """What a LoRA adds to a weight: `factor` times what `parts` make, `rows columns` in float32 (or as the weight)."""
+    """Summand of a weight: `factor` times the product of `parts`, `rows columns` in float32 (or as the weight)."""
 
-    def __init__(self, parts: Tensors, factor: float, owner: int):
+    def __init__(self, parts: Tensors, factor: float):
         super().__init__()
-        self.factor, self.owner = factor, owner
+        self.factor = factor
         self.parts = nn.ParameterDict({role: nn.Parameter(part, requires_grad=False) for role, part in parts.items()})
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight that this fits."""
+        """The shape of the weight that this fits."""
         raise NotImplementedError
 
     def forward(self) -> Tensor:
@@ -141,47 +166,60 @@ def check_whole(name: str, layer: str, shapes: Mapping[str, tuple[int, ...]]) ->
 
 @lru_cache(maxsize=256)  # a LoRA has hundreds of layers of a few shapes
 def _is_whole(shapes: frozenset[tuple[str, tuple[int, ...]]]) -> bool:
-    """Whether tensors without numbers can be multiplied as an update multiplies its own."""
+    """True if tensors without numbers can be multiplied as an update multiplies its own."""
     try:
-        tensors = {role: torch.empty(shape, device="meta") for role, shape in shapes}
-        if ALPHA in tensors:
-            tensors[ALPHA] = torch.ones(()).expand(tensors[ALPHA].shape)
-        return all(update.shape == tuple(update().shape) for update in make_updates(tensors, 1.0, None, owner=0))
+        tensors = {role: empty_part(role, shape) for role, shape in shapes}
+        return all(update.shape == tuple(update().shape) for update in _updates(tensors, 1.0, 1.0))
     except (RuntimeError, LookupError, AttributeError, ValueError, ArithmeticError):
         return False  # a factor is missing, or misshapen, or of another rank
 
 
-def make_updates(tensors: Tensors, strength: float, default_alpha: float | None, owner: int) -> list[Update]:
-    """What a layer's tensors add to its weight: `strength alpha/rank` times a product, `strength` times a difference.
+def empty_part(role: str, shape: tuple[int, ...]) -> Tensor:
+    """A tensor without numbers in the place of a LoRA's; an alpha is 1."""
+    return torch.ones(()).expand(shape) if role == ALPHA else torch.empty(shape, device="meta")
+
+
+def layer_updates(layer: str, tensors: Tensors, strength: float, default_scale: float) -> Iterator[tuple[str, Update]]:
+    """The updates of a layer, each with the name of its weight: `strength alpha/rank` times a product, or `strength`
+    times a difference.
 
     Args:
+        layer: our name of a layer, or of a modulation.
         tensors: by role.
         strength: of the LoRA.
-        default_alpha: where there is no alpha among the tensors; None takes alpha = rank.
-        owner: tells whose update it is.
+        default_scale: in the place of alpha/rank where there is no alpha among the tensors.
     """
+    if layer.endswith(MODULATION):
+        difference = tensors.get(MODULATION_DIFF, tensors.get(DIFF))
+        tensors = {} if difference is None else {DIFF: difference}
+    weight = layer if layer.endswith(MODULATION) else f"{layer}.weight"
+    for update in _updates(tensors, strength, default_scale):
+        yield weight, update
+    if BIAS_DIFF in tensors:
+        yield f"{layer}.bias", Full({DIFF: tensors[BIAS_DIFF]}, strength)
+
+
+def rank_of(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The rank of a layer's tensors; None for whole matrices and differences."""
+    return next((shapes[role][0] for role in RANK_ROLES if shapes.get(role)), None)
+
+
+def _updates(tensors: Tensors, strength: float, default_scale: float) -> list[Update]:
     updates: list[Update] = []
     if DIFF in tensors:
-        updates.append(Full({DIFF: tensors[DIFF]}, strength, owner))
-    for kind, start, rank_role, rank_axis in (
-        (LowRank, (DOWN, UP), DOWN, 0),
-        (Hadamard, ("hada_",), "hada_w1_b", 0),
-        (Kronecker, ("lokr_",), _lokr_rank_role(tensors), 0),
-    ):
+        updates.append(Full({DIFF: tensors[DIFF]}, strength))
+    for kind, start in ((LowRank, (DOWN, UP)), (Hadamard, ("hada_",)), (Kronecker, ("lokr_",))):
         parts = {role: _matrix(tensor) for role, tensor in tensors.items() if role.startswith(start)}
         if parts:
-            rank = parts[rank_role].shape[rank_axis] if rank_role in parts else None
-            updates.append(kind(parts, strength * _scale(tensors, rank, default_alpha), owner))
+            rank = rank_of({role: tuple(part.shape) for role, part in parts.items()})
+            updates.append(kind(parts, strength * _scale(tensors, rank, default_scale)))
     return updates
 
 
-def _lokr_rank_role(tensors: Iterable[str]) -> str:
-    return next((role for role in ("lokr_w1_b", "lokr_w2_b") if role in tensors), "")
-
-
-def _scale(tensors: Tensors, rank: int | None, default_alpha: float | None) -> float:
-    alpha = tensors[ALPHA].item() if ALPHA in tensors else default_alpha
-    return 1.0 if alpha is None or rank is None else alpha / rank
+def _scale(tensors: Tensors, rank: int | None, default: float) -> float:
+    if rank is None:
+        return 1.0
+    return tensors[ALPHA].item() / rank if ALPHA in tensors else default
 
 
 def _matrix(tensor: Tensor) -> Tensor:

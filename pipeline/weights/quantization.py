@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import WeightsError
-from .gguf import dequantize
 
 CHUNK_BYTES = 2**23  # of packed rows that are decoded at once; their float32 is up to eight times as large
 ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))  # a regular Hadamard matrix, times 2
 
 
 class Encoding(Protocol):
-    """How bytes become numbers; `by_rows` tells whether some of the rows can be decoded without the others."""
+    """The way from bytes to numbers; `by_rows` where some of the rows can be decoded without the others."""
 
     by_rows: ClassVar[bool]
 
     def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The numbers `rows columns` in `dtype`, from bytes `rows row_bytes` and the bytes of the scales."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Numbers:
 
     Attributes:
         dtype: as stored.
-        rotation: columns that ConvRot (arXiv:2512.03673) turned together before rounding; 0 where it did not.
+        rotation: columns that ConvRot (arXiv:2512.03673) rotated together before rounding; 0 without it.
     """
 
     dtype: torch.dtype
@@ -51,20 +51,8 @@ class Numbers:
         numbers = data.view(self.dtype)
         if scale is None:
             return numbers.to(dtype)
-        scaled = numbers.float() * scale.view(torch.float32).reshape(-1, 1)
-        return (_turn_back(scaled, self.rotation) if self.rotation else scaled).to(dtype)
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """GGUF's blocks of a type such as "Q4_K", which hold their scales."""
-
-    kind: str
-    by_rows: ClassVar[bool] = True
-
-    def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """The blocks' values, computed in float32."""
-        return dequantize(data, self.kind).to(dtype)
+        weight = numbers.float() * scale.view(torch.float32).reshape(-1, 1)
+        return (_unrotate(weight, self.rotation) if self.rotation else weight).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -75,6 +63,7 @@ class Nvfp4:
 
     def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The values in `dtype`."""
+        assert scale is not None and outer_scale is not None  # a file without them is refused
         scale, outer_scale = scale.view(torch.float8_e4m3fn), outer_scale.view(torch.float32).reshape(())
         return comfy_kitchen("nvfp4").dequantize_nvfp4(data, outer_scale, scale, dtype)
 
@@ -87,12 +76,13 @@ class Mxfp8:
 
     def decode(self, data: Tensor, scale: Tensor | None, outer_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The values in `dtype`."""
+        assert scale is not None  # a file without it is refused
         scale = scale.view(torch.float8_e8m0fnu)
         return comfy_kitchen("mxfp8").dequantize_mxfp8(data.view(torch.float8_e4m3fn), scale, dtype)
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedMatrix:
     """A matrix as its file stores it.
 
     Attributes:
@@ -119,10 +109,12 @@ class Packed:
             whole[start : start + step] = self.rows(slice(start, start + step)).decode(dtype)
         return whole
 
-    def rows(self, chosen: slice | Tensor) -> Packed:
+    def rows(self, index: slice | Tensor) -> PackedMatrix:
         """Some of the rows."""
-        has_row_scales = self.scale is not None and len(self.scale) == len(self.data)
-        return replace(self, data=self.data[chosen], scale=self.scale[chosen] if has_row_scales else self.scale)
+        scale = self.scale
+        if scale is not None and len(scale) == len(self.data):
+            scale = scale[index]
+        return replace(self, data=self.data[index], scale=scale)
 
 
 class QuantizedLinear(nn.Module):
@@ -132,22 +124,22 @@ class QuantizedLinear(nn.Module):
     packed weight as it was. Making a matrix costs far less than multiplying a video's tokens by it.
     """
 
-    def __init__(self, packed: Packed, shape: tuple[int, int], bias: Tensor | None, compute_dtype: torch.dtype):
+    def __init__(self, packed: PackedMatrix, shape: tuple[int, int], bias: Tensor | None, compute_dtype: torch.dtype):
         super().__init__()
         self.out_features, self.in_features = shape
         self.compute_dtype = compute_dtype
         self.encoding = packed.encoding
-        self.data = _frozen(packed.data)
-        self.scale = _frozen(packed.scale)
-        self.outer_scale = _frozen(packed.outer_scale)
-        self.bias = _frozen(bias)
+        self.data = nn.Parameter(packed.data, requires_grad=False)
+        self.scale = _parameter(packed.scale)
+        self.outer_scale = _parameter(packed.outer_scale)
+        self.bias = _parameter(bias)
         self.deltas = nn.ModuleList()
 
     @classmethod
     def of(cls, plain: nn.Linear) -> QuantizedLinear:
         """A layer that holds the very same numbers as `plain`, so that LoRAs can be put on it."""
         weight = plain.weight.data
-        packed = Packed(to_bytes(weight), Numbers(weight.dtype))
+        packed = PackedMatrix(to_bytes(weight), Numbers(weight.dtype))
         return cls(packed, (plain.out_features, plain.in_features), plain.bias, weight.dtype)
 
     @property
@@ -157,7 +149,7 @@ class QuantizedLinear(nn.Module):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight with its LoRAs, `out in`."""
-        packed = Packed(self.data, self.encoding, self.scale, self.outer_scale)
+        packed = PackedMatrix(self.data, self.encoding, self.scale, self.outer_scale)
         if not len(self.deltas):
             return packed.decode(dtype)
         weight = packed.decode(torch.float32)
@@ -177,16 +169,16 @@ class QuantizedLinear(nn.Module):
 class QuantizedEmbedding(nn.Module):
     """An embedding on a packed table; only the rows that are looked up are decoded."""
 
-    def __init__(self, packed: Packed, compute_dtype: torch.dtype):
+    def __init__(self, packed: PackedMatrix, compute_dtype: torch.dtype):
         super().__init__()
         self.compute_dtype = compute_dtype
         self.encoding = packed.encoding
-        self.data = _frozen(packed.data)
-        self.scale = _frozen(packed.scale)
+        self.data = nn.Parameter(packed.data, requires_grad=False)
+        self.scale = _parameter(packed.scale)
 
     def forward(self, ids: Tensor) -> Tensor:
         """`... d` of `...` row numbers."""
-        rows = Packed(self.data, self.encoding, self.scale).rows(ids.flatten())
+        rows = PackedMatrix(self.data, self.encoding, self.scale).rows(ids.flatten())
         return rows.decode(self.compute_dtype).view(*ids.shape, -1)
 
 
@@ -211,7 +203,7 @@ def comfy_kitchen(needed_for: str) -> ModuleType:
         ) from error
 
 
-def _turn_back(weight: Tensor, size: int) -> Tensor:
+def _unrotate(weight: Tensor, size: int) -> Tensor:
     """`w H` in groups of `size` columns; H is its own inverse."""
     return (weight.reshape(-1, size) @ _rotation(size, weight.dtype, weight.device)).view(weight.shape)
 
@@ -220,11 +212,11 @@ def _turn_back(weight: Tensor, size: int) -> Tensor:
 def _rotation(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """H, of Kronecker products of `ROTATION`; made once, for a copy to the device would stop it in every forward."""
     four = torch.tensor(ROTATION, dtype=dtype, device=device) / 2
-    turn = four
-    while len(turn) < size:
-        turn = torch.kron(turn, four)
-    return turn
+    rotation = four
+    while len(rotation) < size:
+        rotation = torch.kron(rotation, four)
+    return rotation
 
 
-def _frozen(tensor: Tensor | None) -> nn.Parameter | None:
+def _parameter(tensor: Tensor | None) -> nn.Parameter | None:
     return None if tensor is None else nn.Parameter(tensor, requires_grad=False)

@@ -1,4 +1,4 @@
-"""What a file is, from the names and shapes in its header: ours, or one of the many that look like it."""
+"""The kind of a file, from the names and shapes in its header: one of ours, or of the many that look like them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .source import Source
 
 
 class Component(str, Enum):
-    """A part of MultiTalk that comes in a file of its own; the value says what is wanted, for people."""
+    """A part of MultiTalk that comes in a file of its own; the value names the right file, for people."""
 
     TRANSFORMER = "the Wan2.1 image-to-video 14B model, e.g. wan2.1_i2v_480p_14B_*"
     ADAPTER = "MultiTalk's or InfiniteTalk's audio weights, e.g. multitalk.safetensors"
@@ -29,12 +29,12 @@ class Component(str, Enum):
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file turned out to be.
+    """The kind of a file.
 
     Attributes:
         name: for people, with its article: "a Wan2.1 text-to-video model (16 input channels)".
-        component: what it can serve as; None where it cannot be used here.
-        advice: what to do instead, where the component's own wish is not enough.
+        component: the part that it can serve as; None where it cannot be used here.
+        advice: the cure, where naming the right file is not enough.
     """
 
     name: str
@@ -46,14 +46,16 @@ class Header:
     """The names of a source's tensors without their wrappers, and their shapes."""
 
     def __init__(self, source: Source):
-        self.shapes: Mapping[str, tuple[int, ...]] = {_bare(key): entry.shape for key, entry in source.entries.items()}
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            _without_wrappers(key): entry.shape for key, entry in source.entries.items()
+        }
 
     def has(self, *endings: str) -> bool:
-        """Whether there is a tensor for each of the names; a name that ends in `.` or `_` is a beginning."""
+        """True if there is a tensor for each of the names; a name that ends in `.` or `_` is a beginning."""
         return all(self._has(name) for name in endings)
 
     def contains(self, *parts: str) -> bool:
-        """Whether one of `parts` stands in any name."""
+        """True if one of `parts` stands in any name."""
         return any(part in key for part in parts for key in self.shapes)
 
     def axis(self, axis: int, *names: str) -> int:
@@ -61,10 +63,10 @@ class Header:
         shape = next((self.shapes[name] for name in names if name in self.shapes), ())
         return shape[axis] if -len(shape) <= axis < len(shape) else 0
 
-    def layers(self, before: str, after: str = ".") -> int:
-        """How many different numbers stand between `before` and `after`."""
-        rests = (key[len(before) :] for key in self.shapes if key.startswith(before))
-        return len({rest.split(after)[0] for rest in rests if rest.split(after)[0].isdigit()})
+    def layers(self, prefix: str) -> int:
+        """The count of different numbers between `prefix` and the next dot."""
+        rests = (key[len(prefix) :] for key in self.shapes if key.startswith(prefix))
+        return len({rest.split(".")[0] for rest in rests if rest.split(".")[0].isdigit()})
 
     def _has(self, name: str) -> bool:
         if name.endswith((".", "_")):
@@ -73,7 +75,7 @@ class Header:
 
 
 def recognize(source: Source) -> Kind:
-    """What `source` is. Nothing but the header is looked at."""
+    """The kind of `source`, from its header alone."""
     header = Header(source)
     for test in (_lora, _adapter_like, _transformer, _text, _speech, _image, _vae):
         kind = test(header)
@@ -83,23 +85,39 @@ def recognize(source: Source) -> Kind:
     return Kind(f"none of the models that MultiTalk uses (its first tensors: {first})")
 
 
-LORA_PART = re.compile(r"loras?[_.](down|up|A|B)|lokr_w|hada_w|dora_scale|\.diff(_[bm])?$")
+LORA_PART = re.compile(
+    r"loras?[_.](down|up|A|B|magnitude|embedding)|lokr_|hada_|dora_scale|\.diff(_[bm])?$|oft_|\.[ab][12]\.weight$"
+    r"|\.ia3_|\.on_input$|vera_lambda"
+)
+SPECIAL_LORAS = {  # by a part of the name of a tensor: those that need a network or a rule of their own
+    r"dwpose_embedding": "a UniAnimate pose LoRA",
+    r"\.q_loras\.": "a Stand-In identity LoRA",
+    r"patch_embedding\.lora_": "a control LoRA with more input channels",
+    r"dora_scale|lora_magnitude_vector": "a DoRA",
+    r"boft_": "a BOFT adapter",
+    r"oft_": "an OFT adapter",
+    r"\.[ab][12]\.weight$": "a GLoRA",
+    r"\.ia3_|\.on_input$": "an IA3 adapter",
+    r"vera_lambda": "a VeRA",
+    r"lokr_t2|hada_t[12]": "a LoRA of convolutions (Tucker)",
+}
 
 
 def _lora(header: Header) -> Kind | None:
-    if any(LORA_PART.search(key) for key in header.shapes):
-        return Kind("a LoRA", Component.LORA, "Put it into the LoRA loader")
-    return None
+    if not any(LORA_PART.search(key) for key in header.shapes):
+        return None
+    for part, name in SPECIAL_LORAS.items():
+        if any(re.search(part, key) for key in header.shapes):
+            return Kind(name, advice="It is not supported: use a plain LoRA for Wan2.1 14B")
+    return Kind("a LoRA", Component.LORA, "Put it into the LoRA loader")
 
 
 def _adapter_like(header: Header) -> Kind | None:
     """Files with MultiTalk's audio layers, or with those of models that learned from it."""
     if not header.has("audio_proj.proj1.weight") and not header.has("audio_proj.proj1.weight._data"):
         return None
-    if header.contains("audio_cross_attn.q_norm"):
-        return Kind("a LongCat-Avatar model")
-    if header.contains("audio_cross_attn.norm_q"):
-        return Kind("a SkyReels-V3 model")
+    if (foreign := _foreign_layers(header)) is not None:
+        return foreign
     if not header.contains("audio_cross_attn.kv_linear"):
         return Kind("an audio model of another family: it has no MultiTalk audio attention")
     if header.has("patch_embedding.weight"):
@@ -121,7 +139,10 @@ def _transformer(header: Header) -> Kind | None:
     return _wrong_base(header) or Kind("Wan2.1 I2V", Component.TRANSFORMER)
 
 
-FOREIGN_LAYERS: dict[str, tuple[str, ...]] = {  # which layers no plain Wan2.1 I2V has
+FOREIGN_LAYERS: dict[str, tuple[str, ...]] = {  # parts of names that no plain Wan2.1 I2V and no adapter of ours has
+    "a LongCat-Avatar model": ("audio_cross_attn.q_norm",),
+    "a SkyReels-V3 model": ("audio_cross_attn.norm_q",),
+    "a LiveAct model": ("self_attn.memory_proj_",),
     "a VACE model": ("vace_patch_embedding.", "vace_blocks."),
     "a Wan2.2 S2V model": ("casual_audio_encoder.",),
     "a HuMo model": ("audio_proj.audio_proj_glob_1.",),
@@ -132,10 +153,13 @@ FOREIGN_LAYERS: dict[str, tuple[str, ...]] = {  # which layers no plain Wan2.1 I
 }
 
 
+def _foreign_layers(header: Header) -> Kind | None:
+    return next((Kind(name) for name, parts in FOREIGN_LAYERS.items() if header.contains(*parts)), None)
+
+
 def _wrong_base(header: Header) -> Kind | None:
-    for name, layers in FOREIGN_LAYERS.items():
-        if any(header.has(layer) for layer in layers):
-            return Kind(name)
+    if (foreign := _foreign_layers(header)) is not None:
+        return foreign
     width, channels = header.axis(0, "patch_embedding.weight"), header.axis(1, "patch_embedding.weight")
     has_image_branch = header.contains("cross_attn.k_img", "attn2.add_k_proj")
     if channels == 16:
@@ -229,7 +253,7 @@ def _is_video(header: Header) -> bool:
     return len(header.shapes.get("decoder.conv1.weight", header.shapes.get("decoder.conv_in.weight", ()))) == 5
 
 
-def _bare(key: str) -> str:
+def _without_wrappers(key: str) -> str:
     for wrapper in (*WRAPPERS, "wav2vec2.", "first_stage_model.", "vae.", "text_encoders.umt5xxl.transformer."):
         key = key.removeprefix(wrapper)
     return key.replace("multitalk_audio_proj.", "audio_proj.", 1)

@@ -1,8 +1,7 @@
-"""A weights file, or several that belong together, read no further than their headers until a tensor is asked for."""
+"""Named tensors of a weights file or of several, read no further than their headers until a tensor is needed."""
 
 from __future__ import annotations
 
-import json
 import mmap
 import warnings
 from abc import ABC, abstractmethod
@@ -23,13 +22,14 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.uint8,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-LARGEST = 2**48  # numbers of a tensor; empty ones may have sides that torch cannot multiply
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "F8_E8M0"}
+MAX_NUMBERS = 2**48  # of a tensor; empty ones may have sides that torch cannot multiply
+COUNT_DIGITS = 6  # of a number of heads or layers
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a header says of a tensor.
+    """The header of a tensor.
 
     Attributes:
         shape: as the network sees it, also where values are packed into blocks.
@@ -48,11 +48,11 @@ class Source(ABC):
     """Named tensors of a file or of several files.
 
     Attributes:
-        path: what the user chose.
+        path: the user's choice.
         entries: the header, by tensor name.
-        metadata: text that the file carries beside its tensors; of a GGUF also numbers and lists. Of several files the
-            last word.
-        config: the `config.json` beside it, empty without one.
+        metadata: text that the file carries with its tensors; of a GGUF also numbers and lists. Of several files the
+            last one's value of a name.
+        config: the `config.json` in its folder, empty without one.
     """
 
     path: Path
@@ -84,7 +84,7 @@ class MappedFile(Source):
     """A file whose tensors lie in it as plain bytes; they are mapped, and read when they are first used.
 
     The mapping is read-only, so that a file may be larger than the memory: a private one would be charged in full by
-    Windows, and refused by Linux. Whoever wants to write into a tensor has to copy it first.
+    Windows, and refused by Linux. A tensor has to be copied before it is written to.
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, Any]):
@@ -110,22 +110,22 @@ class MappedFile(Source):
             return torch.frombuffer(mapping, dtype=torch.uint8)
 
     def _check_length(self) -> None:
-        wanted = max((entry.offset + entry.num_bytes for entry in self.entries.values()), default=0)
+        length = max((entry.offset + entry.num_bytes for entry in self.entries.values()), default=0)
         size = self.path.stat().st_size
-        if any(prod(max(side, 1) for side in entry.shape) > LARGEST for entry in self.entries.values()):
+        if any(prod(max(side, 1) for side in entry.shape) > MAX_NUMBERS for entry in self.entries.values()):
             raise WeightsError(f"{self.name} is damaged: a tensor has no possible shape; download it again.")
-        if size < wanted:
+        if size < length:
             raise WeightsError(
-                f"{self.name} is incomplete: its header says {wanted:,} bytes, the file has {size:,} bytes; download "
+                f"{self.name} is incomplete: its header says {length:,} bytes, the file has {size:,} bytes; download "
                 f"it again."
             )
 
 
-class Loaded(Source):
+class TensorSource(Source):
     """Tensors that are in memory, or mapped by torch, already."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None):
-        self.path, self.tensors, self.metadata, self.config = path, tensors, metadata or {}, {}
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor]):
+        self.path, self.tensors, self.metadata, self.config = path, tensors, {}, {}
         self.entries = {
             key: Entry(tuple(tensor.shape), DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tensor.nbytes)
             for key, tensor in tensors.items()
@@ -135,61 +135,47 @@ class Loaded(Source):
         return self.tensors[key]
 
 
-class Together(Source):
-    """Several files as one: shards, or a base and what an index adds to it."""
+class MultiFileSource(Source):
+    """Several files as one: shards, or a base and the files that an index adds to it."""
 
     def __init__(self, path: Path, parts: list[Source]):
         self.path, self.parts, self.config = path, parts, {}
         self.entries = {key: entry for part in parts for key, entry in part.entries.items()}
         self.metadata = {key: value for part in parts for key, value in part.metadata.items()}
-        self._owner = {key: part for part in parts for key in part.entries}
+        self._part_of = {key: part for part in parts for key in part.entries}
 
     @property
     def headers(self) -> list[Mapping[str, Any]]:
         return [header for part in self.parts for header in part.headers]
 
     def get(self, key: str) -> Tensor:
-        return self._owner[key].get(key)
+        return self._part_of[key].get(key)
 
 
-def parse_object(text: str | bytes) -> dict[str, Any]:
-    """The JSON object in `text`.
-
-    Raises:
-        ValueError: it is no JSON, nested beyond measure, or no object.
-    """
-    try:
-        value = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"a JSON object was expected, not {type(value).__name__}")
-    return value
+def num_heads_in(source: Source) -> int | None:
+    """The number of attention heads, which leaves no trace in shapes, as the file or its `config.json` states it."""
+    return stated_number([source], "num_heads", "num_attention_heads")
 
 
-def stated_heads(source: Source) -> int | None:
-    """The attentions' heads, which leave no trace in shapes, by the source's own word."""
-    return stated([source], "num_heads", "num_attention_heads")
-
-
-def stated(sources: Iterable[Source], *fields: str) -> int | None:
-    """A number that the files' own metadata or configuration state under one of these names.
+def stated_number(sources: Iterable[Source], *fields: str) -> int | None:
+    """A count that the files' own metadata or configuration has under one of these names.
 
     Raises:
-        WeightsError: what they state is no number of anything.
+        WeightsError: the value is no count.
     """
     for source in sources:
-        for told in (source.metadata, source.config):
+        for settings in (source.metadata, source.config):
             for field in fields:
-                if field in told:
-                    return _count_of(source, field, told[field])
+                if field in settings:
+                    return _count_in(source, field, settings[field])
     return None
 
 
-def _count_of(source: Source, field: str, value: object) -> int:
-    if not str(value).isdecimal() or int(str(value)) < 1:
+def _count_in(source: Source, field: str, value: object) -> int:
+    text = str(value)
+    if not text.isdecimal() or len(text) > COUNT_DIGITS or int(text) < 1:
         raise WeightsError(f"{source.name} says {field} = {value!r}, which is no number of them; download it again.")
-    return int(str(value))
+    return int(text)
 
 
 def readable_size(num_bytes: int) -> str:
@@ -198,3 +184,8 @@ def readable_size(num_bytes: int) -> str:
         if num_bytes >= 10**power:
             return f"{num_bytes / 10**power:.1f} {unit}"
     return f"{num_bytes} bytes"
+
+
+def readable_shape(shape: Iterable[int]) -> str:
+    """`5120x36x1x2x2`; "none" of a single number."""
+    return "x".join(map(str, shape)) or "none"

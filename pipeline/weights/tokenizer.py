@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,79 +11,83 @@ import torch
 from sentencepiece import SentencePieceProcessor
 
 from ..errors import WeightsError
+from .headers import regular_file_size
 from .source import Source
 
-INSIDE = "spiece_model"  # the tensor in which ComfyUI's files carry it
+EMBEDDED = "spiece_model"  # the tensor in which ComfyUI's files carry it
 FILE = "spiece.model"
+MODEL_BYTES = 2**26  # of a sentencepiece model; umT5's has 4.5 MB
 UNIGRAM, NO_ID = 1, -1  # of a sentencepiece model
-FOLDERS = (".", "tokenizer", "../tokenizer", "google/umt5-xxl", "umt5-xxl")  # seen from the encoder's folder
+FOLDERS = (".", "tokenizer", "../tokenizer", "google/umt5-xxl", "umt5-xxl")  # from the encoder's own
 
 
-def find_tokenizer(source: Source, given: Path | str | None = None) -> SentencePieceProcessor:
+def find_tokenizer(source: Source, path: Path | str | None = None) -> SentencePieceProcessor:
     """The tokenizer of the text encoder `source`.
 
     Args:
         source: the text encoder.
-        given: `spiece.model`, or a folder that holds it; None looks inside `source` and around it.
+        path: `spiece.model`, or a folder that holds it; None takes the one inside `source`, or near it.
 
     Raises:
         WeightsError: there is none.
     """
-    if given is not None:
-        return _load(_file_of(Path(given)))
-    if INSIDE in source.entries:
-        return _inside(source, source.get(INSIDE).flatten().view(torch.uint8).numpy().tobytes())
-    folder = source.path if source.path.is_dir() else source.path.parent
-    for candidate in _around(folder):
-        if candidate.exists():
-            return _load(candidate)
+    if path is not None:
+        return _load(_file_of(Path(path)))
     check_tokenizer(source)
+    if EMBEDDED in source.entries:
+        return _parse(source, source.get(EMBEDDED).flatten().view(torch.uint8).numpy().tobytes())
+    file = _nearby_file(source)
+    if file is not None:
+        return _load(file)
     try:
         rebuilt = _rebuild(source.metadata)
     except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
         raise WeightsError(f"{source.name} holds a damaged tokenizer; download it again.") from error
-    return _inside(source, rebuilt)
+    return _parse(source, rebuilt)
 
 
 def check_tokenizer(source: Source) -> None:
-    """Raises `WeightsError` where the text encoder `source` has no tokenizer, inside or around it."""
-    folder = source.path if source.path.is_dir() else source.path.parent
-    is_there = INSIDE in source.entries or any(candidate.exists() for candidate in _around(folder))
-    if not is_there and "tokenizer.ggml.tokens" not in source.metadata:
+    """Raises `WeightsError` where the text encoder `source` has no tokenizer inside, near it or in its metadata."""
+    if EMBEDDED in source.entries:
+        if source.entries[EMBEDDED].num_bytes > MODEL_BYTES:
+            raise WeightsError(f"{source.name} holds a damaged tokenizer; download it again.")
+    elif _nearby_file(source) is None and "tokenizer.ggml.tokens" not in source.metadata:
         raise WeightsError(
             f"{source.name} has no tokenizer inside: put google/umt5-xxl's {FILE} next to it, or use umt5_xxl_fp16 or "
             f"umt5_xxl_fp8_e4m3fn_scaled."
         )
 
 
-def _inside(source: Source, model: bytes) -> SentencePieceProcessor:
+def _parse(source: Source, model: bytes) -> SentencePieceProcessor:
     try:
         return SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
         raise WeightsError(f"{source.name} holds a damaged tokenizer; download it again.") from error
 
 
-def _around(folder: Path) -> Iterator[Path]:
-    for place in FOLDERS:
-        yield folder / place / FILE
+def _nearby_file(source: Source) -> Path | None:
+    folder = source.path if source.path.is_dir() else source.path.parent
+    return next((file for place in FOLDERS if (file := folder / place / FILE).exists()), None)
 
 
-def _file_of(given: Path) -> Path:
-    file = given / FILE if given.is_dir() else given
+def _file_of(path: Path) -> Path:
+    file = path / FILE if path.is_dir() else path
     if not file.exists():
-        raise WeightsError(f"There is no tokenizer at {given}; choose google/umt5-xxl's {FILE}.")
+        raise WeightsError(f"There is no tokenizer at {path}; choose google/umt5-xxl's {FILE}.")
     return file
 
 
 def _load(file: Path) -> SentencePieceProcessor:
     try:
+        if regular_file_size(file) > MODEL_BYTES:
+            raise OSError("too large")
         return SentencePieceProcessor(model_file=str(file))
     except (OSError, RuntimeError) as error:
         raise WeightsError(f"{file} is no sentencepiece model; choose google/umt5-xxl's {FILE}.") from error
 
 
 def _rebuild(fields: Mapping[str, Any]) -> bytes:
-    """A sentencepiece model from what llama.cpp's converter wrote down of it.
+    """A sentencepiece model from the fields that llama.cpp's converter kept of it.
 
     The message is written by hand (`sentencepiece_model.proto`): it has three fields, and Python's protobuf would have
     to be of the very version that sentencepiece was built with.

@@ -1,4 +1,4 @@
-"""Damaged and hostile weights files: told in a sentence, without running what is in them or following their paths."""
+"""Damaged and hostile weights files: refused in a sentence, without running their code or following their paths."""
 
 import json
 import os
@@ -13,10 +13,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from multitalk_pack.benchmarks.tiny_weights import write_tiny
 from multitalk_pack.pipeline.errors import Problems
+from multitalk_pack.pipeline.model_files import ModelFiles
 from multitalk_pack.pipeline.weights import build, catalog
 from multitalk_pack.pipeline.weights.checkpoint import open_source
-from multitalk_pack.pipeline.weights.fit import WeightFiles, check_lora, check_weights
-from multitalk_pack.pipeline.weights.lora import LoraStack
+from multitalk_pack.pipeline.weights.fit import check_weights
+from multitalk_pack.pipeline.weights.lora import LoraStack, check_lora
 from support.fuzz import MONITOR, fuzzed, refuses_in_words
 
 CHECKS = (
@@ -76,8 +77,10 @@ FITTING = st.builds(
     st.integers(0, 64),
 )
 METADATA = st.dictionaries(
-    st.sampled_from(["_quantization_metadata", "num_heads", "ss_network_module", "x"]), st.text(max_size=12) | JSON
-)
+    st.sampled_from(["_quantization_metadata", "num_heads", "ss_network_module", "x", "lora_adapter_metadata", "alpha",
+                     "rank", "transformer.lora_alpha", "transformer.r"]),
+    st.text(max_size=12) | JSON | st.builds(json.dumps, JSON),
+)  # fmt: skip
 HEADERS = st.builds(
     lambda tensors, metadata: tensors | ({} if metadata is None else {"__metadata__": metadata}),
     st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=12), FITTING | FIELDS | JSON, max_size=8),
@@ -95,8 +98,8 @@ def safetensors(header, body=bytes(4096)):
     return struct.pack("<Q", len(text)) + text + body
 
 
-def check_file(path):
-    """Everything that is done with a file before its weights are needed, and every tensor of it."""
+def check_all(path):
+    """Every check of a file before its weights are needed, and every tensor of it."""
     for check in CHECKS:
         refuses_in_words(check, path)
     source = refuses_in_words(open_source, path)
@@ -110,7 +113,7 @@ def check_file(path):
 def test_a_safetensors_header_of_any_content(header, tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(safetensors(header))
-    check_file(path)
+    check_all(path)
 
 
 @fuzzed
@@ -119,7 +122,7 @@ def test_a_safetensors_header_of_any_content(header, tmp_path):
 def test_a_safetensors_length_of_any_size(length, text, tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(struct.pack("<Q", length) + text)
-    check_file(path)
+    check_all(path)
 
 
 @fuzzed
@@ -128,7 +131,7 @@ def test_any_bytes_under_any_ending(start, rest, tmp_path):
     for ending in ("safetensors", "gguf", "pth"):
         path = tmp_path / f"w.{ending}"
         path.write_bytes(start + rest)
-        check_file(path)
+        check_all(path)
 
 
 def gguf(fields, tensors, version=3, counts=None, body=bytes(512)):
@@ -165,7 +168,7 @@ GGUF_TENSORS = st.tuples(
 def test_a_gguf_field_of_any_content(fields, tmp_path):
     path = tmp_path / "w.gguf"
     path.write_bytes(gguf(fields, [(b"conv2.weight", [2, 2], 0, 0)]))
-    check_file(path)
+    check_all(path)
 
 
 @fuzzed
@@ -180,7 +183,7 @@ def test_a_gguf_field_of_any_content(fields, tmp_path):
 def test_a_gguf_header_of_any_content(fields, tensors, version, counts, tmp_path):
     path = tmp_path / "w.gguf"
     path.write_bytes(gguf(fields, tensors, version, counts))
-    check_file(path)
+    check_all(path)
 
 
 def test_headers_nested_beyond_all_measure(tmp_path):
@@ -191,7 +194,7 @@ def test_headers_nested_beyond_all_measure(tmp_path):
         gguf([(b"x", 9, struct.pack("<IQ", 9, 1) * 20_000)], []),
     ):
         path.write_bytes(data)
-        check_file(path)
+        check_all(path)
 
 
 def cut_up(data, edits):
@@ -253,7 +256,7 @@ def load_and_fit(part, content, tiny, folder):
         refuses_in_words(LOADERS[part], path)
     files = {"base": tiny.transformer, "adapter": tiny.adapter}
     files |= {"base": path} if part == "transformer" else {part: path}
-    check_weights(WeightFiles(**files), torch.bfloat16, Problems())
+    check_weights(ModelFiles(**files), torch.bfloat16, Problems())
 
 
 @pytest.mark.parametrize(
@@ -269,7 +272,7 @@ def load_and_fit(part, content, tiny, folder):
         ("vae", "conv2.weight", "flat"),
     ],
 )
-def test_files_that_were_told_by_a_traceback_once(part, key, change, tiny, tmp_path):
+def test_files_that_raised_other_errors_once(part, key, change, tiny, tmp_path):
     original = getattr(tiny, part).read_bytes()
     (length,) = struct.unpack("<Q", original[:8])
     header = json.loads(original[8 : 8 + length])
@@ -288,7 +291,7 @@ LAYERS = (
 ROLES = (
     "lora_down.weight", "lora_up.weight", "lora_A.default.weight", "lora_B.weight", "alpha", "diff", "diff_b", "diff_m",
     "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a",
-    "lokr_w2_b", "lokr_t2", "dora_scale",
+    "lokr_w2_b", "lokr_t2", "dora_scale", "lora_A.name.weight", "lora_B.name.weight", "oft_blocks", "a1.weight",
 )  # fmt: skip
 LORA_SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 6, 16, 64, 256, 512]), max_size=4)
 
@@ -306,36 +309,39 @@ def network(tiny):
     shapes=st.dictionaries(st.tuples(st.sampled_from(LAYERS), st.sampled_from(ROLES)), LORA_SHAPES, max_size=6),
     dtype=st.sampled_from(["F32", "F16", "F8_E4M3", "I8"]),
     strength=st.floats(),
+    metadata=METADATA,
+    fill=st.integers(0, 255),
 )
-@example(shapes={(LAYERS[0], "lora_down.weight"): [4, 256]}, dtype="F32", strength=1.0)
+@example(shapes={(LAYERS[0], "lora_down.weight"): [4, 256]}, dtype="F32", strength=1.0, metadata={}, fill=0)
 @example(shapes={(LAYERS[0], "lora_down.weight"): [4, 256], (LAYERS[0], "lora_up.weight"): [256, 3]}, dtype="F32",
-         strength=1.0)  # fmt: skip
-@example(shapes={(LAYERS[0], "hada_w1_a"): []}, dtype="F32", strength=1.0)
-@example(shapes={(LAYERS[0], "lokr_w1"): [2, 2]}, dtype="F32", strength=1.0)
-@example(shapes={(LAYERS[0], "alpha"): [2], (LAYERS[0], "diff"): [256, 256]}, dtype="F32", strength=1.0)
-def test_a_lora_of_any_layers_and_shapes(shapes, dtype, strength, network, tmp_path):
-    header, end = {}, 0
+         strength=1.0, metadata={}, fill=0)  # fmt: skip
+@example(shapes={(LAYERS[0], "hada_w1_a"): []}, dtype="F32", strength=1.0, metadata={}, fill=0)
+@example(shapes={(LAYERS[0], "lokr_w1"): [2, 2]}, dtype="F32", strength=1.0, metadata={}, fill=0)
+@example(
+    shapes={(LAYERS[0], "alpha"): [2], (LAYERS[0], "diff"): [256, 256]}, dtype="F32", strength=1.0, metadata={}, fill=0
+)
+def test_a_lora_of_any_layers_and_shapes(shapes, dtype, strength, metadata, fill, network, tmp_path):
+    header, end = {"__metadata__": metadata}, 0
     for (layer, role), shape in shapes.items():
         header[f"{layer}.{role}"] = fitting(shape, dtype, end)
         end = header[f"{layer}.{role}"]["data_offsets"][1]
     path = tmp_path / "w.safetensors"
-    path.write_bytes(safetensors(header, bytes(end)))
+    path.write_bytes(safetensors(header, bytes([fill]) * end))
     weights, model = network
     refuses_in_words(check_lora, path, strength, weights)
     stack = LoraStack(model)
-    report = refuses_in_words(stack.add, path, strength)
-    if report:
-        stack.remove(report)
+    refuses_in_words(stack.replace, [(path, strength)])
+    refuses_in_words(stack.replace, [])
 
 
 class Hostile:
     """Unpickled, it would call `function`."""
 
-    def __init__(self, function, *args):
-        self.function, self.args = function, args
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
 
     def __reduce__(self):
-        return self.function, self.args
+        return self.function, self.arguments
 
 
 TENSOR = torch.ones(2, 2)
@@ -357,7 +363,7 @@ STATES = st.recursive(
 def test_a_pytorch_file_of_any_content(state, is_old, tmp_path):
     path = tmp_path / "w.pth"
     torch.save(state, path, _use_new_zipfile_serialization=not is_old)
-    check_file(path)
+    check_all(path)
 
 
 @pytest.mark.parametrize("packed", [pickle.dumps, None])
@@ -373,7 +379,7 @@ def test_code_in_a_pytorch_file_does_not_run(function, packed, tmp_path):
     else:
         torch.save(hostile, path)
     with MONITOR.on() as monitor:
-        check_file(path)
+        check_all(path)
     assert not marker.exists() and not monitor.ran
 
 
@@ -383,7 +389,7 @@ def test_a_pytorch_file_with_bytes_changed(data, tmp_path):
     path = tmp_path / "w.pth"
     torch.save({"conv2.weight": TENSOR}, path, _use_new_zipfile_serialization=data.draw(st.booleans()))
     path.write_bytes(cut_up(path.read_bytes(), data.draw(EDITS)))
-    check_file(path)
+    check_all(path)
 
 
 OUTSIDE = ("../secret.safetensors", "../../secret.safetensors", "{}/secret.safetensors", "a/../../secret.safetensors")
@@ -397,7 +403,7 @@ OUTSIDE = ("../secret.safetensors", "../../secret.safetensors", "{}/secret.safet
 def test_an_index_of_any_content(index, tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(json.dumps(index))
-    check_file(path)
+    check_all(path)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -407,12 +413,17 @@ def test_an_index_does_not_lead_out_of_its_folder(name, tmp_path):
     folder.mkdir()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name.format(tmp_path)}}))
     with MONITOR.on() as monitor:
-        check_file(folder)
+        check_all(folder)
     assert secret not in monitor.paths_read
 
 
 @fuzzed
-@given(config=JSON | st.dictionaries(st.sampled_from(["num_heads", "num_attention_heads", "do_normalize"]), JSON))
+@given(
+    config=JSON
+    | st.dictionaries(
+        st.sampled_from(["num_heads", "num_attention_heads", "do_normalize", "lora_alpha", "r", "alpha_pattern"]), JSON
+    )
+)
 @example(config={"num_heads": "many"})
 @example(config=[])
 @example(config={"num_heads": 0})
@@ -421,6 +432,10 @@ def test_a_config_of_any_content_beside_the_weights(config, tiny, tmp_path):
     path = tmp_path / tiny.audio_encoder.name
     if not path.exists():
         path.symlink_to(tiny.audio_encoder)
-    for name in ("config.json", "preprocessor_config.json"):
+    lora = tmp_path / "adapter_model.safetensors"
+    lora.write_bytes(safetensors({f"{LAYERS[0]}.lora_A.weight": fitting([2, 2], "F32", 0),
+                                  f"{LAYERS[0]}.lora_B.weight": fitting([2, 2], "F32", 16)}))  # fmt: skip
+    for name in ("config.json", "preprocessor_config.json", "adapter_config.json"):
         (tmp_path / name).write_text(json.dumps(config))
     refuses_in_words(build.load_audio_encoder, path)
+    refuses_in_words(check_lora, lora, 1.0, None)

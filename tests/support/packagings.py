@@ -11,13 +11,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from multitalk_pack.pipeline.weights.gguf import dequantize
+from multitalk_pack.pipeline.weights.gguf import Blocks
 from multitalk_pack.pipeline.weights.key_maps import rename_transformer
 from safetensors.torch import save_file
 from torch import Tensor
 
 State = dict[str, Tensor]
-Packaging = tuple[Path, Path | None, State]  # base, adapter, and the numbers that are in the files
+WeightPaths = tuple[Path, Path | None, State]  # base, adapter, and the numbers that are in the files
 
 HALF_OFFSETS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,),
                 "IQ4_NL": (0,)}  # fmt: skip
@@ -25,11 +25,11 @@ HALF_OFFSETS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2)
 
 @dataclass(frozen=True)
 class Packaging:
-    """One packaging: what people call it, where it is found, and how it is written."""
+    """One packaging: its name, who publishes it, and a writer of it."""
 
     name: str
-    found_in: str
-    write: Callable[[State, State, Path], Packaging]
+    publisher: str
+    write: Callable[[State, State, Path], WeightPaths]
 
 
 def is_block_matrix(key: str, tensor: Tensor) -> bool:
@@ -40,14 +40,14 @@ def is_block_matrix(key: str, tensor: Tensor) -> bool:
 def plain(dtype: torch.dtype, prefix: str = ""):
     """One file of one dtype."""
 
-    def write(base: State, audio: State, folder: Path) -> Packaging:
+    def write(base: State, audio: State, folder: Path) -> WeightPaths:
         stored = [{prefix + key: tensor.to(dtype) for key, tensor in state.items()} for state in (base, audio)]
         return *_two(stored, folder), _floats({k.removeprefix(prefix): v for s in stored for k, v in s.items()})
 
     return write
 
 
-def shards(base: State, audio: State, folder: Path) -> Packaging:
+def shards(base: State, audio: State, folder: Path) -> WeightPaths:
     """Wan's own shards with their index, the adapter beside them."""
     names = [f"diffusion_pytorch_model-{number:05d}-of-00003.safetensors" for number in (1, 2, 3)]
     _write_shards(base, folder, names)
@@ -55,14 +55,14 @@ def shards(base: State, audio: State, folder: Path) -> Packaging:
     return folder / "diffusion_pytorch_model.safetensors.index.json", folder / "multitalk.safetensors", base | audio
 
 
-def one_shard_of_several(base: State, audio: State, folder: Path) -> Packaging:
+def one_shard_of_several(base: State, audio: State, folder: Path) -> WeightPaths:
     """A user picks the second shard, without an index."""
     index, adapter, numbers = shards(base, audio, folder)
     index.unlink()
     return folder / "diffusion_pytorch_model-00002-of-00003.safetensors", adapter, numbers
 
 
-def published_index(base: State, audio: State, folder: Path) -> Packaging:
+def published_index(base: State, audio: State, folder: Path) -> WeightPaths:
     """MultiTalk's index: it leads to Wan's shards and to the audio weights."""
     index, _, numbers = shards(base, audio, folder)
     fields = json.loads(index.read_text())
@@ -71,7 +71,7 @@ def published_index(base: State, audio: State, folder: Path) -> Packaging:
     return folder, None, numbers
 
 
-def diffusers_folder(base: State, audio: State, folder: Path) -> Packaging:
+def diffusers_folder(base: State, audio: State, folder: Path) -> WeightPaths:
     """A diffusers pipeline, of which the transformer is a folder."""
     (folder / "transformer").mkdir()
     names = [f"diffusion_pytorch_model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
@@ -82,13 +82,13 @@ def diffusers_folder(base: State, audio: State, folder: Path) -> Packaging:
     return folder, folder / "multitalk.safetensors", base | audio
 
 
-def merged(base: State, audio: State, folder: Path) -> Packaging:
+def merged(base: State, audio: State, folder: Path) -> WeightPaths:
     """Base and audio weights in one file."""
     save_file(base | audio, folder / "merged.safetensors")
     return folder / "merged.safetensors", None, base | audio
 
 
-def block_files(base: State, audio: State, folder: Path) -> Packaging:
+def block_files(base: State, audio: State, folder: Path) -> WeightPaths:
     """LightX2V's folder: a file for each block and one for the rest."""
     place = folder / "blocks"
     place.mkdir()
@@ -105,7 +105,7 @@ def block_files(base: State, audio: State, folder: Path) -> Packaging:
 def pickled(wrapped: bool, zipped: bool = True):
     """A `.pth` or `.bin`, perhaps with its weights under `state_dict`, perhaps in torch's older format."""
 
-    def write(base: State, audio: State, folder: Path) -> Packaging:
+    def write(base: State, audio: State, folder: Path) -> WeightPaths:
         for name, state in (("base.pth", base), ("audio.pth", audio)):
             torch.save({"state_dict": state} if wrapped else state, folder / name,
                        _use_new_zipfile_serialization=zipped)  # fmt: skip
@@ -114,7 +114,7 @@ def pickled(wrapped: bool, zipped: bool = True):
     return write
 
 
-def fp8_everywhere(base: State, audio: State, folder: Path) -> Packaging:
+def fp8_everywhere(base: State, audio: State, folder: Path) -> WeightPaths:
     """Every tensor cast, vectors too."""
     stored = [{key: tensor.to(torch.float8_e4m3fn) for key, tensor in state.items()} for state in (base, audio)]
     return *_two(stored, folder), _floats(stored[0] | stored[1])
@@ -123,7 +123,7 @@ def fp8_everywhere(base: State, audio: State, folder: Path) -> Packaging:
 def fp8_matrices(dtype: torch.dtype):
     """The blocks' matrices cast, the rest float32."""
 
-    def write(base: State, audio: State, folder: Path) -> Packaging:
+    def write(base: State, audio: State, folder: Path) -> WeightPaths:
         stored = [{k: t.to(dtype) if is_block_matrix(k, t) else t for k, t in s.items()} for s in (base, audio)]
         return *_two(stored, folder), _floats(stored[0] | stored[1])
 
@@ -133,7 +133,7 @@ def fp8_matrices(dtype: torch.dtype):
 def scaled(dtype: torch.dtype, per_row: bool, weight: str, scale: str, marker: bool, extras: tuple[str, ...] = ()):
     """The blocks' matrices in 8 bits with scales, the rest float16; names as each program chose them."""
 
-    def write(base: State, audio: State, folder: Path) -> Packaging:
+    def write(base: State, audio: State, folder: Path) -> WeightPaths:
         numbers, stored = {}, []
         for state in (base, audio):
             file = {"scaled_fp8": torch.zeros(2, dtype=dtype)} if marker else {}
@@ -159,7 +159,7 @@ def comfy_mixed(in_header: bool, prefix: str = "", layer_prefix: str = ""):
     The header may call layers otherwise than the keys do.
     """
 
-    def write(base: State, audio: State, folder: Path) -> Packaging:
+    def write(base: State, audio: State, folder: Path) -> WeightPaths:
         numbers, stored, layers = {}, [], {}
         for state in (base, audio):
             file = {}
@@ -169,19 +169,19 @@ def comfy_mixed(in_header: bool, prefix: str = "", layer_prefix: str = ""):
                     file[prefix + key] = numbers[key] = tensor
                     continue
                 rotates = ".ffn." in key
-                layer_format = {"format": "int8_tensorwise" if rotates else "float8_e4m3fn"}
+                form = {"format": "int8_tensorwise" if rotates else "float8_e4m3fn"}
                 if rotates:
-                    layer_format |= {"convrot": True, "convrot_groupsize": 64}
+                    form |= {"convrot": True, "convrot_groupsize": 64}
                     packed, factor = quantize(rotate(tensor, 64), torch.int8, per_row=True)
                     numbers[key] = rotate(packed.float() * factor.reshape(-1, 1), 64)
                 else:
                     packed, factor = quantize(tensor, torch.float8_e4m3fn, per_row=False)
                     numbers[key] = packed.float() * factor
                 file[prefix + key], file[f"{prefix}{path}.weight_scale"] = packed, factor
-                layers[layer_prefix + path] = layer_format
+                layers[layer_prefix + path] = form
                 if not in_header:
                     file[f"{prefix}{path}.comfy_quant"] = torch.tensor(
-                        list(json.dumps(layer_format).encode()), dtype=torch.uint8
+                        list(json.dumps(form).encode()), dtype=torch.uint8
                     )
             stored.append(file)
         about = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
@@ -193,7 +193,7 @@ def comfy_mixed(in_header: bool, prefix: str = "", layer_prefix: str = ""):
 def gguf_file(kind: str, arch: str = "wan", prefix: str = "", audio_name: str = "audio_proj."):
     """llama.cpp's format: block matrices packed where their rows are whole blocks, vectors F32, other matrices F16."""
 
-    def write(base: State, audio: State, folder: Path) -> Packaging:
+    def write(base: State, audio: State, folder: Path) -> WeightPaths:
         numbers = {}
         for name, state in (("base.gguf", base), ("audio.gguf", audio)):
             writer = gguf.GGUFWriter(folder / name, arch)
@@ -209,7 +209,7 @@ def gguf_file(kind: str, arch: str = "wan", prefix: str = "", audio_name: str = 
     return write
 
 
-def gguf_base_only(base: State, audio: State, folder: Path) -> Packaging:
+def gguf_base_only(base: State, audio: State, folder: Path) -> WeightPaths:
     """A GGUF base with a safetensors adapter."""
     path, _, numbers = gguf_file("Q8_0")(base, {}, folder)
     save_file(audio, folder / "audio.safetensors")
@@ -241,7 +241,7 @@ def pack(tensor: Tensor, kind: str) -> np.ndarray:
         scales = (random.normal(size=len(blocks)) * 1e-4).astype(np.float16)
         blocks[:, offset : offset + 2] = scales.view(np.uint8).reshape(-1, 2)
     raw = blocks.reshape(len(tensor), -1)
-    assert torch.isfinite(dequantize(torch.from_numpy(raw), kind)).all()
+    assert torch.isfinite(Blocks.of(kind).decode(torch.from_numpy(raw), None, None, torch.float32)).all()
     return raw
 
 

@@ -156,7 +156,7 @@ WEIGHTS = {
         "multitalk_tiny.safetensors is MultiTalk's audio weights", "a LoRA for Wan2.1 14B"),
     "Flux LoRA": Mistake(dict(lora=weights("flux_lora")), "lora", "flux_lora.safetensors fits no layer",
         "Take a LoRA for Wan2.1 14B"),
-    "wide LoRA": Mistake(dict(lora=weights("wide_lora")), "lora", "self_attn.q is 1536 wide in it and 256 in the model",
+    "wide LoRA": Mistake(dict(lora=weights("wide_lora")), "lora", "skipped: shape 1536x1536 instead of 256x256",
         "Take a LoRA for Wan2.1 14B"),
     "pose LoRA": Mistake(dict(lora=weights("pose_lora")), "lora", "pose_lora.safetensors is a UniAnimate pose LoRA",
         "use a plain LoRA for Wan2.1 14B"),

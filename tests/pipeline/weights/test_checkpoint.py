@@ -4,7 +4,10 @@ import contextlib
 import json
 import os
 import pickle
+import socket
 import struct
+import zipfile
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -14,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multitalk_pack.pipeline.errors import WeightsError
 from multitalk_pack.pipeline.weights.checkpoint import open_file, open_source
+from multitalk_pack.pipeline.weights.tokenizer import find_tokenizer
 from safetensors.torch import save_file
 
 
@@ -46,7 +50,7 @@ def packed(tmp_path):
     return tmp_path / "x.gguf"
 
 
-def test_what_is_in_a_file(safe, packed):
+def test_contents_of_a_file(safe, packed):
     source = open_source(safe)
     assert source.entries["a"].shape == (2, 3) and source.entries["b"].dtype == "F16" and source.num_bytes == 32
     assert source.metadata == {"note": "hello"}
@@ -69,6 +73,19 @@ def test_unaligned_headers_are_read(safe):
     assert open_source(safe).get("a").tolist() == [1, 2]
 
 
+def safetensors_of(header):
+    return struct.pack("<Q", len(header)) + header
+
+
+def gguf_of(value):
+    """One field without a name."""
+    return b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 0) + value
+
+
+def array(kind, length):
+    return struct.pack("<IIQ", 9, kind, length)
+
+
 DAMAGED = {
     "empty": (b"", "is empty"),
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"Git-LFS pointer \(56 bytes\)"),
@@ -76,6 +93,12 @@ DAMAGED = {
     "web page, other spelling": (b"\n <HTML>", "is a web page"),
     "text": (b"hello, I am no weights file at all", "no weights file"),
     "header too long": (struct.pack("<Q", 10**6) + b'{"a"', "ends inside its header"),
+    "header of millions of values": (safetensors_of(b'{"a":[' + b"[]," * 1_100_000 + b"0]}"), "header cannot be read"),
+    "GGUF with millions of fields": (b"GGUF" + struct.pack("<IQQ", 3, 0, 3_000_000) + bytes(99), "header breaks off"),
+    "GGUF with millions of values": (gguf_of(array(0, 3_000_000) + bytes(3_000_000)), "header breaks off"),
+    "GGUF with a text that is not there": (gguf_of(struct.pack("<IQ", 8, 2**40)), "header breaks off"),
+    "GGUF with a tensor of many axes": (b"GGUF" + struct.pack("<IQQQI", 3, 1, 0, 0, 2**30) + bytes(99),
+                                        "header breaks off"),
     "header no JSON": (struct.pack("<Q", 5) + b"{abc}", "header cannot be read"),
     "header a list": (struct.pack("<Q", 20) + b'{"a": [1, 2, 3]     }', "header cannot be read"),
     "GGUF header": (b"GGUF" + struct.pack("<IQQ", 3, 5, 5), "header breaks off"),
@@ -91,6 +114,14 @@ def test_damaged_files_are_named(name, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(WeightsError, match=message):
         open_source(tmp_path / "model.safetensors")
+
+
+def test_a_header_has_at_most_what_the_format_allows(tmp_path):
+    with (tmp_path / "x.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 100_000_001) + b"{")
+        file.truncate(100_000_100)  # a hole, which takes no room
+    with pytest.raises(WeightsError, match=r"its header of 100.0 MB is larger than the format's limit"):
+        open_source(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["safe", "packed"])
@@ -132,6 +163,78 @@ def test_no_code_is_run(zipped, tmp_path):
     with pytest.raises(WeightsError):
         open_source(tmp_path / "y.pth")
     assert not trace.exists()
+
+
+def save_zip(path, pickled, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
+
+
+def test_a_compressed_zip_is_refused(tmp_path):
+    save_zip(tmp_path / "x.pth", b"\x80\x02]." + bytes(1000), zipfile.ZIP_DEFLATED)
+    with pytest.raises(WeightsError, match=r"x.pth is a compressed archive, which PyTorch does not write"):
+        open_source(tmp_path / "x.pth")
+
+
+EMPTY_SET = b"\x8f"
+INFLATING = {  # pickles whose objects take far more than their bytes
+    "many objects": b"\x80\x02(" + EMPTY_SET * 300_000 + b"l.",
+    "bytes from a number": b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x7f\x85R.",
+    "copies of a text": b"\x80\x02c_codecs\nencode\nX\x04\x00\x00\x00text\x85R.",
+    "a long text": b"\x80\x02X" + struct.pack("<I", 2**25) + bytes(2**25) + b".",
+}
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("name", INFLATING)
+def test_a_pickle_of_more_than_tensors_is_refused_before_it_is_loaded(name, is_zip, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("it was loaded"))
+    if is_zip:
+        save_zip(tmp_path / "x.pth", INFLATING[name])
+    else:
+        (tmp_path / "x.pth").write_bytes(INFLATING[name])
+    with pytest.raises(WeightsError, match=r"needs to run code|is incomplete or no PyTorch weights file"):
+        open_source(tmp_path / "x.pth")
+
+
+def test_a_tensor_of_more_numbers_than_its_file_is_left_out(tmp_path):
+    torch.save({"a": torch.ones(2, 3).t(), "b": torch.ones(1).expand(10**9)}, tmp_path / "x.pth")
+    assert set(open_source(tmp_path / "x.pth").entries) == {"a"}
+
+
+def special_file(kind):
+    """A pipe, a socket or a device in this folder."""
+    if kind == "a pipe":
+        os.mkfifo("special")
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.bind("special")
+    return Path("/dev/zero" if kind == "a device" else "special").absolute()
+
+
+LINKS = {
+    "weights": "", "in a folder": "model.safetensors", "shard": "model-00001-of-00001.safetensors",
+    "index": "model.safetensors.index.json", "config.json": "config.json", "tokenizer": "spiece.model",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+@pytest.mark.parametrize("kind", ["a pipe", "a socket", "a device"])
+@pytest.mark.parametrize("place", LINKS)
+def test_what_is_no_regular_file_is_refused_without_being_read(kind, place, safe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    target, folder = special_file(kind), tmp_path / "folder"
+    folder.mkdir()
+    if LINKS[place]:
+        (folder / LINKS[place]).symlink_to(target)
+    path = {"weights": target, "config.json": folder / "x.safetensors"}.get(place, folder)
+    if place in ("config.json", "tokenizer"):
+        safe.rename(folder / "x.safetensors")
+    with pytest.raises(WeightsError, match=f"is not a regular file but {kind}; choose another file"):
+        source = open_source(path)
+        if place == "tokenizer":
+            find_tokenizer(source)
 
 
 def test_a_pickle_without_tensors_is_refused(tmp_path):

@@ -64,8 +64,8 @@ def test_vae(packaging, tmp_path):
         stored = {key: tensor.to(dtype) for key, tensor in native.items()}
         numbers = {key: tensor.float() for key, tensor in stored.items()}
         written(stored, path)
-    wanted = load_vae(written(numbers, tmp_path / "r/reference.safetensors"))
-    assert torch.equal(decoded(load_vae(path)), decoded(wanted))
+    expected = load_vae(written(numbers, tmp_path / "r/reference.safetensors"))
+    assert torch.equal(decoded(load_vae(path)), decoded(expected))
 
 
 def test_light_vae_is_narrower_in_its_decoder(tmp_path):
@@ -129,9 +129,9 @@ def test_text_encoder(packaging, tmp_path):
         stored, numbers = pack_text(state, packaging)
         written(stored, path)
     reference = written(numbers | {"spiece_model": tokenizer}, tmp_path / "r/reference.safetensors")
-    got = load_text_encoder(path, dtype=torch.float32).encode("A woman sings in a warm room.")
-    wanted = load_text_encoder(reference, dtype=torch.float32).encode("A woman sings in a warm room.")
-    assert (got - wanted).abs().max() <= 1e-5
+    actual = load_text_encoder(path, dtype=torch.float32).encode("A woman sings in a warm room.")
+    expected = load_text_encoder(reference, dtype=torch.float32).encode("A woman sings in a warm room.")
+    assert (actual - expected).abs().max() <= 1e-5
 
 
 def pack_text(state, packaging):
@@ -252,8 +252,8 @@ def test_image_encoder(packaging, tmp_path):
                 stored[key] = numbers[key] = tensor
         torch.save(stored, path := tmp_path / "clip.pth")
     frame = torch.rand(3, 30, 20, generator=torch.Generator().manual_seed(6)) * 2 - 1
-    wanted = load_image_encoder(written(numbers, tmp_path / "r/reference.safetensors"), torch.float32).encode(frame)
-    assert torch.equal(load_image_encoder(path, torch.float32).encode(frame), wanted)
+    expected = load_image_encoder(written(numbers, tmp_path / "r/reference.safetensors"), torch.float32).encode(frame)
+    assert torch.equal(load_image_encoder(path, torch.float32).encode(frame), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -281,10 +281,10 @@ def test_audio_encoder(packaging, tmp_path):
         path = tmp_path / "hf"
     else:
         written({rename_wav2vec2(key): tensor for key, tensor in state.items()}, path)
-    wanted = load_audio_encoder(written(numbers, tmp_path / "r/reference.safetensors"))
-    got = load_audio_encoder(path)
+    expected = load_audio_encoder(written(numbers, tmp_path / "r/reference.safetensors"))
+    actual = load_audio_encoder(path)
     waveform = torch.randn(1, 4000, generator=torch.Generator().manual_seed(7))
     with torch.inference_mode():
-        assert torch.equal(got(waveform).last_hidden_state, wanted(waveform).last_hidden_state)
-    assert got.config.do_normalize == (packaging == "HF folder of .bin")
-    assert not got.training
+        assert torch.equal(actual(waveform).last_hidden_state, expected(waveform).last_hidden_state)
+    assert actual.config.do_normalize == (packaging == "HF folder of .bin")
+    assert not actual.training

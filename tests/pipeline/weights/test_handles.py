@@ -1,4 +1,4 @@
-"""What networks compute in on each device."""
+"""The dtype of computation on each device."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ CARD, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("capability", "hip", "wanted"),
+    ("capability", "hip", "expected"),
     [
         ((7, 0), None, torch.float16),
         ((7, 5), None, torch.float16),
@@ -18,14 +18,14 @@ CARD, CPU = torch.device("cuda"), torch.device("cpu")
         ((7, 5), "6.4", torch.bfloat16),
     ],
 )
-def test_a_card_computes_in_what_its_kernels_take(monkeypatch, tmp_path, capability, hip, wanted):
+def test_a_card_computes_in_what_its_kernels_take(monkeypatch, tmp_path, capability, hip, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
-    assert Precision.AUTO.on(CARD) is wanted
+    assert Precision.AUTO.on(CARD) is expected
     assert Precision.FP32.on(CARD) is torch.float32
     monkeypatch.setattr("multitalk_pack.pipeline.weights.catalog.check_text_encoder", lambda path: "umT5")
     texts = handles.text_encoder(tmp_path, CARD).load.keywords["dtype"]
-    assert texts is (torch.bfloat16 if wanted is torch.bfloat16 else torch.float32)
+    assert texts is (torch.bfloat16 if expected is torch.bfloat16 else torch.float32)
 
 
 @pytest.mark.parametrize("device", [CPU, torch.device("mps"), torch.device("xpu")])

@@ -1,15 +1,22 @@
-"""Every trainer's layout acts as if merged in float32; taking LoRAs off leaves the weights bit for bit."""
+"""Every trainer's layout acts as if merged in float32; replaced, LoRAs leave the weights as they were, bit for bit."""
 
+import gc
 import json
 import math
+import weakref
+from collections import Counter
 
 import pytest
 import torch
+from multitalk_pack.pipeline.errors import WeightsError
+from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
+from multitalk_pack.pipeline.weights import build, source
 from multitalk_pack.pipeline.weights.build import load_transformer
+from multitalk_pack.pipeline.weights.handles import TransformerFiles
 from multitalk_pack.pipeline.weights.key_maps import rename_transformer
 from multitalk_pack.pipeline.weights.lora import LoraStack
 from safetensors.torch import save_file
-from support.packagings import E4M3, gguf_file, scaled
+from support.packagings import E4M3, gguf_file, plain, scaled
 from support.tiny_models import adapter_state, base_state, velocity
 
 RANK = 4
@@ -40,8 +47,15 @@ def lora_file(state, folder, name="lora.safetensors"):
     return folder / name
 
 
-def same(got, wanted):
-    return (got - wanted).abs().max() <= 2e-6 * wanted.abs().max()
+def put_on(model, path, strength=1.0):
+    """The report of one LoRA on a model."""
+    stack = LoraStack(model)
+    stack.replace([(path, strength)])
+    return stack.reports[0]
+
+
+def same(actual, reference):
+    return (actual - reference).abs().max() <= 2e-6 * reference.abs().max()
 
 
 def diffusers(layer):
@@ -56,6 +70,7 @@ LAYOUTS = {  # how a trainer writes a layer, the endings of down and up, and the
     "model.diffusion_model": ("model.diffusion_model.{}", ".lora_A.weight", ".lora_B.weight", None),
     "DiffSynth": ("pipe.dit.{}", ".lora_A.default.weight", ".lora_B.default.weight", None),
     "PEFT": ("base_model.model.{}", ".lora_A.weight", ".lora_B.weight", None),
+    "PEFT, named": ("base_model.model.{}", ".lora_A.my_name.weight", ".lora_B.my_name.weight", None),
     "PEFT, default": ("base_model.model.{}", ".lora_A.default.weight", ".lora_B.default.weight", None),
     "musubi-tuner": ("lora_unet_{_}", ".lora_down.weight", ".lora_up.weight", 1.0),
     "Fun rewards": ("lora_unet__{_}", ".lora_down.weight", ".lora_up.weight", 8.0),
@@ -77,7 +92,7 @@ def test_every_layout_is_applied_as_if_merged(layout, tmp_path, plain_transforme
         state |= {path + down_ending: down, path + up_ending: up}
         state |= {f"{path}.alpha": torch.tensor(alpha)} if alpha else {}
         changes[f"{layer}.weight"] = 0.7 * (alpha / RANK if alpha else 1) * up @ down
-    report = LoraStack(plain_transformer).add(lora_file(state, tmp_path), 0.7)
+    report = put_on(plain_transformer, lora_file(state, tmp_path), 0.7)
     assert report.applied == {"layers": len(LAYERS)} and not report.skipped
     assert same(velocity(plain_transformer), velocity(merged(changes, tmp_path)))
 
@@ -94,7 +109,7 @@ def test_differences_act_on_norms_biases_modulation_and_outer_layers(tmp_path, p
     for key, change in changes.items():
         path, _, leaf = key.rpartition(".")
         state[f"diffusion_model.{path}.{endings[leaf]}"] = change
-    report = LoraStack(plain_transformer).add(lora_file(state, tmp_path), 0.5)
+    report = put_on(plain_transformer, lora_file(state, tmp_path), 0.5)
     assert report.applied == {"layers": 3, "norms": 2, "biases": 2, "modulations": 2}
     half = {key: 0.5 * change for key, change in changes.items()}
     assert same(velocity(plain_transformer), velocity(merged(half, tmp_path)))
@@ -103,7 +118,7 @@ def test_differences_act_on_norms_biases_modulation_and_outer_layers(tmp_path, p
 def test_a_layer_may_have_a_product_and_a_difference(tmp_path, plain_transformer):
     (down, up), diff, bias = pair(LAYERS[0]), drawn(256, 256), drawn(256)
     path = f"diffusion_model.{LAYERS[0]}"
-    LoraStack(plain_transformer).add(lora_file({
+    put_on(plain_transformer, lora_file({
         f"{path}.lora_down.weight": down, f"{path}.lora_up.weight": up, f"{path}.alpha": torch.tensor(2.0),
         f"{path}.diff": diff, f"{path}.diff_b": bias}, tmp_path))  # fmt: skip
     changes = {f"{LAYERS[0]}.weight": up @ down / 2 + diff, f"{LAYERS[0]}.bias": bias}
@@ -116,7 +131,7 @@ def test_outer_layers_take_low_rank_updates(tmp_path, plain_transformer):
         down, up = pair(layer)
         state |= {f"diffusion_model.{layer}.lora_down.weight": down, f"diffusion_model.{layer}.lora_up.weight": up}
         changes[f"{layer}.weight"] = up @ down
-    LoraStack(plain_transformer).add(lora_file(state, tmp_path))
+    put_on(plain_transformer, lora_file(state, tmp_path))
     assert same(velocity(plain_transformer), velocity(merged(changes, tmp_path)))
 
 
@@ -127,39 +142,108 @@ def test_loha_and_lokr(tmp_path, plain_transformer):
     state = {f"lycoris_blocks_0_self_attn_q.{name}": tensor for name, tensor in hada.items()}
     state |= {f"lycoris_blocks_0_self_attn_k.{name}": tensor for name, tensor in kron.items()}
     state |= {f"lycoris_blocks_0_self_attn_{x}.alpha": torch.tensor(2.0) for x in "qk"}
-    assert LoraStack(plain_transformer).add(lora_file(state, tmp_path)).applied == {"layers": 2}
+    assert put_on(plain_transformer, lora_file(state, tmp_path)).applied == {"layers": 2}
     first = (hada["hada_w1_a"] @ hada["hada_w1_b"]) * (hada["hada_w2_a"] @ hada["hada_w2_b"])
     second = torch.kron(kron["lokr_w1"], kron["lokr_w2_a"] @ kron["lokr_w2_b"])
     changes = {"blocks.0.self_attn.q.weight": first / 2, "blocks.0.self_attn.k.weight": second / 2}
     assert same(velocity(plain_transformer), velocity(merged(changes, tmp_path)))
 
 
+def factor_of(model, files):
+    """The factor of the one update of `LAYERS[0]`."""
+    put_on(model, files)
+    (update,) = model.get_submodule(diffusers(LAYERS[0])).deltas
+    return update.factor
+
+
+def stated(folder, metadata=None, prefix="diffusion_model.", layers=LAYERS[:1], ranks=(RANK,), alpha=None):
+    """A LoRA file with metadata in its header."""
+    state = {}
+    for layer, rank in zip(layers, ranks, strict=True):
+        down, up = pair(layer)
+        state |= {f"{prefix}{layer}.lora_A.weight": down[:rank], f"{prefix}{layer}.lora_B.weight": up[:, :rank]}
+        state |= {} if alpha is None else {f"{prefix}{layer}.alpha": torch.tensor(alpha)}
+    folder.mkdir(exist_ok=True)
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / "lora.safetensors", metadata)
+    return folder / "lora.safetensors"
+
+
+DIFFUSERS_HEADER = {"transformer.lora_alpha": 16, "transformer.r": 4}
+TWO_RANKS = dict(layers=LAYERS[:2], ranks=(RANK, 2))
+HEADERS = {  # metadata of a file of rank 4, the rest of the file, and its factor
+    "PEFT's words with a prefix": ({"transformer.lora_alpha": "16", "transformer.r": "4"}, {}, 4.0),
+    "alpha and rank": ({"alpha": "8", "rank": "4"}, {}, 2.0),
+    "PEFT's words": ({"lora_alpha": "2.0", "r": "4"}, {}, 0.5),
+    "as diffusers writes it": ({"lora_adapter_metadata": json.dumps(DIFFUSERS_HEADER)}, {}, 4.0),
+    "rank-stabilized": ({"lora_alpha": "6", "r": "4", "use_rslora": "True"}, {}, 3.0),
+    "a layer's own alpha": ({"lora_adapter_metadata": json.dumps(
+        DIFFUSERS_HEADER | {"transformer.alpha_pattern": {LAYERS[0]: 2}})}, {}, 0.5),
+    "a layer's own rank": ({"lora_adapter_metadata": json.dumps(
+        DIFFUSERS_HEADER | {"transformer.rank_pattern": {LAYERS[1]: 2}})}, TWO_RANKS, 4.0),
+    "tensors win": ({"alpha": "8", "rank": "4"}, dict(alpha=12.0), 3.0),
+    "kohya's words alone": ({"ss_network_alpha": "16", "ss_network_dim": "4"}, {}, 1.0),
+    "alpha alone": ({"alpha": "8"}, {}, 1.0),
+    "mixed ranks": (None, TWO_RANKS, 1.0),
+    "mixed ranks of which the header knows one": ({"alpha": "8", "rank": "4"}, TWO_RANKS, 1.0),
+    "another rank": ({"alpha": "8", "rank": "16"}, {}, 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_alpha_is_taken_from_the_header_where_no_tensor_has_it(name, tmp_path, plain_transformer):
+    metadata, file, factor = HEADERS[name]
+    assert factor_of(plain_transformer, stated(tmp_path, metadata, **file)) == factor
+
+
+def test_what_the_header_says_of_alpha_is_in_the_report(tmp_path, plain_transformer):
+    current, stale = ({"alpha": "8", "rank": rank} for rank in ("4", "16"))
+    assert "; alpha 8 from its header;" in str(put_on(plain_transformer, stated(tmp_path, current)))
+    report = str(put_on(plain_transformer, stated(tmp_path, stale)))
+    assert "; alpha 8 from its header left out: its layers have other ranks;" in report
+
+
+@pytest.mark.parametrize("metadata", [{"lora_adapter_metadata": "{"}, {"alpha": "much", "rank": "4"}])
+def test_an_alpha_that_cannot_be_read_is_named(metadata, tmp_path, plain_transformer):
+    with pytest.raises(WeightsError, match=r"lora.safetensors has a (header|lora_adapter_metadata) "):
+        put_on(plain_transformer, stated(tmp_path, metadata))
+
+
 @pytest.mark.parametrize("is_rank_stabilized", [False, True])
-def test_pefts_own_configuration_is_honoured(is_rank_stabilized, tmp_path, plain_transformer):
+@pytest.mark.parametrize("prefix", ["base_model.model.", "diffusion_model.", "transformer.", ""])
+def test_pefts_own_configuration_is_honoured(prefix, is_rank_stabilized, tmp_path, plain_transformer):
+    path = stated(tmp_path / "peft", prefix=prefix)
+    config = {"lora_alpha": 6, "use_rslora": is_rank_stabilized}
+    (path.parent / "adapter_config.json").write_text(json.dumps(config))
+    assert factor_of(plain_transformer, path.parent) == 6 / (math.sqrt(RANK) if is_rank_stabilized else RANK)
     down, up = pair(LAYERS[0])
-    folder = tmp_path / "peft"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6, "use_rslora": is_rank_stabilized}))
-    path = f"base_model.model.{LAYERS[0]}"
-    lora_file({f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}, folder, "adapter_model.safetensors")
-    LoraStack(plain_transformer).add(folder)
-    factor = 6 / (math.sqrt(RANK) if is_rank_stabilized else RANK)
-    assert same(velocity(plain_transformer), velocity(merged({f"{LAYERS[0]}.weight": factor * up @ down}, tmp_path)))
+    changes = {f"{LAYERS[0]}.weight": 6 / (math.sqrt(RANK) if is_rank_stabilized else RANK) * up @ down}
+    assert same(velocity(plain_transformer), velocity(merged(changes, tmp_path)))
 
 
 def test_a_configuration_among_several_loras_is_nobodys(tmp_path, plain_transformer):
-    down, up = pair(LAYERS[0])
-    path = f"base_model.model.{LAYERS[0]}"
-    chosen = lora_file({f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}, tmp_path)
-    lora_file({"x.lora_A.weight": down}, tmp_path, "another.safetensors")
+    path = stated(tmp_path)
+    stated(tmp_path).rename(tmp_path / "another.safetensors")
+    stated(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 64}))
-    LoraStack(plain_transformer).add(chosen)
-    assert same(velocity(plain_transformer), velocity(merged({f"{LAYERS[0]}.weight": up @ down}, tmp_path)))
+    assert factor_of(plain_transformer, path) == 1.0
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("role", ["lora_A.weight", "lora_B.weight", "alpha", "diff_b"])
+def test_numbers_that_are_not_finite_are_refused_by_the_files_name(role, number, tmp_path, plain_transformer):
+    before, path = velocity(plain_transformer), f"diffusion_model.{LAYERS[0]}"
+    down, up = pair(LAYERS[0])
+    state = {f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up, f"{path}.alpha": torch.tensor(4.0),
+             f"{path}.diff_b": drawn(256)}  # fmt: skip
+    state[f"{path}.{role}"].view(-1)[-1] = number
+    with pytest.raises(WeightsError, match=f"LoRA lora.safetensors has numbers that are NaN or infinite .*{role}"):
+        put_on(plain_transformer, lora_file(state, tmp_path))
+    assert torch.equal(velocity(plain_transformer), before)
 
 
 def test_what_does_not_fit_is_skipped_and_said(tmp_path, plain_transformer):
     down, up = pair(LAYERS[0])
-    report = LoraStack(plain_transformer).add(lora_file({
+    report = put_on(plain_transformer, lora_file({
         f"diffusion_model.{LAYERS[0]}.lora_down.weight": down, f"diffusion_model.{LAYERS[0]}.lora_up.weight": up,
         "diffusion_model.patch_embedding.diff": torch.ones(256, 16, 1, 2, 2),
         "diffusion_model.blocks.7.self_attn.q.diff_b": torch.ones(256)}, tmp_path))  # fmt: skip
@@ -183,21 +267,111 @@ def both_loras(tmp_path):
     return files
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_taken_off_in_any_order_nothing_is_left(order, dtype, tmp_path):
-    save_file(base_state() | adapter_state(), tmp_path / "whole.safetensors")
-    model = load_transformer(tmp_path / "whole.safetensors", dtype=dtype)
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+def bytes_of(model):
+    return {key: (tensor.dtype, tensor.clone()) for key, tensor in model.state_dict().items()}
+
+
+def assert_equal(model, state):
+    now = bytes_of(model)
+    assert now.keys() == state.keys()
+    assert all(now[key][0] is dtype and torch.equal(now[key][1], tensor) for key, (dtype, tensor) in state.items())
+
+
+@pytest.mark.parametrize("write", [plain(torch.float32), plain(torch.bfloat16), gguf_file("Q8_0"),
+                                   scaled(E4M3, False, ".weight", ".scale_weight", True)],
+                         ids=["float32", "bfloat16", "GGUF", "fp8"])  # fmt: skip
+def test_replaced_loras_leave_nothing_of_themselves(write, tmp_path):
+    base, adapter, _ = write(base_state(), adapter_state(), tmp_path)
+    first, second = both_loras(tmp_path)
+    model = load_transformer(base, adapter)
+    clean, clean_types = bytes_of(model), [type(module) for module in model.modules()]
     stack = LoraStack(model)
-    reports = [stack.add(path, 0.5) for path in both_loras(tmp_path)]
-    stack.remove(reports[order[0]])
-    single = load_transformer(tmp_path / "whole.safetensors", dtype=dtype)
-    LoraStack(single).add(both_loras(tmp_path)[order[1]], 0.5)
-    assert torch.equal(velocity(model), velocity(single))
-    stack.remove(reports[order[1]])
-    after = model.state_dict()
-    assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+    for loras in ([(first, 1.0)], [(first, 0.5), (second, 1.0)], [(second, -2.0), (first, 0.5)], [(second, 0.3)]):
+        stack.replace(loras)
+        assert [report.name for report in stack.reports] == [path.name for path, _ in loras]
+        assert_equal(model, bytes_of(load_transformer(base, adapter, loras=loras)))
+    stack.replace([])
+    assert_equal(model, clean)
+    assert [type(module) for module in model.modules()] == clean_types
+
+
+def test_a_lora_that_is_refused_leaves_those_that_are_on(tmp_path, plain_transformer):
+    first, _ = both_loras(tmp_path)
+    stack = LoraStack(plain_transformer)
+    stack.replace([(first, 1.0)])
+    before = bytes_of(plain_transformer)
+    wrong = lora_file({"x.y.lora_down.weight": drawn(2, 4), "x.y.lora_up.weight": drawn(4, 2)}, tmp_path)
+    for loras in ([(first, 0.5), (wrong, 1.0)], [(first, math.nan)]):
+        with pytest.raises(WeightsError):
+            stack.replace(loras)
+        assert_equal(plain_transformer, before)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Counts how often the network is built and each tensor is read."""
+    counter = Counter()
+
+    def counted(name, function):
+        def count(*args, **options):
+            counter[name if name else args[1]] += 1
+            return function(*args, **options)
+
+        return count
+
+    monkeypatch.setattr(build, "load_transformer", counted("network", build.load_transformer))
+    monkeypatch.setattr(source.MappedFile, "get", counted("", source.MappedFile.get))
+    return counter
+
+
+def networks():
+    """All transformers that are alive."""
+    gc.collect()
+    return [each for each in gc.get_objects() if type(each) is MultiTalkTransformer]
+
+
+def test_handles_that_differ_by_their_loras_share_one_network_and_read_each_file_once(tmp_path, reads):
+    base, adapter, _ = plain(torch.float32)(base_state(), adapter_state(), tmp_path)
+    first, second = both_loras(tmp_path)
+    others = len(networks())
+    files = TransformerFiles(base, adapter)
+    network = weakref.ref(files.transformer)
+    with_first = files.with_lora(first, 1.0)
+    with_both = with_first.with_lora(second, 1.0)
+    weaker = with_first.with_lora(second, 0.5)
+    loras_of = {with_first: [(first, 1.0)], with_both: [(first, 1.0), (second, 1.0)],
+                weaker: [(first, 1.0), (second, 0.5)], files: []}  # fmt: skip
+    for handle, loras in loras_of.items():
+        assert handle.transformer is network()
+        reference = load_transformer(base, adapter, loras=loras, dtype=torch.float32)
+        assert torch.equal(velocity(handle.transformer), velocity(reference))
+        del reference
+    assert len(networks()) == others + 1
+    del handle, files, with_first, with_both, weaker, loras_of
+    assert len(networks()) == others and network() is None
+
+
+def test_another_strength_reads_no_file_again(tmp_path, reads):
+    base, adapter, _ = plain(torch.float32)(base_state(), adapter_state(), tmp_path)
+    first, second = both_loras(tmp_path)
+    files = TransformerFiles(base, adapter)
+    for handle in (files.with_lora(first, 1.0), files.with_lora(first, 1.0).with_lora(second, 1.0),
+                   files.with_lora(first, 0.5).with_lora(second, 0.7)):  # fmt: skip
+        assert handle.transformer is not None
+    assert reads.pop("network") == 1
+    in_both = [f"diffusion_model.{LAYERS[0]}.{ending}" for ending in ("lora_down.weight", "lora_up.weight", "diff_b")]
+    assert all(reads[key] == 2 for key in in_both) and all(reads[key] <= 2 for key in reads)
+
+
+def test_a_lora_that_was_written_anew_is_read_anew(tmp_path):
+    base, adapter, _ = plain(torch.float32)(base_state(), adapter_state(), tmp_path)
+    first, second = both_loras(tmp_path)
+    files = TransformerFiles(base, adapter).with_lora(first, 1.0)
+    before = velocity(files.transformer)
+    second.replace(first)
+    after = velocity(files.transformer)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, velocity(load_transformer(base, adapter, loras=[(first, 1.0)], dtype=torch.float32)))
 
 
 @pytest.mark.parametrize("write", [gguf_file("Q8_0"), scaled(E4M3, False, ".weight", ".scale_weight", True)],
@@ -207,17 +381,12 @@ def test_on_packed_weights_too(write, tmp_path):
     down, up = pair(LAYERS[0])
     path = f"diffusion_model.{LAYERS[0]}"
     lora = lora_file({f"{path}.lora_down.weight": down, f"{path}.lora_up.weight": up}, tmp_path)
-    model = load_transformer(base, adapter, dtype=torch.float32)
-    before = velocity(model)
-    stack = LoraStack(model)
-    report = stack.add(lora)
+    model = load_transformer(base, adapter, loras=[(lora, 1.0)], dtype=torch.float32)
     numbers = dict(numbers)
     numbers[f"{LAYERS[0]}.weight"] = numbers[f"{LAYERS[0]}.weight"] + up @ down
     save_file(numbers, tmp_path / "reference.safetensors")
-    wanted = velocity(load_transformer(tmp_path / "reference.safetensors", dtype=torch.float32))
-    assert (velocity(model) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    stack.remove(report)
-    assert torch.equal(velocity(model), before)
+    reference = velocity(load_transformer(tmp_path / "reference.safetensors", dtype=torch.float32))
+    assert (velocity(model) - reference).abs().max() <= 1e-5 * reference.abs().max()
 
 
 def test_loras_are_put_on_while_loading(tmp_path):

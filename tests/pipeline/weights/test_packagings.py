@@ -5,10 +5,11 @@ import sys
 import pytest
 import torch
 from multitalk_pack.pipeline.errors import Problems, WeightsError
+from multitalk_pack.pipeline.model_files import ModelFiles
 from multitalk_pack.pipeline.weights import quantization
 from multitalk_pack.pipeline.weights.build import load_transformer
 from multitalk_pack.pipeline.weights.catalog import check_transformer
-from multitalk_pack.pipeline.weights.fit import WeightFiles, check_weights
+from multitalk_pack.pipeline.weights.fit import check_weights
 from multitalk_pack.pipeline.weights.key_maps import rename_transformer
 from multitalk_pack.pipeline.weights.quantization import QuantizedLinear
 from safetensors import safe_open
@@ -28,25 +29,25 @@ def test_every_packaging_is_what_its_numbers_say(packaging, tmp_path):
     (tmp_path / "files").mkdir()
     base, adapter, numbers = packaging.write(base_state(), adapter_state(), tmp_path / "files")
     loaded = load_transformer(base, adapter, dtype=torch.float32)
-    got, wanted = velocity(loaded), velocity(reference(numbers, tmp_path))
-    assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    actual, expected = velocity(loaded), velocity(reference(numbers, tmp_path))
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert all(tensor.device.type != "meta" for tensor in (*loaded.parameters(), *loaded.buffers()))
 
 
-def test_each_shard_may_tell_its_own_layers_formats(tmp_path):
+def test_each_shard_may_have_the_formats_of_its_own_layers(tmp_path):
     base, adapter, numbers = comfy_mixed(in_header=True)(base_state(), adapter_state(), tmp_path)
     state = load_file(base)
     with safe_open(base, "pt") as file:
         layers = json.loads(file.metadata()["_quantization_metadata"])["layers"]
     for number, block in enumerate(("blocks.0.", "blocks.1.")):
         of_it = [key for key in state if key.startswith(block) or (number == 0 and not key.startswith("blocks."))]
-        told = {"layers": {path: form for path, form in layers.items() if path.startswith(block)}}
-        about = {"_quantization_metadata": json.dumps(told)}
+        formats = {"layers": {path: form for path, form in layers.items() if path.startswith(block)}}
+        about = {"_quantization_metadata": json.dumps(formats)}
         path = tmp_path / f"model-{number + 1:05d}-of-00002.safetensors"
         save_file({key: state[key] for key in of_it}, path, about)
-    got = velocity(load_transformer(path, adapter, dtype=torch.float32))
-    wanted = velocity(reference(numbers, tmp_path))
-    assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    actual = velocity(load_transformer(path, adapter, dtype=torch.float32))
+    expected = velocity(reference(numbers, tmp_path))
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_an_adapter_may_be_without_its_last_norm(tmp_path):
@@ -55,13 +56,13 @@ def test_an_adapter_may_be_without_its_last_norm(tmp_path):
     before = velocity(normed)
     save_file({key: t for key, t in adapter_state().items() if "audio_proj.norm" not in key}, adapter)
     check_transformer(base, adapter)
-    got = velocity(load_transformer(base, adapter, dtype=torch.float32))
+    actual = velocity(load_transformer(base, adapter, dtype=torch.float32))
     normed.audio_proj.norm = torch.nn.Identity()
-    assert torch.allclose(got, velocity(normed), atol=1e-5) and not torch.allclose(got, before, atol=1e-2)
+    assert torch.allclose(actual, velocity(normed), atol=1e-5) and not torch.allclose(actual, before, atol=1e-2)
 
 
 @pytest.mark.parametrize("packaging", PACKAGINGS, ids=lambda packaging: packaging.name)
-def test_headers_alone_tell_what_it_is(packaging, tmp_path, tensors_read):
+def test_headers_are_enough_for_a_description(packaging, tmp_path, tensors_read):
     base, adapter, _ = packaging.write(base_state(), adapter_state(), tmp_path)
     report = check_transformer(base, adapter)
     assert all(name.endswith(".comfy_quant") for name in tensors_read)  # a few bytes that name a format
@@ -89,7 +90,7 @@ def test_matrices_of_the_same_dtype_are_not_copied(tmp_path):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_packed_weights_stay_packed_whatever_dtype_is_asked_for(tmp_path):
+def test_packed_weights_stay_packed_in_any_dtype(tmp_path):
     base, adapter, _ = scaled(E4M3, False, ".weight", ".scale_weight", True)(base_state(), adapter_state(), tmp_path)
     model = load_transformer(base, adapter, dtype=torch.float32)
     before = velocity(model)
@@ -115,9 +116,9 @@ def test_base_and_adapter_may_be_packed_differently(tmp_path):
 
 def test_bfloat16_follows_float32(tmp_path):
     base, adapter, _ = plain(torch.float32)(base_state(), adapter_state(), tmp_path)
-    wanted = velocity(load_transformer(base, adapter, dtype=torch.float32))
-    got = velocity(load_transformer(base, adapter))
-    assert (got - wanted).pow(2).mean().sqrt() < 0.02 * wanted.pow(2).mean().sqrt()
+    expected = velocity(load_transformer(base, adapter, dtype=torch.float32))
+    actual = velocity(load_transformer(base, adapter))
+    assert (actual - expected).pow(2).mean().sqrt() < 0.02 * expected.pow(2).mean().sqrt()
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "fp8"])
@@ -134,7 +135,7 @@ def test_the_speech_encoders_depth_may_be_named(tmp_path):
     assert load_transformer(base, adapter).config.audio_features == (2, 128)
     save_file(adapter_state(), adapter, {"audio_layers": "4"})
     assert load_transformer(base, adapter).config.audio_features == (4, 64)
-    assert check_weights(WeightFiles(base, adapter), torch.float32, Problems()).audio_features == (4, 64)
+    assert check_weights(ModelFiles(base, adapter), torch.float32, Problems()).audio_features == (4, 64)
     save_file(adapter_state(), adapter, {"audio_layers": "3"})
     with pytest.raises(WeightsError, match="256 speech features cannot be of 3 layers"):
         load_transformer(base, adapter)
@@ -164,8 +165,8 @@ def test_what_comfy_kitchen_decodes(form, tmp_path):
     save_file(base | {f"{key}.weight": packed, f"{key}.weight_scale": scale}, tmp_path / "base.safetensors")
     save_file(adapter_state(), tmp_path / "audio.safetensors")
     model = load_transformer(tmp_path / "base.safetensors", tmp_path / "audio.safetensors", dtype=torch.float32)
-    got, wanted = velocity(model), velocity(reference(numbers | adapter_state(), tmp_path))
-    assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    actual, expected = velocity(model), velocity(reference(numbers | adapter_state(), tmp_path))
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_without_comfy_kitchen_its_formats_are_refused_before_loading(tmp_path, monkeypatch):

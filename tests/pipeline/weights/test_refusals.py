@@ -20,8 +20,9 @@ from multitalk_pack.pipeline.weights.catalog import (
     check_text_encoder,
     check_transformer,
     check_vae,
+    transformer_weights,
 )
-from multitalk_pack.pipeline.weights.lora import LoraStack
+from multitalk_pack.pipeline.weights.lora import LoraStack, check_lora
 from safetensors.torch import save_file
 from support.tiny_models import adapter_state, base_state, make
 
@@ -60,6 +61,10 @@ WRONG_BASES = {
     "S2V": (lambda b, a: b | plus("casual_audio_encoder.weight"), "Wan2.2 S2V"),
     "HuMo": (lambda b, a: b | plus("audio_proj.audio_proj_glob_1.weight"), "HuMo"),
     "Animate": (lambda b, a: b | plus("face_adapter.fuser.weight"), "Animate"),
+    "LiveAct": (lambda b, a: b | plus("blocks.0.self_attn.memory_proj_k.weight"), "a LiveAct model.*MultiTalk needs"),
+    "layers of a model to come": (lambda b, a: b | plus("blocks.1.self_attn.gate.weight"),
+                                  r"another model than Wan2.1 I2V.*1 tensors more .*blocks.1.self_attn.gate.weight\)"),
+    "an OFT as base": (lambda b, a: plus("diffusion_model.blocks.0.self_attn.q.oft_blocks"), "is an OFT adapter"),
     "FantasyTalking": (lambda b, a: b | plus("proj_model.proj.weight"), "FantasyTalking"),
     "adapter as base": (lambda b, a: a, r"contains only MultiTalk's audio weights \(\d+ tensors\).*adapter input"),
     "GGUF without patches": (lambda b, a: without(b, "patch_embedding"), "patch_embedding is missing.*fix_5d_tensors"),
@@ -82,6 +87,7 @@ WRONG_ADAPTERS = {
     "merged as adapter": (lambda b, a: a | b, "choose it as the model, no adapter"),
     "LongCat": (lambda b, a: a | plus("blocks.0.audio_cross_attn.q_norm.weight"), "LongCat-Avatar"),
     "SkyReels": (lambda b, a: a | plus("blocks.0.audio_cross_attn.norm_q.weight"), "SkyReels-V3"),
+    "LiveAct": (lambda b, a: a | plus("blocks.1.self_attn.memory_proj_v.weight"), "LiveAct"),
     "no audio attention": (lambda b, a: without(a, "audio_cross_attn"), "no MultiTalk audio attention"),
     "other depth": (lambda b, a: without(a, "blocks.1."), "has 1 blocks of width 256, .* has 2 of width 256"),
     "a LoRA": (lambda b, a: plus("blocks.0.self_attn.q.lora_down.weight"), "is a LoRA. Put it into the LoRA loader"),
@@ -171,10 +177,15 @@ HALF_CONVERTED = {
     "scale of float": (lambda b: b | {"blocks.0.ffn.0.scale_weight": torch.ones(())}, "a weight that is not 8-bit"),
     "int8 without scale": (lambda b: b | {"blocks.0.ffn.0.weight": torch.ones(4, 4, dtype=torch.int8)},
                            "8-bit weight without its scale"),
+    "bitsandbytes' int8": (lambda b: b | {"blocks.0.ffn.0.weight": torch.ones(4, 4, dtype=torch.int8),
+                                          "blocks.0.ffn.0.SCB": torch.ones(4)},
+                           "packed as bitsandbytes' int8, which is not supported; use fp8_scaled, quanto"),
+    "bitsandbytes' nf4": (lambda b: b | {"blocks.0.ffn.0.weight": torch.ones(8, 1, dtype=torch.uint8),
+                                         "blocks.0.ffn.0.weight.absmax": torch.ones(4)}, "bitsandbytes' 4 bits"),
     "a scale for each column": (lambda b: fp8(b, scale=False) | {"blocks.0.ffn.0.weight_scale": torch.ones(1, 256)},
-                                "scales of 1 x 256 for .* which is not supported: one scale, or one for each row, is"),
+                                "scales of 1x256 for .* which is not supported: one scale, or one for each row, is"),
     "a scale for each square": (lambda b: fp8(b, scale=False) | {"blocks.0.ffn.0.weight_scale": torch.ones(2, 2)},
-                                "scales of 2 x 2 for"),
+                                "scales of 2x2 for"),
     "unknown bytes": (lambda b: b | {"blocks.0.ffn.0.weight": torch.ones(4, 4, dtype=torch.uint8)}, "not supported"),
 }  # fmt: skip
 
@@ -187,18 +198,56 @@ def test_half_converted_files_are_refused(name, tmp_path):
 
 
 def test_formats_of_layers_under_unknown_names_are_refused(tmp_path):
-    told = {"layers": {"other.blocks.0.ffn.0": {"format": "int8_tensorwise", "convrot": True}}}
+    formats = {"layers": {"other.blocks.0.ffn.0": {"format": "int8_tensorwise", "convrot": True}}}
     state = {key: tensor.contiguous() for key, tensor in fp8(base_state()).items()}
-    save_file(state, tmp_path / "base.safetensors", {"_quantization_metadata": json.dumps(told)})
+    save_file(state, tmp_path / "base.safetensors", {"_quantization_metadata": json.dumps(formats)})
     adapter = write(adapter_state(), tmp_path / "audio.safetensors")
     message = "formats of layers that it does not have .other.blocks.0.ffn.0"
     refuse(message, lambda: check_transformer(tmp_path / "base.safetensors", adapter))
 
 
+def test_an_int8_text_encoder_of_bitsandbytes_is_named(tmp_path):
+    state, key = make(tiny_text_encoder), "encoder.block.0.layer.0.SelfAttention.q"
+    state |= {f"{key}.weight": torch.ones(64, 64, dtype=torch.int8), f"{key}.SCB": torch.ones(64),
+              f"{key}.weight_format": torch.tensor(0, dtype=torch.uint8)}  # fmt: skip
+    path = write(state, tmp_path / "umt5.safetensors")
+    refuse("umt5.safetensors is packed as bitsandbytes' int8, which is not supported", lambda: check_text_encoder(path))
+
+
+@pytest.mark.parametrize("size", [100, 0.5, "many", [4], 4096])
+def test_a_rotation_that_cannot_be_is_refused(size, tmp_path):
+    formats = {"layers": {"blocks.0.ffn.0": {"convrot": True, "convrot_groupsize": size}}}
+    state = {key: tensor.contiguous() for key, tensor in fp8(base_state()).items()}
+    save_file(state, tmp_path / "base.safetensors", {"_quantization_metadata": json.dumps(formats)})
+    adapter = write(adapter_state(), tmp_path / "audio.safetensors")
+    refuse("groups of .* rotated columns", lambda: check_transformer(tmp_path / "base.safetensors", adapter))
+
+
+def test_a_long_text_about_a_layer_is_refused_unread(tmp_path):
+    long = {"blocks.0.ffn.0.comfy_quant": torch.full((70_000,), ord(" "), dtype=torch.uint8)}
+    base, adapter = (
+        write(fp8(base_state()) | long, tmp_path / "base.safetensors"),
+        write(adapter_state(), tmp_path / "a"),
+    )
+    refuse("a format that cannot be read", lambda: check_transformer(base, adapter))
+
+
+def test_a_4_bit_weight_without_its_scales_is_refused(tmp_path):
+    packed = {"blocks.0.ffn.0.weight": torch.ones(512, 128, dtype=torch.uint8)}
+    state = base_state() | packed | {"blocks.0.ffn.0.weight_scale_2": torch.ones(())}
+    base, adapter = write(state, tmp_path / "base.safetensors"), write(adapter_state(), tmp_path / "audio.safetensors")
+    refuse("a 4-bit weight without its scales", lambda: check_transformer(base, adapter))
+
+
+def low_rank(layer, adapter=""):
+    return plus(f"{layer}.lora_A{adapter}.weight", f"{layer}.lora_B{adapter}.weight")
+
+
+Q = "diffusion_model.blocks.0.self_attn.q"
 WRONG_LORAS = {
     "HunyuanVideo": (plus("diffusion_model.double_blocks.0.img_attn.proj.lora_A.weight"), "was made for HunyuanVideo"),
     "Stable Diffusion": (plus("lora_te_text_model_encoder.lora_down.weight"), "made for Stable Diffusion"),
-    "nothing known": (plus("x.y.lora_down.weight", "x.y.lora_up.weight"), "matches no layer.*no such layer"),
+    "nothing known": (plus("x.y.lora_down.weight", "x.y.lora_up.weight"), "fits no layer.*no such layer"),
     "other width": ({"diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.ones(4, 3072),
                      "diffusion_model.blocks.0.self_attn.q.lora_up.weight": torch.ones(3072, 4)},
                     "3072x3072 instead of 256x256"),
@@ -206,8 +255,17 @@ WRONG_LORAS = {
     "Stand-In": (plus("blocks.0.self_attn.q_loras.down.weight", "blocks.0.self_attn.q_loras.up.weight"), "Stand-In"),
     "control": (plus("patch_embedding.lora_A.weight", "patch_embedding.lora_B.weight"), "control LoRA"),
     "DoRA": (plus("blocks.0.self_attn.q.dora_scale"), "DoRA"),
-    "PEFT's DoRA": (plus("blocks.0.self_attn.q.lora_A.weight", "blocks.0.self_attn.q.lora_B.weight",
-                         "blocks.0.self_attn.q.lora_magnitude_vector"), "DoRA"),
+    "PEFT's DoRA": (low_rank("blocks.0.self_attn.q") | plus("blocks.0.self_attn.q.lora_magnitude_vector"), "a DoRA"),
+    "kohya's OFT": (plus("lora_unet_blocks_0_self_attn_q.oft_blocks", "lora_unet_blocks_0_self_attn_q.alpha"),
+                    "is an OFT adapter. It is not supported: use a plain LoRA"),
+    "LyCORIS's OFT": (plus(f"{Q}.oft_diag"), "is an OFT adapter"),
+    "PEFT's OFT": (plus("base_model.model.blocks.0.self_attn.q.oft_R.weight"), "is an OFT adapter"),
+    "BOFT": (plus("base_model.model.blocks.0.self_attn.q.boft_R", "base_model.model.blocks.0.self_attn.q.boft_s"),
+             "is a BOFT adapter"),
+    "GLoRA": (plus(*(f"{Q}.{part}.weight" for part in ("a1", "a2", "b1", "b2"))), "is a GLoRA. It is not supported"),
+    "IA3": (plus("base_model.model.blocks.0.self_attn.q.ia3_l"), "is an IA3 adapter"),
+    "Tucker": (plus(f"{Q}.lokr_w1", f"{Q}.lokr_w2_a", f"{Q}.lokr_w2_b", f"{Q}.lokr_t2"), "LoRA of convolutions"),
+    "two adapters": (low_rank(Q, ".first") | low_rank(Q, ".second"), r"holds 2 LoRAs \(first, second\)"),
     "no LoRA": (plus("conv2.weight"), "none of the models"),
 }  # fmt: skip
 
@@ -215,9 +273,12 @@ WRONG_LORAS = {
 @pytest.mark.parametrize("name", WRONG_LORAS)
 def test_a_lora_that_fits_nothing_is_refused(name, tmp_path, plain_transformer):
     state, message = WRONG_LORAS[name]
-    stack = LoraStack(plain_transformer)
-    refuse(message, lambda: stack.add(write(state, tmp_path / "chosen.safetensors")))
+    path, stack = write(state, tmp_path / "chosen.safetensors"), LoraStack(plain_transformer)
+    refuse(message, lambda: stack.replace([(path, 1.0)]))
     assert stack.reports == []
+    save_file(base_state() | adapter_state(), tmp_path / "whole.safetensors")
+    weights, _ = transformer_weights(tmp_path / "whole.safetensors", None)
+    refuse(message, lambda: check_lora(path, 1.0, weights))
 
 
 def test_every_report_of_a_folder_names_what_is_missing(tmp_path):
