@@ -42,7 +42,6 @@ class ModelFiles:
         cls,
         loras: Iterable[str | tuple[Path, float]] = (),
         recipe: Recipe | str | None = None,
-        allow_other_audio_encoder: bool = False,
         **paths: Path | str | None,
     ) -> ModelFiles:
         """From paths by the names of the fields.
@@ -50,7 +49,6 @@ class ModelFiles:
         Args:
             loras: FILE, FILE:STRENGTH, or file and strength.
             recipe: None goes by the name of the audio weights.
-            allow_other_audio_encoder: take an audio encoder that was fine-tuned for something else.
             **paths: the other fields.
 
         Raises:
@@ -61,7 +59,6 @@ class ModelFiles:
         return cls(
             **files,
             loras=pairs,
-            allow_other_audio_encoder=allow_other_audio_encoder,
             recipe=None if recipe is None else Recipe(recipe),
         )
 
