@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from demo import prompts
-from demo.dataset import HEIGHT, Scene, random_scene
-from demo.faces import Motion, draw, place
+from demo.faces import Motion, draw, head_position
 from demo.lip_sync import implied_mouth, measure, mouth_openings
+from demo.scenes import HEIGHT, Scene, random_scene
 from pipeline.acceleration.presets import AccelerationOptions
 from pipeline.audio.dialogue import Arrangement, Speech
 from pipeline.audio.embeds import encode_audio
@@ -122,7 +122,7 @@ def lips(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
     openings = [mouth_openings(video)[0] for video in videos]
     implied = [implied_mouth(scene.sounds[0]).opening for scene in scenes]
     own = [measure(a, b) for a, b in zip(openings, implied, strict=True)]
-    foreign = [abs(measure(a, b).at_once) for a, b in zip(openings, implied[1:] + implied[:1], strict=True)]
+    foreign = [abs(measure(a, b).without_lag) for a, b in zip(openings, implied[1:] + implied[:1], strict=True)]
     yield _at_least("correlation with the own audio, mean", np.mean([sync.correlation for sync in own]), 0.8)
     yield _at_most("lag in frames, largest", max(abs(sync.lag) for sync in own), 1)
     yield _at_most("correlation with another audio, mean of its size", np.mean(foreign), 0.3)
@@ -194,8 +194,8 @@ def windows(studio: Studio, count: int, num_frames: int) -> Iterator[Line]:
         implied = implied_mouth(scene.sounds[0]).opening
         found.append([measure(opening[part], implied[part]) for part in parts])
     everywhere = [sync for person in found for sync in person]
-    yield _at_least(f"correlation in the worst of {len(plan)} windows", min(s.at_once for s in everywhere), 0.8)
-    yield _at_least("correlation in the last window, mean", np.mean([person[-1].at_once for person in found]), 0.8)
+    yield _at_least(f"correlation in the worst of {len(plan)} windows", min(s.without_lag for s in everywhere), 0.8)
+    yield _at_least("correlation in the last window, mean", np.mean([person[-1].without_lag for person in found]), 0.8)
     yield _at_most("lag in frames, largest", max(abs(sync.lag) for sync in everywhere), 1)
 
 
@@ -265,7 +265,7 @@ def eyes_psnr(scene: Scene, video: Frames) -> list[float]:
     A frame is compared with drawings of open, shut and half shut eyes, each in nine places within half a pixel, and the
     nearest one counts.
     """
-    half = 0.5 / place(scene.people[0][0], 0, len(scene.people), HEIGHT, scene.width)[2]
+    half = 0.5 / head_position(scene.people[0][0], 0, len(scene.people), HEIGHT, scene.width)[2]
     blinks, *sways = (each.ravel() for each in np.meshgrid(np.linspace(0, 1, 5), *[(-half, 0.0, half)] * 2))
     still = np.zeros(len(blinks))
     look = Motion(still, still, still + scene.smile, still + scene.brows, blinks, *sways)
@@ -353,7 +353,7 @@ def contact_sheet(studio: Studio, path: Path, num_frames: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the parts that the arguments name and prints their tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), choices=list(PARTS), metavar="part")
+    parser.add_argument("parts", nargs="*", default="all", choices=[*PARTS, "all"], metavar="part")
     parser.add_argument("--folder", type=Path, default=MODELS_FOLDER)
     parser.add_argument("--count", type=int, help="people, instead of each part's own number")
     parser.add_argument("--frames", type=int, help="instead of each part's own length")
@@ -368,7 +368,7 @@ def main(arguments: list[str] | None = None) -> None:
     studio = Studio(options.folder, options.steps, options.text_scale, options.audio_scale)
     if options.sheet:
         contact_sheet(studio, options.sheet, options.frames or PARTS["lips"].num_frames)
-    for name in options.parts:
+    for name in PARTS if "all" in options.parts else options.parts:
         part = PARTS[name]
         count, num_frames = options.count or part.count, options.frames or part.num_frames
         table = Table(f"lip sync, {name}: people {count}, frames {num_frames}")

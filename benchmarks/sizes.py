@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from pipeline.models.transformer.prepared import PassInputs, WindowInputs
 from torch import Tensor
 
+from pipeline.models.transformer.inputs import PassInputs, WindowInputs
 from pipeline.models.transformer.model import MultiTalkTransformer
 from pipeline.sampling.guidance import Pass
 from pipeline.shapes import LATENT_CHANNELS, MASK_CHANNELS, LatentSize, num_video_frames

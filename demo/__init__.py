@@ -1,1 +1,1 @@
-"""A small MultiTalk that really talks: its faces are drawn here, its speech comes from espeak-ng."""
+"""Small MultiTalk model that talks: its faces are drawings, its speech comes from espeak-ng."""

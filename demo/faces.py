@@ -1,7 +1,7 @@
-"""Draws talking faces: who is shown is an `Appearance`, what moves is a `Motion`, and `draw` makes frames of them.
+"""Drawings of talking faces: an `Appearance` is a person, a `Motion` moves it, and `draw` makes frames of both.
 
 Lengths are in head units: 1 is half the height of a head. Everything is drawn as polygons, eight times finer than a
-pixel where it counts, so that a mouth that opens by half a pixel is seen to open.
+pixel where it counts, so that a mouth that opens by half a pixel shows it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BACKGROUNDS: tuple[Color, ...] = (
 
 @dataclass(frozen=True)
 class Appearance:
-    """What does not change while a face speaks."""
+    """Features of a face that stay the same while it speaks."""
 
     skin: Color
     hair: Color
@@ -58,7 +58,7 @@ class Appearance:
 
 @dataclass(frozen=True)
 class Motion:
-    """What moves, one value for each video frame."""
+    """Tracks of everything that moves, one value for each video frame."""
 
     opening: np.ndarray  # 0 closed .. 1 fully open
     width: np.ndarray  # -1 rounded .. 1 spread
@@ -71,9 +71,12 @@ class Motion:
     def __len__(self) -> int:
         return len(self.opening)
 
+    def __getitem__(self, frames: slice) -> Motion:
+        return Motion(*(track[frames] for track in vars(self).values()))
+
 
 def random_appearance(random: np.random.Generator) -> Appearance:
-    """Somebody nobody has seen before."""
+    """Random features of a new face."""
 
     def vary(color: Color, amount: int = 14) -> Color:
         lighter = random.integers(-amount, amount + 1)
@@ -104,7 +107,7 @@ def random_appearance(random: np.random.Generator) -> Appearance:
 
 
 def random_background(random: np.random.Generator) -> Color:
-    """A plain wall."""
+    """Random colour of a plain wall."""
     lighter = random.integers(-12, 13)
     return tuple(int(c + lighter) for c in BACKGROUNDS[random.integers(len(BACKGROUNDS))])
 
@@ -112,60 +115,64 @@ def random_background(random: np.random.Generator) -> Color:
 def random_motion(
     random: np.random.Generator, opening: np.ndarray, width: np.ndarray, smile: float, brows: float
 ) -> Motion:
-    """Blinks, a slow sway, and the way from the portrait's neutral look to the prompted one within half a second.
+    """Motion of a face: blinks, a slow sway, and the way from the portrait's neutral face to the prompted one.
+
+    It arrives after 10 frames.
 
     Args:
         opening, width: the mouth's track, one value a video frame; the portrait (frame 0) is shut.
-        smile, brows: -1 or 1, what the prompt asks for.
+        smile, brows: -1 or 1 as in the prompt; 0 keeps those of the portrait.
     """
     count = len(opening)
     frames = np.arange(count)
     arrival = 0.5 - 0.5 * np.cos(np.pi * np.clip(frames / 10, 0, 1))
     blink = np.zeros(count)
-    at = random.uniform(15, 70)
-    while at < count:
-        blink = np.maximum(blink, np.clip(1.6 - np.abs(frames - at) / 2.2, 0, 1))
-        at += random.uniform(45, 110)
+    middle = random.uniform(15, 70)
+    while middle < count:
+        blink = np.maximum(blink, np.clip(1.6 - np.abs(frames - middle) / 2.2, 0, 1))
+        middle += random.uniform(45, 110)
     sway = [
         random.uniform(0.006, 0.014) * np.sin(2 * np.pi * (frames / random.uniform(60, 110)) * direction)
         for direction in random.choice([-1, 1], 2)
     ]
-    first = np.clip(frames / 2, 0, 1)  # the portrait's mouth is shut; the sound takes over at once
-    return Motion(opening * first, width * first, smile * arrival, brows * arrival, blink, *sway)
+    onset = np.clip(frames / 2, 0, 1)  # the portrait's mouth is shut, and follows the sound from the second frame on
+    return Motion(opening * onset, width * onset, smile * arrival, brows * arrival, blink, *sway)
 
 
 def draw(people: list[tuple[Appearance, Motion]], background: Color, height: int = 128, width: int = 128) -> np.ndarray:
-    """`f h w 3` uint8: the people side by side, as many frames as they have moments."""
+    """Frames `f h w 3` uint8 of the people side by side, as many as their motions have values."""
     return np.stack([draw_frame(people, background, frame, height, width) for frame in range(len(people[0][1]))])
 
 
 def draw_frame(
     people: list[tuple[Appearance, Motion]], background: Color, frame: int, height: int, width: int
 ) -> np.ndarray:
-    """`h w 3` uint8: one moment."""
+    """Frame `h w 3` uint8 at one moment of the motions."""
     canvas = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING), background)
     for index, (appearance, motion) in enumerate(people):
         middle = (index + 0.5) / len(people) * width
         scale = min(height, 1.2 * width / len(people)) * HEAD_SHARE * appearance.size
-        _Pen(canvas, scale, middle, 0.47 * height).face(appearance, motion, frame)
+        _Pen(canvas, scale, middle, 0.47 * height).person(appearance, motion, frame)
     return np.asarray(canvas.reduce(SUPERSAMPLING))
 
 
-def place(appearance: Appearance, index: int, num_people: int, height: int, width: int) -> tuple[float, float, float]:
-    """Where a head rests, in pixels: x and y of its middle, and the length of a head unit."""
+def head_position(
+    appearance: Appearance, index: int, num_people: int, height: int, width: int
+) -> tuple[float, float, float]:
+    """Position of a head at rest, in pixels: x and y of its middle, and the length of a head unit."""
     scale = min(height, 1.2 * width / num_people) * HEAD_SHARE * appearance.size
     return (index + 0.5) / num_people * width + appearance.x * scale, 0.47 * height + appearance.y * scale, scale
 
 
-def mouth_box(who: Appearance, index: int, num_people: int, height: int, width: int) -> tuple[slice, slice]:
+def mouth_box(appearance: Appearance, index: int, num_people: int, height: int, width: int) -> tuple[slice, slice]:
     """Rows and columns of the pixels where a mouth may be."""
-    x, y, unit = place(who, index, num_people, height, width)
-    return _box(x, y + who.mouth_height * unit, 0.55 * unit, 0.4 * unit)
+    x, y, unit = head_position(appearance, index, num_people, height, width)
+    return _box(x, y + appearance.mouth_height * unit, 0.55 * unit, 0.4 * unit)
 
 
-def eye_box(who: Appearance, index: int, num_people: int, height: int, width: int) -> tuple[slice, slice]:
+def eye_box(appearance: Appearance, index: int, num_people: int, height: int, width: int) -> tuple[slice, slice]:
     """Rows and columns of the pixels where eyes and brows may be."""
-    x, y, unit = place(who, index, num_people, height, width)
+    x, y, unit = head_position(appearance, index, num_people, height, width)
     return _box(x, y - 0.26 * unit, 0.65 * unit, 0.32 * unit)
 
 
@@ -175,7 +182,7 @@ def _box(x: float, y: float, half_width: float, half_height: float) -> tuple[sli
 
 
 class _Pen:
-    """Draws in head units around the middle of one head."""
+    """Polygons in head units around the middle of one head."""
 
     def __init__(self, canvas: Image.Image, scale: float, x: float, y: float) -> None:
         self.draw = ImageDraw.Draw(canvas)
@@ -191,61 +198,61 @@ class _Pen:
         """A filled ellipse."""
         self.shape(x + rx * COS, y + ry * SIN, color)
 
-    def face(self, who: Appearance, motion: Motion, frame: int) -> None:
-        """Everything of one person, from back to front."""
-        now = {name: float(values[frame]) for name, values in vars(motion).items()}
-        self.x += self.unit * who.x
-        self.y += self.unit * who.y
-        self.body(who)
-        self.x += self.unit * now["sway_x"]
-        self.y += self.unit * now["sway_y"]
-        self.head(who)
-        self.eyes(who, now["blink"], now["brows"])
-        self.mouth(who, now["opening"], now["width"], now["smile"])
+    def person(self, face: Appearance, motion: Motion, frame: int) -> None:
+        """Whole person, from back to front."""
+        values = {name: float(track[frame]) for name, track in vars(motion).items()}
+        self.x += self.unit * face.x
+        self.y += self.unit * face.y
+        self.body(face)
+        self.x += self.unit * values["sway_x"]
+        self.y += self.unit * values["sway_y"]
+        self.head(face)
+        self.eyes(face, values["blink"], values["brows"])
+        self.mouth(face, values["opening"], values["width"], values["smile"])
 
-    def body(self, who: Appearance) -> None:
-        """Shoulders, neck and long hair, which stay where they are."""
-        if who.hair_style == 1:
-            self.ellipse(0, 0.15, who.head_width + 0.2, 1.2, who.hair)
-        self.ellipse(0, 1.95, 1.25, 0.85, who.clothes)
-        shade = tuple(int(c * 0.88) for c in who.skin)
+    def body(self, face: Appearance) -> None:
+        """Shoulders, neck and long hair, which do not sway."""
+        if face.hair_style == 1:
+            self.ellipse(0, 0.15, face.head_width + 0.2, 1.2, face.hair)
+        self.ellipse(0, 1.95, 1.25, 0.85, face.clothes)
+        shade = tuple(int(c * 0.88) for c in face.skin)
         self.shape(np.array([-0.3, 0.3, 0.34, -0.34]), np.array([0.6, 0.6, 1.25, 1.25]), shade)
 
-    def head(self, who: Appearance) -> None:
+    def head(self, face: Appearance) -> None:
         """Hair, ears, face and nose."""
-        if who.hair_style != 2:
-            self.ellipse(0, -0.18, who.head_width + 0.08, 0.92, who.hair)
+        if face.hair_style != 2:
+            self.ellipse(0, -0.18, face.head_width + 0.08, 0.92, face.hair)
         for side in (-1, 1):
-            self.ellipse(side * who.head_width, 0.05, 0.1, 0.17, who.skin)
-        narrowing = 1 - 0.22 * who.jaw * np.clip(SIN, 0, 1) ** 2
-        self.shape(who.head_width * COS * narrowing, np.where(SIN > 0, SIN, 0.85 * SIN), who.skin)
-        if who.hair_style == 3:
+            self.ellipse(side * face.head_width, 0.05, 0.1, 0.17, face.skin)
+        narrowing = 1 - 0.22 * face.jaw * np.clip(SIN, 0, 1) ** 2
+        self.shape(face.head_width * COS * narrowing, np.where(SIN > 0, SIN, 0.85 * SIN), face.skin)
+        if face.hair_style == 3:
             top = np.abs(COS) < 0.93
-            self.shape(who.head_width * COS[top], np.where(SIN[top] > 0, -0.48, 0.88 * SIN[top]), who.hair)
-        shade = tuple(int(c * 0.84) for c in who.skin)
-        self.shape(np.array([0, who.nose, -who.nose]), np.array([-0.05, 0.24, 0.24]), shade)
+            self.shape(face.head_width * COS[top], np.where(SIN[top] > 0, -0.48, 0.88 * SIN[top]), face.hair)
+        shade = tuple(int(c * 0.84) for c in face.skin)
+        self.shape(np.array([0, face.nose, -face.nose]), np.array([-0.05, 0.24, 0.24]), shade)
 
-    def eyes(self, who: Appearance, blink: float, brows: float) -> None:
-        """Two eyes, and brows that say something."""
+    def eyes(self, face: Appearance, blink: float, brows: float) -> None:
+        """Two eyes under their brows."""
         openness = max(1 - blink, 0.12)
         for side in (-1, 1):
-            x = side * who.eye_distance
-            white = (244, 244, 244) if blink < 0.85 else tuple(int(c * 0.7) for c in who.skin)
-            self.ellipse(x, -0.14, who.eye_size * 1.15, who.eye_size * openness, white)
+            x = side * face.eye_distance
+            white = (244, 244, 244) if blink < 0.85 else tuple(int(c * 0.7) for c in face.skin)
+            self.ellipse(x, -0.14, face.eye_size * 1.15, face.eye_size * openness, white)
             if openness > 0.3:
-                self.ellipse(x, -0.14, who.eye_size * 0.55, who.eye_size * min(openness, 0.62), who.iris)
+                self.ellipse(x, -0.14, face.eye_size * 0.55, face.eye_size * min(openness, 0.62), face.iris)
             inner, outer = x - side * 0.17, x + side * 0.18
             low, high = -0.37 - 0.1 * brows + 0.05 * min(brows, 0) * -1, -0.39 - 0.1 * brows
-            thick = who.brow_thickness
-            dark = tuple(int(c * 0.75) for c in who.hair)
+            thick = face.brow_thickness
+            dark = tuple(int(c * 0.75) for c in face.hair)
             self.shape(np.array([inner, outer, outer, inner]), np.array([low, high, high + thick, low + thick]), dark)
 
-    def mouth(self, who: Appearance, opening: float, width: float, smile: float) -> None:
+    def mouth(self, face: Appearance, opening: float, width: float, smile: float) -> None:
         """Lips around a dark opening; the corners rise with a smile."""
-        half = who.mouth_width * (1 + 0.22 * width + 0.08 * smile)
-        gap, lip = MOUTH_OPENING * opening, who.lip_thickness
-        bend = who.mouth_height - 0.11 * smile * (COS**2 - 0.5)
-        self.shape(half * COS, bend + (gap + lip * np.sqrt(np.abs(SIN))) * SIN, who.lips)
+        half = face.mouth_width * (1 + 0.22 * width + 0.08 * smile)
+        gap, lip = MOUTH_OPENING * opening, face.lip_thickness
+        bend = face.mouth_height - 0.11 * smile * (COS**2 - 0.5)
+        self.shape(half * COS, bend + (gap + lip * np.sqrt(np.abs(SIN))) * SIN, face.lips)
         if gap > 0.004:
             inside = half * 0.88
             self.shape(inside * COS, bend + gap * SIN, (58, 20, 26))

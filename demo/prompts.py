@@ -1,4 +1,4 @@
-"""What the prompts say, and the small tokenizer that reads them."""
+"""Prompts about drawn faces, and the small tokenizer of their words."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.models.text_encoder import DEFAULT_NEGATIVE_PROMPT
 
 MOODS = {1: ("smiling", "happy", "cheerful"), -1: ("serious", "sad", "grave")}
 BROWS = {1: ("raised", "lifted", "high"), -1: ("lowered", "knitted", "low")}
-ONE = ("woman", "man", "person", "character", "face")
+PEOPLE = ("woman", "man", "person", "character", "face")
 TEMPLATES = (
-    "A {mood} {who} with {brows} brows is talking.",
-    "A {mood} {who} with {brows} brows talks to the camera.",
-    "A drawn portrait of a {mood} {who}, {brows} brows, speaking.",
-    "{mood} {who}, {brows} brows, talking",
+    "A {mood} {person} with {brows} brows is talking.",
+    "A {mood} {person} with {brows} brows talks to the camera.",
+    "A drawn portrait of a {mood} {person}, {brows} brows, speaking.",
+    "{mood} {person}, {brows} brows, talking",
 )
 TEMPLATES_TWO = (
     "Two {mood} people with {brows} brows are talking.",
@@ -25,34 +25,33 @@ TEMPLATES_TWO = (
     "{mood} people, {brows} brows, two of them talking",
 )
 PLAIN = (
-    "A {who} is talking.",
-    "A {who} is talking to the camera.",
-    "A drawn portrait of a {who}, speaking.",
-    "{who} talking",
+    "A {person} is talking.",
+    "A {person} is talking to the camera.",
+    "A drawn portrait of a {person}, speaking.",
+    "{person} talking",
 )
 PLAIN_TWO = ("Two people are talking.", "Two people talk to each other.", "people, two of them talking")
 
 
 def prompt(random: np.random.Generator, smile: int, brows: int, num_people: int = 1) -> str:
-    """A sentence that says whether people smile (1) or are serious (-1), and whether brows are raised or lowered.
+    """Prompt for faces that smile (1) or are serious (-1), with raised (1) or lowered (-1) brows.
 
-    Where both are 0 it says nothing of looks. Nor does it then always say that there are two people: the default prompt
-    speaks of one, and is often left as it is.
+    Where both are 0 it has no word of them, and for two people it may speak of one, as the default prompt does.
     """
     if smile == brows == 0:
         template = str(random.choice(PLAIN if num_people == 1 else PLAIN + PLAIN_TWO))
-        return template.format(who=str(random.choice(ONE)))
+        return template.format(person=str(random.choice(PEOPLE)))
     template = str(random.choice(TEMPLATES if num_people == 1 else TEMPLATES_TWO))
     mood, height = str(random.choice(MOODS[smile])), str(random.choice(BROWS[brows]))
-    return template.format(mood=mood, brows=height, who=str(random.choice(ONE)))
+    return template.format(mood=mood, brows=height, person=str(random.choice(PEOPLE)))
 
 
 def tokenizer() -> bytes:
-    """A sentencepiece model of the words above, with umT5's special tokens (pad 0, end 1, unknown 2)."""
+    """Sentencepiece model of the words above, with umT5's special tokens (pad 0, end 1, unknown 2)."""
     moods, heights = (sum(words.values(), ()) for words in (MOODS, BROWS))
     sentences = [
-        template.format(mood=mood, brows=height, who=who)
-        for template, mood, height, who in product(TEMPLATES + TEMPLATES_TWO, moods, heights, ONE)
+        template.format(mood=mood, brows=height, person=person)
+        for template, mood, height, person in product(TEMPLATES + TEMPLATES_TWO, moods, heights, PEOPLE)
     ]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

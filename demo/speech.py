@@ -1,4 +1,4 @@
-"""Speech from espeak-ng, and the mouth that would have made it (see `demo.lip_sync`)."""
+"""Speech of espeak-ng with the mouth that would have made it (see `demo.lip_sync`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 import soxr
-from pyloudnorm import Meter
+import torch
+
+from pipeline.audio.waveform import SAMPLE_RATE_HZ, normalize_loudness
 
 from .lip_sync import implied_mouth
-
-RATE_HZ = 16000
-FPS = 25
-LOUDNESS_LUFS = -23.0
 
 SENTENCES: dict[str, tuple[str, ...]] = {
     "en": (
@@ -60,8 +58,8 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
     "de": ("Heute haben wir wunderbar viel Platz und überhaupt keine Eile.",),
     "fi": ("Hyvää huomenta, minun nimeni on Maija ja asun pienessä kaupungissa.",),
 }
-# Words that nobody has are read aloud by rules of languages that are written in Latin letters; Finnish is held out.
-READERS = (
+# Languages in Latin letters, by whose rules pseudowords are read; Finnish is held out.
+PSEUDOWORD_VOICES = (
     "af", "cs", "cy", "da", "de", "en", "en-gb-scotland", "en-us", "eo", "es", "et", "eu", "fr", "ga", "hr", "hu", "id",
     "is", "it", "la", "lt", "lv", "nl", "pl", "pt", "pt-br", "ro", "sk", "sl", "sq", "sv", "sw", "tr", "vi",
 )  # fmt: skip
@@ -73,40 +71,44 @@ HELD_OUT_VARIANTS = ("+m5", "+f5")
 
 @dataclass(frozen=True)
 class Utterance:
-    """A sound and its mouth."""
+    """Sound of a speaker and its mouth."""
 
-    samples: np.ndarray  # mono, 16 kHz, as loud as the engine makes it
+    samples: np.ndarray  # mono, 16 kHz, at -23 LUFS
     opening: np.ndarray  # 0..1, one value a video frame
     width: np.ndarray  # -1..1
 
 
 def random_utterance(
-    random: np.random.Generator, duration_s: float, held_out: bool = False, made_up: float = 0.0
+    random: np.random.Generator, duration_s: float, held_out: bool = False, pseudoword_share: float = 0.0
 ) -> Utterance:
-    """Somebody says sentences, with pauses, for so long.
+    """Sentences of one speaker with pauses between them.
 
     Args:
-        held_out: sentences and voices that are never trained on.
-        made_up: how often all words are made up, and throats are of any size.
+        random: draws voice, sentences, pace, pitch and pauses.
+        duration_s: of the sound.
+        held_out: take sentences and voices that are never trained on.
+        pseudoword_share: how often, 0..1, all words are pseudowords, and the vocal tract is of any length.
     """
     sentences, variants = (HELD_OUT, HELD_OUT_VARIANTS) if held_out else (SENTENCES, VARIANTS)
-    strange = bool(made_up) and random.random() < made_up  # without any all draws are as they always were
-    if strange:
-        voice, throat = str(random.choice(READERS)), random.uniform(0.85, 1.18)
+    pseudowords = not held_out and random.random() < pseudoword_share
+    if pseudowords:
+        voice, tract_length = str(random.choice(PSEUDOWORD_VOICES)), random.uniform(0.85, 1.18)
     else:
-        voice, throat = str(random.choice(list(sentences))) if random.random() < 0.5 else "en", 1.0
+        voice, tract_length = str(random.choice(list(sentences))) if random.random() < 0.5 else "en", 1.0
     variant = str(random.choice(variants))
     parts, length = [_silence(random.uniform(0.0, 0.6))], 0
-    while length < duration_s * RATE_HZ:
-        sentence = _made_up_sentence(random) if strange else str(random.choice(sentences[voice]))
-        spoken = speak(sentence, voice + variant, int(random.integers(120, 200)), int(random.integers(25, 76)), throat)
-        parts += [spoken, _silence(random.uniform(0.1, 0.9))]
+    while length < duration_s * SAMPLE_RATE_HZ:
+        sentence = pseudoword_sentence(random) if pseudowords else str(random.choice(sentences[voice]))
+        pace, pitch = int(random.integers(120, 200)), int(random.integers(25, 76))
+        parts += [speak(sentence, voice + variant, pace, pitch, tract_length), _silence(random.uniform(0.1, 0.9))]
         length = sum(map(len, parts))
-    samples = normalized(np.concatenate(parts)[: round(duration_s * RATE_HZ)])
+    samples = np.concatenate(parts)[: round(duration_s * SAMPLE_RATE_HZ)]
+    samples = normalize_loudness(torch.from_numpy(samples)).numpy()
     return Utterance(samples, *implied_mouth(samples))
 
 
-def _made_up_sentence(random: np.random.Generator) -> str:
+def pseudoword_sentence(random: np.random.Generator) -> str:
+    """Sentence of three to eight random words of up to three syllables."""
     words = ("".join(_syllable(random) for _ in range(random.integers(1, 4))) for _ in range(random.integers(3, 9)))
     return " ".join(words) + "."
 
@@ -115,21 +117,13 @@ def _syllable(random: np.random.Generator) -> str:
     return "".join(str(random.choice(list(LETTERS[kind]))) for kind in random.choice(SYLLABLES))
 
 
-def speak(text: str, voice: str, words_per_minute: int = 160, pitch: int = 50, throat: float = 1.0) -> np.ndarray:
-    """What espeak-ng says, mono at 16 kHz; a throat of another length lowers and slows all of it by that factor."""
+def speak(text: str, voice: str, words_per_minute: int = 160, pitch: int = 50, tract_length: float = 1.0) -> np.ndarray:
+    """Speech of espeak-ng, mono at 16 kHz; a longer vocal tract lowers and slows all of it by that factor."""
     command = ["espeak-ng", "-v", voice, "-s", str(words_per_minute), "-p", str(pitch), "--stdout", text]
-    spoken = subprocess.run(command, capture_output=True, check=True).stdout
-    samples, rate_hz = soundfile.read(io.BytesIO(spoken), dtype="float32")
-    return soxr.resample(samples, rate_hz / throat, RATE_HZ, quality="HQ")
-
-
-def normalized(samples: np.ndarray) -> np.ndarray:
-    """As loud as the engine makes every speaker; silence stays silence."""
-    loudness = Meter(RATE_HZ).integrated_loudness(samples.astype(np.float64))
-    if abs(loudness) > 100:
-        return samples
-    return (samples * 10 ** ((LOUDNESS_LUFS - loudness) / 20)).astype(np.float32)
+    file = subprocess.run(command, capture_output=True, check=True).stdout
+    samples, rate_hz = soundfile.read(io.BytesIO(file), dtype="float32")
+    return soxr.resample(samples, rate_hz / tract_length, SAMPLE_RATE_HZ, quality="HQ")
 
 
 def _silence(duration_s: float) -> np.ndarray:
-    return np.zeros(round(duration_s * RATE_HZ), np.float32)
+    return np.zeros(round(duration_s * SAMPLE_RATE_HZ), np.float32)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from multitalk_pack.demo.lip_sync import implied_mouth, measure, mouth_openings
+
+from demo.lip_sync import implied_mouth, measure, mouth_openings
 
 RATE_HZ = 16000
 
