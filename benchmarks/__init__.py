@@ -1,1 +1,1 @@
-"""How fast the engine is, how much memory it takes, and what it gives up for that: `python -m benchmarks`."""
+"""Benchmarks of the engine's speed, memory and accuracy: `python -m benchmarks`."""

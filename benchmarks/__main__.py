@@ -1,4 +1,4 @@
-"""`python -m benchmarks <what>`: figures as a printed table, and as JSON with the facts of the machine."""
+"""Benchmarks as printed tables, and as JSON with the facts of the machine: `python -m benchmarks <name>`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 from .machine import settle_allocator
 from .measure import Settings
-from .report import Table, markdown_of, save
+from .report import Table, save
 
-WHAT = {
+BENCHMARKS = {
     "ops": "the parts of a block, each by itself",
     "dit": "one forward of the transformer, constants computed before",
     "step": "a guided loop of 4 steps, constants computed inside",
@@ -32,9 +32,9 @@ def main(arguments: list[str] | None = None) -> None:
     settle_allocator()
     settings = _settings(args)
     torch.set_num_threads(settings.threads)
-    for what in WHAT if args.what == "all" else [args.what]:
-        table = Table(f"{what}: {WHAT[what]}")
-        module = importlib.import_module(f"{__package__}.{what}")
+    for name in BENCHMARKS if args.name == "all" else [args.name]:
+        table = Table(f"{name}: {BENCHMARKS[name]}")
+        module = importlib.import_module(f"{__package__}.{name}")
         with torch.inference_mode():
             for row in module.run(settings):
                 table.rows.append(row)
@@ -42,8 +42,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\n{table.markdown()}")
         if args.json:
             save(args.json, [table])
-    if args.json:
-        args.json.with_suffix(".md").write_text(markdown_of(args.json), encoding="utf-8")
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -63,19 +61,19 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="\n".join((__doc__, "", *(f"  {what:13} {text}" for what, text in WHAT.items()))),
+        description="\n".join((__doc__, "", *(f"  {name:13} {text}" for name, text in BENCHMARKS.items()))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("what", choices=[*WHAT, "all"])
+    add("name", choices=[*BENCHMARKS, "all"])
     add("--sizes", nargs="+", default=[], help="instead of each benchmark's own; smoke runs in seconds")
-    add("--rounds", type=int, default=Settings.rounds, help="how often everything is run in turn")
+    add("--rounds", type=int, default=Settings.rounds, help="of all variants, one after the other")
     add("--threads", type=int, default=Settings.threads)
     add("--wall", action="store_true", help="count wall time instead of the process's CPU time")
     add("--device", default="cpu")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--peer", action="append", default=[], metavar="NAME=FILE.py", help="another implementation, see peers.py")
-    add("--json", type=Path, help="adds the tables to this file, and writes them as Markdown beside it")
+    add("--json", type=Path, help="adds the tables to this file")
     return parser
 
 

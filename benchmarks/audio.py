@@ -1,4 +1,4 @@
-"""The speech encoder, against the published way: attention maps kept, the convolutions in one go."""
+"""Speech encoder, against the published way: attention maps computed, the convolutions in one go."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GOALS = {"10s": 1.0, "60s": 1.2}
 
 
 def run(settings: Settings) -> Iterator[Row]:
-    """Each length with wav2vec 2.0 base."""
+    """Rows of each length with wav2vec 2.0 base."""
     for name in settings.sizes or ("10s", "60s"):
         config = Wav2Vec2Config(num_hidden_layers=2 if name == "smoke" else 12, attn_implementation="eager")
         with torch.random.fork_rng():
@@ -33,17 +33,17 @@ def run(settings: Settings) -> Iterator[Row]:
         fused.load_state_dict(eager.state_dict())
         waveform = torch.randn(SIZES[name] * SAMPLE_RATE_HZ, generator=torch.Generator().manual_seed(1)) * 0.1
         num_frames = SIZES[name] * FPS
-        ways = {
+        variants = {
             "ours": partial(encode, fused, waveform, num_frames),
-            "published way": partial(_published, eager, waveform, num_frames),
+            "published way": partial(_published_encode, eager, waveform, num_frames),
         }
         yield from comparison_rows(
-            f"{SIZES[name]} s of sound", measure(ways, settings), {"published way": GOALS.get(name)}
+            f"{SIZES[name]} s of sound", measure(variants, settings), {"published way": GOALS.get(name)}
         )
 
 
-def _published(model: Wav2Vec2Model, waveform: Tensor, num_frames: int) -> Tensor:
-    """`num_frames layers channels`, the features resampled between the convolutions and the projection."""
+def _published_encode(model: Wav2Vec2Model, waveform: Tensor, num_frames: int) -> Tensor:
+    """Features `f layers channels`, resampled between the convolutions and the projection."""
 
     def resample(_module: object, _inputs: object, features: Tensor) -> Tensor:
         return interpolate(features, size=num_frames, mode="linear", align_corners=True)

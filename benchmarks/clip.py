@@ -1,4 +1,4 @@
-"""A whole tiny run with random weights, from picture and voice to frames: seconds and memory of each preset."""
+"""Whole tiny run with random weights, from picture and voice to frames: seconds and memory of each preset."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ SIZES = {"smoke": (5, 10), "tiny": (121, 20)}  # frames, steps: two windows
 
 
 def run(settings: Settings) -> Iterator[Row]:
-    """Each preset against `none`."""
+    """Rows of each preset against `none`."""
     for name in settings.sizes or ("tiny",):
         num_frames, steps = SIZES[name]
         with tempfile.TemporaryDirectory() as folder:
             files = write_tiny(Path(folder))
-            ways = {
-                "ours": partial(_talk, files, num_frames, steps, Acceleration.NONE, settings),
-                "regular": partial(_talk, files, num_frames, steps, Acceleration.REGULAR, settings),
-                "high": partial(_talk, files, num_frames, steps, Acceleration.HIGH, settings),
+            variants = {
+                "ours": partial(_render, files, num_frames, steps, Acceleration.NONE, settings),
+                "regular": partial(_render, files, num_frames, steps, Acceleration.REGULAR, settings),
+                "high": partial(_render, files, num_frames, steps, Acceleration.HIGH, settings),
             }
             case = f"{num_frames} frames, {SIDE}x{SIDE}, {steps} steps"
-            yield from comparison_rows(case, measure(ways, settings))
+            yield from comparison_rows(case, measure(variants, settings))
 
 
-def _talk(files: TinySet, num_frames: int, steps: int, acceleration: Acceleration, settings: Settings) -> Tensor:
+def _render(files: TinySet, num_frames: int, steps: int, acceleration: Acceleration, settings: Settings) -> Tensor:
     random = torch.Generator().manual_seed(0)
     sound = Sound(torch.randn(1, num_frames * SAMPLE_RATE_HZ // 25, generator=random) * 0.1, SAMPLE_RATE_HZ)
     text = build.load_text_encoder(files.text_encoder)

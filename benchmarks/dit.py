@@ -22,7 +22,7 @@ GOALS = {"tiny": 10.0, "small": 2.0, "mid": 1.1, "midl": 1.25, "480p": 1.8, "720
 
 
 def run(settings: Settings) -> Iterator[Row]:
-    """Each size with one speaker and with two."""
+    """Rows of each size with one speaker and with two."""
     for name in settings.sizes or DEFAULT_SIZES[settings.device.type]:
         for num_speakers in (1, 2):
             yield from _forward(name, num_speakers, settings)
@@ -31,27 +31,27 @@ def run(settings: Settings) -> Iterator[Row]:
 def _forward(name: str, num_speakers: int, settings: Settings) -> Iterator[Row]:
     size = SIZES[name]
     transformer = random_transformer(size, settings.device, settings.dtype)
-    told = random_inputs(transformer, size, num_speakers)[Pass.COND]
+    inputs = random_inputs(transformer, size, num_speakers)[Pass.COND]
     latents = random_latents(size, settings.device)
-    ways = {
-        "ours": partial(transformer, latents, TIMESTEP, told.prepared(transformer)),
-        "plain formulas": partial(plain.velocity, transformer, latents, TIMESTEP, told),
-        "diffusers, no audio": without_audio(transformer, told, latents, TIMESTEP),
+    variants = {
+        "ours": partial(transformer, latents, TIMESTEP, inputs.pass_inputs(transformer)),
+        "plain formulas": partial(plain.velocity, transformer, latents, TIMESTEP, inputs),
+        "diffusers, no audio": without_audio(transformer, inputs, latents, TIMESTEP),
     }
-    for peer, forward in peer_forwards(transformer, told, settings).items():
-        ways[peer] = partial(forward, latents, TIMESTEP)
-    figures = measure(ways, settings)
-    exact = None if settings.dtype is torch.float32 else plain.velocity(transformer.float(), latents, TIMESTEP, told)
-    case = f"{name}, {size.describe()}, {num_speakers} speaker(s)"
+    for peer, forward in peer_forwards(transformer, inputs, settings).items():
+        variants[peer] = partial(forward, latents, TIMESTEP)
+    figures = measure(variants, settings)
+    exact = None if settings.dtype is torch.float32 else plain.velocity(transformer.float(), latents, TIMESTEP, inputs)
+    case = f"{name}, {size.label()}, {num_speakers} speaker(s)"
     for row in comparison_rows(case, figures, {"plain formulas": GOALS.get(name)}):
         yield row | _distances(figures, row["against"], exact)
 
 
-def _distances(figures: Mapping[str, Figures], other: str, exact: Tensor | None) -> dict[str, Value]:
-    """What the other way is compared by: not at all where it hears nothing, in half precision also to float32."""
-    if other == "diffusers, no audio":
+def _distances(figures: Mapping[str, Figures], baseline: str, exact: Tensor | None) -> dict[str, Value]:
+    """Errors of a row: none against a network without audio, in half precision also those to float32."""
+    if baseline == "diffusers, no audio":
         return {"relative error": None}
     if exact is None:
         return {}
-    to_exact = {way: relative_error(figures[way].result, exact) for way in (other, "ours")}
-    return {"to float32": to_exact[other], "ours, to float32": to_exact["ours"]}
+    to_exact = {variant: relative_error(figures[variant].result, exact) for variant in (baseline, "ours")}
+    return {"to float32": to_exact[baseline], "ours, to float32": to_exact["ours"]}

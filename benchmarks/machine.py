@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Facts of the machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's names for its parameters
 
 
 def facts() -> Mapping[str, str | int | float]:
-    """Processor, accelerator, versions, threads, and how busy the machine is."""
-    told = {
+    """Processor, accelerator, versions, threads and load of the machine."""
+    values = {
         "time": datetime.now(timezone.utc).isoformat(timespec="minutes"),
         "cpu": _cpu_name(),
         "cores": os.cpu_count() or 0,
@@ -30,13 +30,13 @@ def facts() -> Mapping[str, str | int | float]:
         "python": platform.python_version(),
     }
     if torch.cuda.is_available():
-        told["gpu"] = torch.cuda.get_device_name()
-        told["cuda"] = torch.version.cuda or ""
-    return told | {library: version(library) for library in LIBRARIES}
+        values["gpu"] = torch.cuda.get_device_name()
+        values["cuda"] = torch.version.cuda or ""
+    return values | {library: version(library) for library in LIBRARIES}
 
 
 def settle_allocator() -> None:
-    """Fixes where large tensors are put: left alone, glibc changes it as it goes, and figures with it twofold."""
+    """Fixes glibc's thresholds for large tensors: left alone they move, and figures with them twofold."""
     if platform.system() == "Linux":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)

@@ -1,4 +1,4 @@
-"""Time and memory of several ways to the same result, measured in one run, in rounds, so that ratios can be trusted."""
+"""Time and memory of several variants of the same work, measured in rounds of one run, for ratios to rely on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 Work = Callable[[], Tensor]
-"""Something to be timed, and what it gives."""
+"""Work to be timed; returns its result."""
 
 LEAST_S = 0.05  # shorter work is repeated within a round until it lasts this long
 MB = 1e6
@@ -25,14 +25,14 @@ MB = 1e6
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """Settings of a measurement.
 
     Attributes:
         device: where networks run.
         threads: of the CPU.
-        wall: count wall time instead of the process's CPU time, which others on the machine disturb less. On a GPU wall
-            time is always counted.
-        rounds: how often everything is run in turn.
+        wall: count wall time instead of the process's CPU time, which other processes disturb less. On a GPU wall time
+            is always counted.
+        rounds: of all variants, one after the other.
         sizes: names of the sizes to run; empty takes each benchmark's own.
         peers: files with other implementations, by name, see `peers`.
     """
@@ -46,7 +46,7 @@ class Settings:
     peers: tuple[tuple[str, Path], ...] = ()
 
     def clock(self) -> float:
-        """Seconds; on a GPU once it has nothing left to do."""
+        """Time in seconds; on a GPU after its last kernel."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             return time.perf_counter()
@@ -55,60 +55,60 @@ class Settings:
 
 @dataclass(frozen=True)
 class Figures:
-    """One way's figures."""
+    """Figures of one variant."""
 
     seconds: tuple[float, ...]  # of each round
-    memory_mb: float  # the highest it took above what was there before
+    memory_mb: float  # the peak, above the memory before
     result: Tensor
 
     @property
     def median_s(self) -> float:
-        """Seconds of the round in the middle."""
+        """Median of the rounds, in seconds."""
         return median(self.seconds)
 
 
-def measure(ways: Mapping[str, Work], settings: Settings) -> dict[str, Figures]:
-    """The figures of all `ways`: each once for memory and result, then all in turn, in every round from another one."""
-    first = {name: _with_memory(work, settings) for name, work in ways.items()}
+def measure(variants: Mapping[str, Work], settings: Settings) -> dict[str, Figures]:
+    """Figures of all variants: each once for memory and result, then all in rounds that start from another one each."""
+    first = {name: _with_memory(work, settings) for name, work in variants.items()}
     repeats = {name: math.ceil(LEAST_S / max(seconds, 1e-6)) for name, (_, _, seconds) in first.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
     for number in range(settings.rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds[name].append(_timed(ways[name], repeats[name], settings))
+            seconds[name].append(_mean_s(variants[name], repeats[name], settings))
     return {name: Figures(tuple(seconds[name]), memory, result) for name, (result, memory, _) in first.items()}
 
 
 def speed_up(baseline: Figures, ours: Figures) -> float:
-    """How many times as fast `ours` is: the median of the rounds' own ratios."""
-    return median(theirs / own for theirs, own in zip(baseline.seconds, ours.seconds, strict=True))
+    """Speed of `ours` over that of the baseline: the median of the rounds' own ratios."""
+    return median(baseline_s / ours_s for baseline_s, ours_s in zip(baseline.seconds, ours.seconds, strict=True))
 
 
-def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """`|got - wanted| / |wanted|`, Euclidean norms in float64."""
-    got, wanted = got.double(), wanted.double()
-    return ((got - wanted).norm() / wanted.norm().clamp(min=torch.finfo(torch.float64).tiny)).item()
+def relative_error(result: Tensor, reference: Tensor) -> float:
+    """`|result - reference| / |reference|`, Euclidean norms in float64."""
+    result, reference = result.double(), reference.double()
+    return ((result - reference).norm() / reference.norm().clamp(min=torch.finfo(torch.float64).tiny)).item()
 
 
-def _timed(work: Work, repeats: int, settings: Settings) -> float:
-    started = settings.clock()
+def _mean_s(work: Work, repeats: int, settings: Settings) -> float:
+    start_s = settings.clock()
     for _ in range(repeats):
         work()
-    return (settings.clock() - started) / repeats
+    return (settings.clock() - start_s) / repeats
 
 
 def _with_memory(work: Work, settings: Settings) -> tuple[Tensor, float, float]:
-    """The result, the peak in MB, and the seconds of a call once it is warm."""
+    """Result, peak in MB, and seconds of a call after a first one."""
     result = work()
     gc.collect()
-    started = settings.clock()
+    start_s = settings.clock()
     with_peak = PeakMemory(settings.device)
     work()
-    return result, with_peak.megabytes(), settings.clock() - started
+    return result, with_peak.megabytes(), settings.clock() - start_s
 
 
 class PeakMemory:
-    """The highest memory since it was made, above what was there then: the process's, or the GPU's."""
+    """Highest memory of the process or the GPU since the start of this object, above that of the start."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -116,12 +116,12 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device)
         elif platform.system() == "Linux":
-            ctypes.CDLL(None).malloc_trim(0)  # what is freed but kept would hide what is taken
+            ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator holds back would hide a peak
             Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew
             self._before = process_memory("VmRSS")
 
     def megabytes(self) -> float:
-        """MB, not a number where the system does not tell."""
+        """Peak in MB; not a number where the system has no figure for it."""
         if self.device.type == "cuda":
             return (torch.cuda.max_memory_allocated(self.device) - self._before) / MB
         if platform.system() != "Linux":
@@ -130,33 +130,33 @@ class PeakMemory:
 
 
 class PrivatePeak:
-    """The highest private memory inside a `with`, above what it was before; pages of files are not private. Linux."""
+    """Highest private memory inside a `with`, above that at its start; pages of files are not private. Linux."""
 
     def __enter__(self) -> PrivatePeak:
         self._before = self._highest = process_memory("RssAnon")
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._look()
-        self._ended.set()
+        self._update()
+        self._end.set()
         self._thread.join()
 
     def megabytes(self) -> float:
-        """MB."""
+        """Peak in MB."""
         return (self._highest - self._before) / MB
 
-    def _watch(self) -> None:
-        while not self._ended.wait(0.002):
-            self._look()
+    def _sample(self) -> None:
+        while not self._end.wait(0.002):
+            self._update()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         self._highest = max(self._highest, process_memory("RssAnon"))
 
 
 def process_memory(field: str) -> int:
-    """Bytes that Linux counts under `field` of this process's status: VmRSS, VmHWM, RssAnon."""
+    """Bytes under `field` of this process's status in Linux: VmRSS, VmHWM, RssAnon."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

@@ -1,4 +1,4 @@
-"""Other implementations to be measured beside ours: diffusers' own classes, and files that the command line names."""
+"""Other implementations beside ours: diffusers' own classes, and files that the command line names."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch import Tensor
 from pipeline.models.transformer.model import MultiTalkTransformer
 
 from .measure import Settings, Work
-from .sizes import Told
+from .sizes import ForwardInputs
 
 Forward = Callable[[Tensor, float], Tensor]
 """From latents `16 t h w` and timestep (1000..0) to the velocity `16 t h w`."""
 
 
-def peer_forwards(transformer: MultiTalkTransformer, told: Told, settings: Settings) -> dict[str, Forward]:
-    """The forward of every peer file, by the peer's name.
+def peer_forwards(transformer: MultiTalkTransformer, inputs: ForwardInputs, settings: Settings) -> dict[str, Forward]:
+    """Forward of every peer file, by the peer's name.
 
-    A peer is a Python file with a function `forward(transformer, told) -> Forward`, which puts our weights into its own
-    network. So the published program, say, is measured from a folder that is no part of this repository.
+    A peer is a Python file with a function `forward(transformer, inputs) -> Forward`, which puts our weights into its
+    own network. So the published program, say, is measured from a folder that is no part of this repository.
     """
-    return {name: _load(name, path).forward(transformer, told) for name, path in settings.peers}
+    return {name: _load(name, path).forward(transformer, inputs) for name, path in settings.peers}
 
 
-def without_audio(transformer: MultiTalkTransformer, told: Told, latents: Tensor, timestep: float) -> Work:
-    """diffusers' Wan transformer with the same weights; it hears nothing, and so does less."""
+def without_audio(transformer: MultiTalkTransformer, inputs: ForwardInputs, latents: Tensor, timestep: float) -> Work:
+    """Forward of diffusers' Wan transformer with the same weights, which has no audio and so does less."""
     config = transformer.config
     dim = config.num_attention_heads * config.attention_head_dim
     with torch.device(latents.device):
@@ -49,19 +49,19 @@ def without_audio(transformer: MultiTalkTransformer, told: Told, latents: Tensor
         )
     weights = transformer.state_dict()
     wan.load_state_dict({name: weights[name] for name in wan.state_dict()}, assign=True)
-    text = torch.nn.functional.pad(told.prompt_embeds, (0, 0, 0, config.text_len - len(told.prompt_embeds)))
+    text = torch.nn.functional.pad(inputs.prompt_embeds, (0, 0, 0, config.text_len - len(inputs.prompt_embeds)))
     dtype = transformer.compute_dtype
-    inputs = (
-        torch.cat((latents, told.condition))[None].to(dtype),
+    arguments = (
+        torch.cat((latents, inputs.condition))[None].to(dtype),
         torch.tensor([timestep], device=latents.device),
         text[None].to(dtype),
-        told.image_embeds[None].to(dtype),
+        inputs.image_embeds[None].to(dtype),
     )
-    return partial(_first, wan.eval().requires_grad_(False), *inputs)
+    return partial(_first, wan.eval().requires_grad_(False), *arguments)
 
 
-def _first(network: torch.nn.Module, *inputs: Tensor) -> Tensor:
-    return network(*inputs, return_dict=False)[0][0].float()
+def _first(network: torch.nn.Module, *arguments: Tensor) -> Tensor:
+    return network(*arguments, return_dict=False)[0][0].float()
 
 
 def _load(name: str, path: Path):

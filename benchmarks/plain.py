@@ -1,8 +1,8 @@
-"""The published formulas of the transformer, written down plainly: what ours is measured against and checked by.
+"""Published formulas of the transformer, written down plainly, as a reference for ours.
 
 It runs on the weights of our own network, with the same attention kernel, but shares no formula with it. Like the
-published program it turns by complex numbers in float64, looks up who looks at whom in any case, and computes in every
-forward what stays the same over the steps.
+published program it rotates by complex numbers in float64, computes the reference map for one speaker too, and computes
+in every forward what stays the same over the steps.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from torch.nn.functional import conv3d, gelu, layer_norm, pad, scaled_dot_produc
 
 from pipeline.models.transformer.model import MultiTalkTransformer
 
-from .sizes import Told
+from .sizes import ForwardInputs
 
 TABLE_LENGTH = 1024  # positions that the published tables cover
 HEAD_SPLITS = 2  # the map is made for one half of the heads after the other
-NEIGHBOURS = ((0, (0, 1, 2)), (1, (2,)), (2, (2,)), (3, (2, 3, 4)))  # video frame of a latent frame: what it hears
+NEIGHBOURS = ((0, (0, 1, 2)), (1, (2,)), (2, (2,)), (3, (2, 3, 4)))  # video frame of a latent frame: its audio features
 
 
-def velocity(model: MultiTalkTransformer, latents: Tensor, timestep: float | Tensor, told: Told) -> Tensor:
-    """The velocity `16 t h w` of `latents`, float32, as `model` gives it too."""
-    frames = torch.cat((latents, told.condition))[None].to(model.dtype)
-    embedded = conv3d(frames, model.patch_embedding.weight, model.patch_embedding.bias, stride=model.config.patch_size)
-    grid = embedded.shape[2:]
-    x = rearrange(embedded, "1 c t h w -> (t h w) c")
+def velocity(model: MultiTalkTransformer, latents: Tensor, timestep: float | Tensor, inputs: ForwardInputs) -> Tensor:
+    """Velocity `16 t h w` of `latents`, float32, as `model` gives it too."""
+    frames = torch.cat((latents, inputs.condition))[None].to(model.dtype)
+    patches = conv3d(frames, model.patch_embedding.weight, model.patch_embedding.bias, stride=model.config.patch_size)
+    grid = patches.shape[2:]
+    x = rearrange(patches, "1 c t h w -> (t h w) c")
     embedding, projection = _time(model, timestep)
-    text, image = _context(model, told)
-    voices = _voices(model, told.audio)
+    text, image = _context(model, inputs)
+    voices = _voices(model, inputs.audio)
     tables = rope_tables(model.config.attention_head_dim, x.device)
-    masks = _token_masks(told, grid, x)
+    masks = _token_masks(inputs, grid, x)
     for block in model.blocks:
         x = _block(block, x, projection, (text, image, voices, masks), grid, tables)
     return _head(model, x, embedding, grid)
@@ -47,10 +47,10 @@ def _time(model: MultiTalkTransformer, timestep: float | Tensor) -> tuple[Tensor
     return embedding, layers.time_proj(silu(embedding)).view(1, 6, -1)
 
 
-def _context(model: MultiTalkTransformer, told: Told) -> tuple[Tensor, Tensor]:
-    missing = model.config.text_len - len(told.prompt_embeds)
-    text = model.condition_embedder.text_embedder(pad(told.prompt_embeds, (0, 0, 0, missing)).to(model.dtype))
-    return text, model.condition_embedder.image_embedder(told.image_embeds.to(model.dtype))
+def _context(model: MultiTalkTransformer, inputs: ForwardInputs) -> tuple[Tensor, Tensor]:
+    num_padding = model.config.text_len - len(inputs.prompt_embeds)
+    text = model.condition_embedder.text_embedder(pad(inputs.prompt_embeds, (0, 0, 0, num_padding)).to(model.dtype))
+    return text, model.condition_embedder.image_embedder(inputs.image_embeds.to(model.dtype))
 
 
 def _voices(model: MultiTalkTransformer, windows: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ def _voices(model: MultiTalkTransformer, windows: Tensor) -> Tensor:
     layers, windows = model.audio_proj, windows.to(model.dtype)
     first = layers.proj1(windows[:, 0].flatten(1))[:, None].relu()
     parts = [windows[:, 1 + frame :: 4, slot] for frame, slots in NEIGHBOURS for slot in slots]
-    others = layers.proj1_vf(torch.stack(parts, dim=2).flatten(2)).relu()
-    tokens = layers.proj3(layers.proj2(torch.cat((first, others), dim=1)).relu())
+    later = layers.proj1_vf(torch.stack(parts, dim=2).flatten(2)).relu()
+    tokens = layers.proj3(layers.proj2(torch.cat((first, later), dim=1)).relu())
     return layers.norm(rearrange(tokens, "p t (n d) -> p t n d", n=layers.num_tokens))
 
 
@@ -75,9 +75,9 @@ def rope_tables(head_dim: int, device: torch.device) -> list[Tensor]:
 
 
 def rope(x: Tensor, grid: torch.Size, tables: list[Tensor]) -> Tensor:
-    """`n heads k`, turned; the table of the whole grid is made for this one call."""
+    """Rotation of `n heads k`; the table of the whole grid is computed for this one call."""
     t, h, w = grid
-    turns = torch.cat(
+    rotations = torch.cat(
         (
             tables[0][:t].view(t, 1, 1, -1).expand(t, h, w, -1),
             tables[1][:h].view(1, h, 1, -1).expand(t, h, w, -1),
@@ -86,21 +86,21 @@ def rope(x: Tensor, grid: torch.Size, tables: list[Tensor]) -> Tensor:
         dim=-1,
     ).reshape(t * h * w, 1, -1)
     pairs = torch.view_as_complex(x.double().reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)
 
 
 def _block(
-    block: nn.Module, x: Tensor, projection: Tensor, around: tuple[Tensor, ...], grid: torch.Size, tables: list[Tensor]
+    block: nn.Module, x: Tensor, projection: Tensor, context: tuple[Tensor, ...], grid: torch.Size, tables: list[Tensor]
 ) -> Tensor:
-    text, image, voices, masks = around
+    text, image, voices, masks = context
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.scale_shift_table.float() + projection).unbind(1)
-    normed = (norm(x).float() * (1 + scale) + shift).to(x.dtype)
-    seen, looks_at = _self_attention(block.attn1, normed, grid, tables, masks)
-    x = (x.float() + seen.float() * gate).to(x.dtype)
+    attn_in = (norm(x).float() * (1 + scale) + shift).to(x.dtype)
+    attn_out, reference_map = _self_attention(block.attn1, attn_in, grid, tables, masks)
+    x = (x.float() + attn_out.float() * gate).to(x.dtype)
     x = x + _cross_attention(block.attn2, norm(x, block.norm2), text, image)
-    x = x + audio_attention(block.audio_cross_attn, norm(x, block.norm_x), voices, looks_at, grid[0])
-    thought = _feed_forward(block.ffn.net, (norm(x).float() * (1 + ffn_scale) + ffn_shift).to(x.dtype))
-    return (x.float() + thought.float() * ffn_gate).to(x.dtype)
+    x = x + audio_attention(block.audio_cross_attn, norm(x, block.norm_x), voices, reference_map, grid[0])
+    ffn_out = _feed_forward(block.ffn.net, (norm(x).float() * (1 + ffn_scale) + ffn_shift).to(x.dtype))
+    return (x.float() + ffn_out.float() * ffn_gate).to(x.dtype)
 
 
 def _feed_forward(layers: nn.Sequential, x: Tensor) -> Tensor:
@@ -135,16 +135,16 @@ def _self_attention(
         )
     )
     query, key = rope(query, grid, tables), rope(key, grid, tables)
-    seen = _attend(query, key, value).flatten(1)
-    return layer.to_out(seen), speaker_map(query, key, masks)
+    attn_out = _attend(query, key, value).flatten(1)
+    return layer.to_out(attn_out), reference_attention(query, key, masks)
 
 
-def speaker_map(query: Tensor, key: Tensor, masks: Tensor) -> Tensor:
-    """`classes n`: how much each token looks at each class of the first latent frame."""
+def reference_attention(query: Tensor, key: Tensor, masks: Tensor) -> Tensor:
+    """Reference map `classes n`: mean attention of each token to each class of the first latent frame."""
     total = torch.zeros(len(masks), len(query), device=query.device)
-    for some_query, some_key in zip(query.chunk(HEAD_SPLITS, 1), key.chunk(HEAD_SPLITS, 1), strict=True):
-        scaled = (some_query * some_query.shape[-1] ** -0.5).transpose(0, 1)
-        scores = scaled @ some_key[: masks.shape[1]].permute(1, 2, 0)
+    for query_part, key_part in zip(query.chunk(HEAD_SPLITS, 1), key.chunk(HEAD_SPLITS, 1), strict=True):
+        scaled = (query_part * query_part.shape[-1] ** -0.5).transpose(0, 1)
+        scores = scaled @ key_part[: masks.shape[1]].permute(1, 2, 0)
         weights = scores.softmax(dim=-1)  # heads n s
         total += torch.stack([((weights * mask).sum(-1) / mask.sum()).mean(0).float() for mask in masks])
     return total / HEAD_SPLITS
@@ -160,46 +160,47 @@ def _cross_attention(layer: nn.Module, x: Tensor, text: Tensor, image: Tensor) -
     return layer.to_out((text_kv + _attend(query, image_key, heads(layer.add_v_proj(image)))).flatten(1))
 
 
-def audio_attention(layer: nn.Module, x: Tensor, voices: Tensor, looks_at: Tensor, t: int) -> Tensor:
+def audio_attention(layer: nn.Module, x: Tensor, voices: Tensor, reference_map: Tensor, t: int) -> Tensor:
     query = rearrange(layer.q_linear(x), "n (heads k) -> n heads k", heads=layer.num_heads)
     num_speakers, side_by_side = len(voices), rearrange(voices, "p t n d -> t (p n) d")
     pattern = "t n (two heads k) -> two t n heads k"
     key, value = rearrange(layer.kv_linear(side_by_side), pattern, two=2, k=layer.head_dim)
     if num_speakers > 1:
         starts = [20.0 * speaker for speaker in range(num_speakers)]
-        query = _turn(query, _positions(looks_at, starts))
+        query = _rotate(query, _positions(reference_map, starts))
         places = torch.tensor(starts, device=x.device).add(2).repeat_interleave(voices.shape[2])
-        key = torch.stack([_turn(frame, places) for frame in key])
+        key = torch.stack([_rotate(frame, places) for frame in key])
     query = rearrange(query, "(t s) heads k -> t heads s k", t=t)
-    heard = scaled_dot_product_attention(query, key.transpose(1, 2), value.transpose(1, 2))
-    return layer.proj(rearrange(heard, "t heads s k -> (t s) (heads k)"))
+    attn_out = scaled_dot_product_attention(query, key.transpose(1, 2), value.transpose(1, 2))
+    return layer.proj(rearrange(attn_out, "t heads s k -> (t s) (heads k)"))
 
 
-def _positions(looks_at: Tensor, starts: list[float]) -> Tensor:
-    """The position of every token: 12 where it looks at the background, else within its person's range of 4."""
-    winner, positions = looks_at.argmax(dim=0), torch.full_like(looks_at[0], 12.0)
+def _positions(reference_map: Tensor, starts: list[float]) -> Tensor:
+    """Position of every token: 12 where it attends most to the background, else within its person's range of 4."""
+    winner, positions = reference_map.argmax(dim=0), torch.full_like(reference_map[0], 12.0)
     for speaker, start in enumerate(starts):
-        seen = looks_at[speaker]
-        spread = start + 4 * (seen - seen.min()) / (seen.max() - seen.min() + 1e-8)
+        row = reference_map[speaker]
+        spread = start + 4 * (row - row.min()) / (row.max() - row.min() + 1e-8)
         positions = torch.where(winner == speaker, spread, positions)
     return positions
 
 
-def _turn(x: Tensor, positions: Tensor) -> Tensor:
-    """`n heads k`, neighbouring channels turned by `positions` (`n`) times the frequencies of one axis."""
+def _rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """`n heads k`, neighbouring channels rotated by `positions` (`n`) times the frequencies of one axis."""
     width = x.shape[-1]
     frequencies = 1 / torch.pow(10_000.0, torch.arange(0, width, 2, device=x.device) / width)
     angles = torch.outer(positions, frequencies)[:, None]
-    even, odd = x.float()[..., 0::2], x.float()[..., 1::2]
-    turned = torch.stack((even * angles.cos() - odd * angles.sin(), even * angles.sin() + odd * angles.cos()), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    first, second = x.float()[..., 0::2], x.float()[..., 1::2]
+    cos, sin = angles.cos(), angles.sin()
+    rotated = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
 
 
-def _token_masks(told: Told, grid: torch.Size, x: Tensor) -> Tensor:
-    """`classes s`, persons and background; where there is one voice, all three that it is published with are ones."""
-    if len(told.audio) == 1:
+def _token_masks(inputs: ForwardInputs, grid: torch.Size, x: Tensor) -> Tensor:
+    """Masks `classes s` of persons and background; with one voice, three of ones, as published."""
+    if len(inputs.audio) == 1:
         return torch.ones(3, grid[1] * grid[2], device=x.device)
-    return told.speaker_masks[:, ::2, ::2].flatten(1).float()
+    return inputs.speaker_masks[:, ::2, ::2].flatten(1).float()
 
 
 def _head(model: MultiTalkTransformer, x: Tensor, embedding: Tensor, grid: torch.Size) -> Tensor:

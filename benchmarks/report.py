@@ -1,4 +1,4 @@
-"""Tables of figures: printed as they are made, and kept as JSON."""
+"""Tables of figures, printed row by row and stored as JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .machine import facts
 from .measure import Figures, relative_error, speed_up
@@ -23,9 +24,9 @@ class Table:
     rows: list[Row] = field(default_factory=list)
 
     def markdown(self) -> str:
-        """The table as text."""
+        """Table in Markdown."""
         columns = list(dict.fromkeys(column for row in self.rows for column in row))
-        cells = ([shown(row.get(column)) for column in columns] for row in self.rows)
+        cells = ([format_value(row.get(column)) for column in columns] for row in self.rows)
         lines = [columns, ["---"] * len(columns), *cells]
         return "\n".join((f"### {self.title}", "", *(f"| {' | '.join(line)} |" for line in lines), ""))
 
@@ -33,33 +34,33 @@ class Table:
 def comparison_rows(
     case: str, figures: Mapping[str, Figures], goals: Mapping[str, float] | None = None
 ) -> Iterator[Row]:
-    """A row for each other way beside `ours`: seconds of both, speed-up, relative error, peak memory of both.
+    """Rows of all other variants beside `ours`: seconds of both, speed-up, relative error, peak memory of both.
 
     Args:
-        case: what was run.
-        figures: of all ways; one is called "ours".
-        goals: the speed-up that is wanted over another way.
+        case: name of the work.
+        figures: of all variants; one is called "ours".
+        goals: for the speed-up over other variants.
     """
     ours = figures["ours"]
-    for name, other in figures.items():
+    for name, variant in figures.items():
         if name == "ours":
             continue
-        same = other.result.shape == ours.result.shape
+        same = variant.result.shape == ours.result.shape
         yield {
             "case": case,
             "against": name,
-            "seconds": other.median_s,
+            "seconds": variant.median_s,
             "ours, s": ours.median_s,
-            "speed-up": speed_up(other, ours),
+            "speed-up": speed_up(variant, ours),
             "goal": (goals or {}).get(name),
-            "relative error": relative_error(ours.result, other.result) if same else None,
-            "peak MB": other.memory_mb,
+            "relative error": relative_error(ours.result, variant.result) if same else None,
+            "peak MB": variant.memory_mb,
             "ours, peak MB": ours.memory_mb,
         }
 
 
-def shown(value: Value) -> str:
-    """A figure with three digits that count; a dash where there is none."""
+def format_value(value: Value) -> str:
+    """Figure with three significant digits; a dash for None and for what is not a number."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if not isinstance(value, float):
@@ -70,23 +71,15 @@ def shown(value: Value) -> str:
 
 
 def save(path: Path, tables: Iterable[Table]) -> None:
-    """Adds the tables, each with the facts of this machine, to a JSON file; those of the same title are replaced."""
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kept |= {table.title: {"machine": facts(), "rows": table.rows} for table in tables}
+    """Adds the tables, each with the facts of this machine, to a JSON file, in place of those of the same title."""
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    stored |= {table.title: {"machine": facts(), "rows": table.rows} for table in tables}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(stored, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
-def markdown_of(path: Path) -> str:
-    """The tables of a JSON file as text, each with the machine that it was measured on."""
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    tables = (
-        f"{Table(title, part['rows']).markdown()}\n{machine_line(part['machine'])}\n" for title, part in kept.items()
-    )
-    return "\n".join(tables)
-
-
-def machine_line(told: Mapping) -> str:
-    """The machine of `facts`, as text."""
-    where = told.get("gpu") or f"{told['cpu']}, {told['cores']} cores, {told['threads']} thread(s)"
-    return f"{where}; torch {told['torch']}; load {told['load_1_min']}; {told['time']}"
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """Sentence about the machine that `machine.facts` describes."""
+    device = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
+    load = f"load {machine['load_1_min']:.1f} at its end"
+    return f"Measured on {device}, torch {machine['torch']}, {load}, {machine['time'][:10]}."

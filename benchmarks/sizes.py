@@ -19,7 +19,7 @@ LAYERS, CHANNELS = 12, 768  # of the speech features
 
 @dataclass(frozen=True)
 class Size:
-    """A network and a window. Prompt, picture and audio adapter have the published widths unless `narrow`."""
+    """Sizes of a network and a window; prompt, picture and audio adapter have the published widths unless `narrow`."""
 
     width: int
     layers: int
@@ -28,8 +28,8 @@ class Size:
     latents: LatentSize
     narrow: bool = False
 
-    def describe(self) -> str:
-        """Tokens, width and layers."""
+    def label(self) -> str:
+        """Text of the tokens, the width and the layers."""
         return f"{self.latents.num_tokens} tokens x {self.width}, {self.layers} layers"
 
 
@@ -46,8 +46,8 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a pass is told besides latents and timestep; the same in all steps."""
+class ForwardInputs:
+    """Inputs of a forward besides latents and timestep; the same in all steps."""
 
     condition: Tensor  # 20 t h w
     image_embeds: Tensor  # i d
@@ -55,18 +55,18 @@ class Told:
     audio: Tensor  # p f 5 layers channels
     speaker_masks: Tensor | None  # p+1 h w
 
-    def window(self, transformer: MultiTalkTransformer) -> WindowInputs:
-        """The window, with nothing computed yet."""
+    def window_inputs(self, transformer: MultiTalkTransformer) -> WindowInputs:
+        """Window as the transformer takes it, with nothing computed yet."""
         size = LatentSize(*self.condition.shape[1:])
         return transformer.prepare_window(size, self.condition, self.image_embeds, self.speaker_masks)
 
-    def prepared(self, transformer: MultiTalkTransformer, window: WindowInputs | None = None) -> PassInputs:
-        """The pass, in a window of its own or in one that it shares."""
-        return transformer.prepare_pass(window or self.window(transformer), self.prompt_embeds, self.audio)
+    def pass_inputs(self, transformer: MultiTalkTransformer, window: WindowInputs | None = None) -> PassInputs:
+        """Pass as the transformer takes it, in a window of its own or in one that it shares."""
+        return transformer.prepare_pass(window or self.window_inputs(transformer), self.prompt_embeds, self.audio)
 
 
 def random_transformer(size: Size, device: torch.device, dtype: torch.dtype = torch.float32) -> MultiTalkTransformer:
-    """A transformer with random weights that leave no path at zero: what is zero hides what is wrong."""
+    """Transformer with random weights, none of them at zero, where errors would hide."""
     narrow = {
         "text_dim": 32, "text_len": 16, "image_dim": 24, "freq_dim": 32, "audio_features": (2, 6),
         "audio_intermediate_dim": 16, "audio_dim": 24, "audio_tokens": 4,
@@ -89,12 +89,12 @@ def random_transformer(size: Size, device: torch.device, dtype: torch.dtype = to
 
 
 def random_latents(size: Size, device: torch.device) -> Tensor:
-    """`16 t h w`."""
+    """Random latents `16 t h w`."""
     return torch.randn(size.latents.shape, generator=torch.Generator().manual_seed(1)).to(device)
 
 
-def random_inputs(transformer: MultiTalkTransformer, size: Size, num_speakers: int = 1) -> dict[Pass, Told]:
-    """Inputs of the three passes of full guidance: each speaker has an equal share of the picture, in columns."""
+def random_inputs(transformer: MultiTalkTransformer, size: Size, num_speakers: int = 1) -> dict[Pass, ForwardInputs]:
+    """Random inputs of the three passes of full guidance; each speaker has an equal share of the picture's columns."""
     config, latents = transformer.config, size.latents
     random = torch.Generator().manual_seed(2)
 
@@ -109,9 +109,9 @@ def random_inputs(transformer: MultiTalkTransformer, size: Size, num_speakers: i
     silence = transformer.zero_audio(frames).to(transformer.device)
     masks = _columns(num_speakers, latents).to(transformer.device) if num_speakers > 1 else None
     return {
-        Pass.COND: Told(condition, image, prompts[0], voices, masks),
-        Pass.DROP_TEXT: Told(condition, image, prompts[1], voices, masks),
-        Pass.UNCOND: Told(condition, image, prompts[1], silence, masks),
+        Pass.COND: ForwardInputs(condition, image, prompts[0], voices, masks),
+        Pass.DROP_TEXT: ForwardInputs(condition, image, prompts[1], voices, masks),
+        Pass.UNCOND: ForwardInputs(condition, image, prompts[1], silence, masks),
     }
 
 

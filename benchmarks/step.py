@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from pipeline.sampling.schedule import timesteps
 from . import plain
 from .measure import Settings, measure
 from .report import Row, comparison_rows
-from .sizes import SIZES, Told, random_inputs, random_latents, random_transformer
+from .sizes import SIZES, ForwardInputs, random_inputs, random_latents, random_transformer
 
 STEPS, SHIFT = 4, 7.0
 DEFAULT_SIZES = {"cpu": ("tiny", "small"), "cuda": ("480p",)}
@@ -26,43 +27,40 @@ SCALES = {3: GuidanceConfig(5.0, 4.0), 2: GuidanceConfig(1.0, 2.0), 1: GuidanceC
 
 
 def run(settings: Settings) -> Iterator[Row]:
-    """Each size with three forwards a step against the plain formulas, then with two and with one against ours."""
+    """Rows of each size: three forwards a step against the plain formulas, then two and one against ours."""
     for name in settings.sizes or DEFAULT_SIZES[settings.device.type]:
         size = SIZES[name]
         transformer = random_transformer(size, settings.device, settings.dtype)
         inputs = random_inputs(transformer, size)
-        inputs[Pass.DROP_AUDIO] = _without_voice(inputs)
+        inputs[Pass.DROP_AUDIO] = replace(inputs[Pass.COND], audio=inputs[Pass.UNCOND].audio)
         noise = random_latents(size, settings.device)
-        ways = {
+        variants = {
             "ours": partial(_ours, transformer, inputs, noise, 3),
             "plain formulas": partial(_plain, transformer, inputs, noise),
         }
         case = f"{name}, {STEPS} steps x 3 forwards"
-        yield from comparison_rows(case, measure(ways, settings), {"plain formulas": GOALS.get(name)})
-        fewer = {f"{count} forward(s)": partial(_ours, transformer, inputs, noise, count) for count in (2, 1)}
-        for count, way in fewer.items():
-            figures = measure({"ours": way, "ours, 3 forwards": ways["ours"]}, settings)
-            for row in comparison_rows(f"{name}, {STEPS} steps x {count}", figures):
+        yield from comparison_rows(case, measure(variants, settings), {"plain formulas": GOALS.get(name)})
+        for count in (2, 1):
+            fewer = partial(_ours, transformer, inputs, noise, count)
+            figures = measure({"ours": fewer, "ours, 3 forwards": variants["ours"]}, settings)
+            for row in comparison_rows(f"{name}, {STEPS} steps x {count} forward(s)", figures):
                 yield row | {"relative error": None}  # other scales, another video
 
 
-def _without_voice(inputs: Mapping[Pass, Told]) -> Told:
-    spoken, silent = inputs[Pass.COND], inputs[Pass.UNCOND]
-    return Told(spoken.condition, spoken.image_embeds, spoken.prompt_embeds, silent.audio, spoken.speaker_masks)
-
-
-def _ours(transformer: MultiTalkTransformer, inputs: Mapping[Pass, Told], noise: Tensor, forwards: int) -> Tensor:
+def _ours(
+    transformer: MultiTalkTransformer, inputs: Mapping[Pass, ForwardInputs], noise: Tensor, forwards: int
+) -> Tensor:
     guidance = Guidance(SCALES[forwards])
-    window = inputs[Pass.COND].window(transformer)
-    heard = {pass_: inputs[pass_].prepared(transformer, window) for pass_ in guidance.passes}
+    window = inputs[Pass.COND].window_inputs(transformer)
+    pass_inputs = {pass_: inputs[pass_].pass_inputs(transformer, window) for pass_ in guidance.passes}
 
     def predict(latents: Tensor, timestep: Tensor, step: int, pass_: Pass) -> Tensor:
-        return transformer(latents, timestep, heard[pass_])
+        return transformer(latents, timestep, pass_inputs[pass_])
 
     return _loop(predict, noise, guidance)
 
 
-def _plain(transformer: MultiTalkTransformer, inputs: Mapping[Pass, Told], noise: Tensor) -> Tensor:
+def _plain(transformer: MultiTalkTransformer, inputs: Mapping[Pass, ForwardInputs], noise: Tensor) -> Tensor:
     def predict(latents: Tensor, timestep: Tensor, step: int, pass_: Pass) -> Tensor:
         return plain.velocity(transformer, latents, timestep, inputs[pass_])
 

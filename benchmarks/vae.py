@@ -1,4 +1,4 @@
-"""The video VAE: encoding a grey tail stopped where it repeats itself, against encoding all of it; and decoding."""
+"""Video VAE: encoding that stops where a grey tail repeats itself, against encoding all of it; and decoding."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from .report import Row, comparison_rows
 
 NUM_FRAMES = 81
 SIZES = {"smoke": (2, 17, 16), "small": (16, NUM_FRAMES, 48), "published": (96, NUM_FRAMES, 48)}  # width, frames, side
-GOALS = {1: 2.5, 9: 2.0, 25: 1.4}  # by known frames
+GOALS = {1: 2.5, 9: 2.0, 25: 1.4}  # by context frames
 
 
 def run(settings: Settings) -> Iterator[Row]:
-    """Each size with 1, 9 and 25 known frames, and decoding."""
+    """Rows of each size: encoding with 1, 9 and 25 context frames, and decoding."""
     for name in settings.sizes or ("small",):
         width, num_frames, side = SIZES[name]
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = AutoencoderKLWan(base_dim=width).eval().to(settings.device, settings.dtype)
         vae = VideoVae(model)
-        for known in [count for count in GOALS if count <= num_frames]:
-            frames = torch.rand(3, known, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
-            grey = torch.zeros(3, num_frames - known, side, side)
-            ways = {
+        for num_context in [count for count in GOALS if count <= num_frames]:
+            frames = torch.rand(3, num_context, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+            grey = torch.zeros(3, num_frames - num_context, side, side)
+            variants = {
                 "ours": partial(vae.encode_padded, frames, num_frames),
                 "diffusers": partial(_encode, model, torch.cat((frames, grey), 1)),
             }
-            case = f"encode {known} of {num_frames} frames, {side}x{side}, width {width}"
-            yield from comparison_rows(case, measure(ways, settings), {"diffusers": GOALS[known]})
+            case = f"encode {num_context} of {num_frames} frames, {side}x{side}, width {width}"
+            yield from comparison_rows(case, measure(variants, settings), {"diffusers": GOALS[num_context]})
         latents = vae.encode_padded(frames, num_frames)
-        ways = {"ours": partial(vae.decode_all, latents), "diffusers": partial(_decode, model, latents)}
+        variants = {"ours": partial(vae.decode_all, latents), "diffusers": partial(_decode, model, latents)}
         case = f"decode {num_frames} frames, {side}x{side}, width {width}"
-        yield from comparison_rows(case, measure(ways, settings))
+        yield from comparison_rows(case, measure(variants, settings))
 
 
 def _encode(model: AutoencoderKLWan, frames: Tensor) -> Tensor:
-    """By diffusers, with the convolutions that ours has, so that rounding is the same."""
+    """Latents by diffusers, with the convolutions of ours, so that rounding is the same."""
     with OneDnnConvolutions():
         moments = model.encode(frames[None].to(model.device, model.dtype)).latent_dist.mode()[0].float().cpu()
     return (moments - _column(LATENT_MEAN)) / _column(LATENT_STD)

@@ -1,4 +1,4 @@
-"""Opening weights: random numbers at the published width, by our loader and by diffusers' `from_single_file`."""
+"""Opening of random weights at the published width, by our loader and by diffusers' `from_single_file`."""
 
 from __future__ import annotations
 
@@ -36,40 +36,41 @@ PAGE = 4096
 NUM_RANDOM = 1 << 20  # numbers that are drawn; larger tensors repeat them
 
 Shapes = Mapping[str, tuple[int, ...]]
-Way = Callable[[Path, Path], nn.Module]
-Told = dict[str, tuple[float, float]]  # seconds and private MB since the start, by stage
+Loader = Callable[[Path, Path], nn.Module]
+Stages = dict[str, tuple[float, float]]
+"""Seconds and private MB since the start, by stage."""
 
 
 def run(settings: Settings) -> Iterator[Row]:
-    """Each packaging: opened, and opened with every page touched once, as the first forward does."""
+    """Rows of each packaging: opened, and every page touched once, as the first forward does."""
     with ExitStack() as stack:
-        theirs, ours = (stack.enter_context(_Opener(way, settings)) for way in (_theirs, _ours))
+        openers = [stack.enter_context(_Opener(load, settings)) for load in (_load_by_diffusers, load_transformer)]
         for name in settings.sizes or ("published",):
             for packaging in PACKAGINGS:
-                yield from _compare(theirs, ours, name, packaging)
+                yield from _compare(*openers, name, packaging)
 
 
-def _compare(theirs: _Opener, ours: _Opener, name: str, packaging: str) -> Iterator[Row]:
+def _compare(baseline: _Opener, ours: _Opener, name: str, packaging: str) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         files = write(Path(folder), SIZES[name], packaging)
         size = f"{packaging}, {sum(file.stat().st_size for file in files) / 1e9:.2f} GB"
-        other, own = theirs.open(*files), ours.open(*files)
-    for stage in own:
+        baseline_stages, stages = baseline.open(*files), ours.open(*files)
+    for stage in stages:
         yield {
             "case": f"{size}: {stage}",
             "against": "from_single_file of diffusers",
-            "seconds": other[stage][0],
-            "ours, s": own[stage][0],
-            "speed-up": other[stage][0] / own[stage][0],
+            "seconds": baseline_stages[stage][0],
+            "ours, s": stages[stage][0],
+            "speed-up": baseline_stages[stage][0] / stages[stage][0],
             "relative error": None,
-            "private MB": other[stage][1],
-            "ours, private MB": own[stage][1],
+            "private MB": baseline_stages[stage][1],
+            "ours, private MB": stages[stage][1],
             "goal, private MB": GOAL_MB if packaging == "fp16" and name == "published" else None,
         }
 
 
 def write(folder: Path, sizes: TinySizes, packaging: str) -> tuple[Path, Path]:
-    """A base and its adapter in `packaging`, the adapter of a GGUF in fp16; diffusers' configuration beside them."""
+    """Files of a base and its adapter in `packaging` (that of a GGUF in fp16), with diffusers' configuration."""
     base, audio = dict(transformer_shapes(sizes)), dict(adapter_shapes(sizes))
     config = {
         "_class_name": "WanTransformer3DModel",
@@ -91,7 +92,7 @@ def write(folder: Path, sizes: TinySizes, packaging: str) -> tuple[Path, Path]:
 
 
 def _write_safetensors(path: Path, shapes: Shapes, packaging: str) -> Path:
-    """Block matrices in `packaging`, the rest in fp16, one tensor after the other: memory stays small."""
+    """File of block matrices in `packaging` and the rest in fp16, one tensor after the other to save memory."""
     header, parts, end = {}, [], 0
     for key, shape in shapes.items():
         name, kind = SAFETENSORS[packaging if _is_block_matrix(key, shape) else "fp16"]
@@ -108,7 +109,7 @@ def _write_safetensors(path: Path, shapes: Shapes, packaging: str) -> Path:
 
 
 def _write_gguf(path: Path, shapes: Shapes) -> Path:
-    """Block matrices in Q8_0, other matrices F16, vectors F32."""
+    """File of block matrices in Q8_0, other matrices in F16, vectors in F32."""
     writer = gguf.GGUFWriter(path, "wan")
     for key, shape in shapes.items():
         if _is_block_matrix(key, shape):
@@ -131,12 +132,12 @@ def _numbers(kind: type, count: int) -> np.ndarray:
     """Small random numbers; as bytes, those of fp8 e4m3 below 0.06."""
     random = np.random.default_rng(0)
     if kind is np.uint8:
-        drawn = random.integers(0, 32, NUM_RANDOM, dtype=np.uint8) | random.choice(
+        numbers = random.integers(0, 32, NUM_RANDOM, dtype=np.uint8) | random.choice(
             np.array([0, 128], np.uint8), NUM_RANDOM
         )
     else:
-        drawn = (0.02 * random.standard_normal(NUM_RANDOM)).astype(kind)
-    return np.resize(drawn, count)
+        numbers = (0.02 * random.standard_normal(NUM_RANDOM)).astype(kind)
+    return np.resize(numbers, count)
 
 
 def _q8_blocks(shape: tuple[int, ...]) -> np.ndarray:
@@ -148,10 +149,10 @@ def _q8_blocks(shape: tuple[int, ...]) -> np.ndarray:
 
 
 class _Opener:
-    """A process of its own in which one way opens files, a small one first."""
+    """Process of its own in which a loader opens files, a small one first."""
 
-    def __init__(self, way: Way, settings: Settings):
-        self._way, self._threads = way, settings.threads
+    def __init__(self, load: Loader, settings: Settings):
+        self._load, self._threads = load, settings.threads
 
     def __enter__(self) -> _Opener:
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
@@ -162,33 +163,28 @@ class _Opener:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def open(self, base: Path, adapter: Path) -> Told:
-        """What opening them takes."""
-        return self._pool.submit(_measured, self._way, base, adapter, self._threads).result()
+    def open(self, base: Path, adapter: Path) -> Stages:
+        """Figures of opening them."""
+        return self._pool.submit(_measure, self._load, base, adapter, self._threads).result()
 
 
-def _measured(way: Way, base: Path, adapter: Path, threads: int) -> Told:
-    """Opens, then touches."""
+def _measure(load: Loader, base: Path, adapter: Path, threads: int) -> Stages:
     torch.set_num_threads(threads)
-    started, told = time.perf_counter(), {}
+    start_s, stages = time.perf_counter(), {}
     with PrivatePeak() as peak:
-        model = way(base, adapter)
-    told["opened"] = time.perf_counter() - started, peak.megabytes()
+        model = load(base, adapter)
+    stages["opened"] = time.perf_counter() - start_s, peak.megabytes()
     with torch.inference_mode(), PrivatePeak() as more:
         _touch(model)
-    told["every page touched"] = time.perf_counter() - started, peak.megabytes() + more.megabytes()
-    return told
+    stages["every page touched"] = time.perf_counter() - start_s, peak.megabytes() + more.megabytes()
+    return stages
 
 
-def _ours(base: Path, adapter: Path) -> nn.Module:
-    return load_transformer(base, adapter)
-
-
-def _theirs(base: Path, _adapter: Path) -> nn.Module:
-    """The base alone, as diffusers has no place for the audio weights."""
-    packed = {"quantization_config": GGUFQuantizationConfig(torch.bfloat16)} if base.suffix == ".gguf" else {}
+def _load_by_diffusers(base: Path, _adapter: Path) -> nn.Module:
+    """Base alone, as diffusers has no place for the audio weights."""
+    options = {"quantization_config": GGUFQuantizationConfig(torch.bfloat16)} if base.suffix == ".gguf" else {}
     return WanTransformer3DModel.from_single_file(
-        str(base), config=str(base.parent), torch_dtype=torch.bfloat16, local_files_only=True, **packed
+        str(base), config=str(base.parent), torch_dtype=torch.bfloat16, local_files_only=True, **options
     )
 
 

@@ -1,4 +1,4 @@
-"""Every benchmark runs at its smallest size, says the same as what it is measured against, and prints a table."""
+"""Every benchmark runs at its smallest size, agrees with its baseline, and prints a table."""
 
 import json
 from statistics import geometric_mean
@@ -45,10 +45,10 @@ def test_in_bfloat16_ours_is_as_near_to_float32_as_the_plain_formulas(tables):
 def test_the_benchmark_of_accelerations_tells_gain_and_price(tables):
     (table,) = tables(main, "acceleration", "--sizes", "smoke")
     exact, *others = table["rows"]
-    assert exact["way"] == "preset none" and exact["PSNR, dB"] is None and exact["forwards"] == 27  # 9 steps x 3
+    assert exact["setting"] == "preset none" and exact["PSNR, dB"] is None and exact["forwards"] == 27  # 9 steps x 3
     assert all(0 < row["denoising, s"] < row["seconds"] for row in table["rows"])
     assert all(row["forwards"] <= 27 and row["PSNR, dB"] > 0 and 0 < row["SSIM"] <= 1 for row in others)
-    assert others[0]["way"] == "preset regular" and others[0]["forwards"] < 27
+    assert others[0]["setting"] == "preset regular" and others[0]["forwards"] < 27
 
 
 @needs_espeak

@@ -137,7 +137,7 @@ def test_cancel_ends_within_a_forward_and_the_next_run_is_unharmed(server, event
     server.call("/free", {"unload_models": True, "free_memory": True})
     time.sleep(1)  # the server forgets what it has cached when it next looks
     inputs_of(prompt, "MultiTalkSampler")["steps"] = 200
-    events.events.clear()
+    events.all.clear()
     long = server.queue(prompt)
     events.wait(lambda event: event.kind == "preview")
     server.interrupt()

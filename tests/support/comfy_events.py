@@ -1,11 +1,8 @@
-"""Listens to a real ComfyUI as its page does: a websocket, by the standard library alone."""
+"""Messages that a real ComfyUI sends to its page over a websocket."""
 
 from __future__ import annotations
 
-import base64
 import json
-import secrets
-import socket
 import struct
 import threading
 import time
@@ -13,70 +10,55 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from websockets.sync.client import connect
+
 CLIENT = "multitalk-tests"
 PREVIEW = 1  # the first four bytes of a binary message that holds a picture
 
 
 @dataclass(frozen=True)
 class Event:
-    """A message of the server: its type, and its data (a picture's bytes for `preview`)."""
+    """A message of the server: its type, its data (a picture's bytes for `preview`), and its time of arrival."""
 
     kind: str
     data: Any
+    at_s: float
 
 
 class Events:
-    """Everything the server says to the client `CLIENT` from now on."""
+    """All messages of the server to the client `CLIENT` from now on."""
 
     def __init__(self, port: int):
-        self.events: list[Event] = []
-        self._socket = socket.create_connection(("127.0.0.1", port), 10)
-        key = base64.b64encode(secrets.token_bytes(16)).decode()
-        request = f"GET /ws?clientId={CLIENT} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
-        request += f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        self._socket.sendall(request.encode())
-        self._stream = self._socket.makefile("rb")
-        while self._stream.readline().strip():
-            pass  # the answer's head
-        self._socket.settimeout(None)
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.all: list[Event] = []
+        self._socket = connect(f"ws://127.0.0.1:{port}/ws?clientId={CLIENT}", max_size=None, proxy=None)
+        threading.Thread(target=self._receive, daemon=True).start()
 
-    def wait(self, condition: Callable[[Event], bool], timeout_s: float = 120) -> Event:
-        """The first event that is wanted.
+    def wait(self, matches: Callable[[Event], bool], timeout_s: float = 120) -> Event:
+        """The first event that matches.
 
         Raises:
             TimeoutError: it did not come.
         """
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
-            for event in list(self.events):
-                if condition(event):
+            for event in list(self.all):
+                if matches(event):
                     return event
             time.sleep(0.005)
-        raise TimeoutError(f"not among {[event.kind for event in self.events]}")
+        raise TimeoutError(f"not among {[event.kind for event in self.all]}")
 
     def of(self, kind: str) -> list[Event]:
         """All events of a type so far."""
-        return [event for event in list(self.events) if event.kind == kind]
+        return [event for event in list(self.all) if event.kind == kind]
 
     def close(self) -> None:
-        """Hangs up."""
-        self._socket.shutdown(socket.SHUT_RDWR)
+        """Closes the connection."""
         self._socket.close()
 
-    def _listen(self) -> None:
-        while True:
-            head = self._stream.read(2)
-            if len(head) < 2:
-                return
-            opcode, size = head[0] & 15, head[1] & 127
-            if size == 126:
-                size = struct.unpack(">H", self._stream.read(2))[0]
-            elif size == 127:
-                size = struct.unpack(">Q", self._stream.read(8))[0]
-            payload = self._stream.read(size)
-            if opcode == 1:
-                message = json.loads(payload)
-                self.events.append(Event(message["type"], message["data"]))
-            elif opcode == 2 and struct.unpack(">I", payload[:4])[0] == PREVIEW:
-                self.events.append(Event("preview", payload[8:]))  # four more name the format
+    def _receive(self) -> None:
+        for message in self._socket:
+            if isinstance(message, str):
+                content = json.loads(message)
+                self.all.append(Event(content["type"], content["data"], time.monotonic()))
+            elif struct.unpack(">I", message[:4])[0] == PREVIEW:
+                self.all.append(Event("preview", message[8:], time.monotonic()))  # four more name the format
