@@ -13,6 +13,7 @@ from ..pipeline.conditioning.speakers import Place, draw_places
 from ..pipeline.config import Resolution
 from ..pipeline.errors import ConfigError, Problems
 from ..pipeline.host import Progress
+from ..pipeline.media.pixels import from_uint8, to_uint8
 from ..pipeline.preflight.checks import check_masks
 from ..pipeline.weights.handles import Lazy
 from . import sockets
@@ -233,5 +234,4 @@ def _penultimate(output: object) -> Tensor:
 
 def _draw(picture: Tensor, masks: Tensor) -> Tensor:
     """IMAGE of the fitted picture (`c h w`, -1..1) with the speakers' places drawn over it."""
-    levels = ((picture.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8)
-    return draw_places(levels, masks)[None].float() / 255
+    return from_uint8(draw_places(to_uint8(picture).permute(1, 2, 0), masks), low=0.0)[None]

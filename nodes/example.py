@@ -6,9 +6,10 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..pipeline.audio.waveform import read
 from ..pipeline.choice import Choice
-from ..pipeline.conditioning.reference_image import fit, read_image
+from ..pipeline.conditioning.reference_image import fit
+from ..pipeline.media.picture import read_image
+from ..pipeline.media.sound import read_sound
 from .conversions import to_audio, to_image
 
 ASSETS = Path(__file__).parents[1] / "demo" / "assets"
@@ -58,6 +59,5 @@ class MultiTalkExample(io.ComfyNode):
     def execute(cls, example: str) -> io.NodeOutput:
         picture, *voices = Example(example).files
         pixels = read_image(ASSETS / picture)
-        height, width = pixels.shape[:2]
-        frames = fit(pixels, (height, width))[:, None]
-        return io.NodeOutput(to_image(frames), *(to_audio(read(ASSETS / voice)) for voice in voices))
+        frames = fit(pixels, (pixels.shape[0], pixels.shape[1]))[:, None]
+        return io.NodeOutput(to_image(frames), *(to_audio(read_sound(ASSETS / voice)) for voice in voices))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..pipeline.media.pixels import to_uint8
 from ..pipeline.shapes import VAE_STRIDE_SPACE
 
 # Red, green and blue of a Wan 2.1 latent channel: a least-squares fit as published with ComfyUI's Wan 2.1 format.
@@ -21,12 +22,10 @@ def latent_preview(latents: Tensor) -> Tensor:
     """The middle latent frame of `latents` (`c t h w`) as a picture, uint8 `h w c`, in its video's size."""
     frame = latents[:, latents.shape[1] // 2].float().cpu()
     picture = torch.einsum("chw,cr->rhw", frame, torch.tensor(FACTORS)) + torch.tensor(BIAS)[:, None, None]
-    levels = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    enlarged = levels.repeat_interleave(VAE_STRIDE_SPACE, 1).repeat_interleave(VAE_STRIDE_SPACE, 2)
+    enlarged = to_uint8(picture).repeat_interleave(VAE_STRIDE_SPACE, 1).repeat_interleave(VAE_STRIDE_SPACE, 2)
     return enlarged.permute(1, 2, 0).contiguous()
 
 
 def frame_preview(frames: Tensor) -> Tensor:
     """The middle one of `frames` (`c f h w`, -1..1) as a picture, uint8 `h w c`."""
-    frame = frames[:, frames.shape[1] // 2].float().cpu()
-    return ((frame.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    return to_uint8(frames[:, frames.shape[1] // 2]).permute(1, 2, 0).contiguous().cpu()

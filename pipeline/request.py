@@ -11,12 +11,12 @@ from torch import Tensor
 
 from .audio.dialogue import Arrangement, Speech
 from .audio.waveform import Sound
-from .audio.waveform import read as read_sound
-from .conditioning.reference_image import read_image
 from .conditioning.speakers import Place
 from .config import Acceleration, GenerationConfig, Resolution, WindowPlan
 from .errors import Problems
-from .media.video import is_video, read_video
+from .media.picture import read_image
+from .media.sound import read_sound
+from .media.video import frames_at_25, is_video, read_video
 
 Box = tuple[float, float, float, float]
 CHOICES = {"resolution": Resolution, "acceleration": Acceleration, "plan": WindowPlan}
@@ -156,7 +156,8 @@ def _frames(image: Path | Tensor) -> Tensor:
     if isinstance(image, Tensor):
         return image if image.ndim == 4 else image[None]
     if is_video(image):
-        return read_video(image)[0]
+        video = read_video(image)
+        return frames_at_25(video.frames, video.times_s)
     return read_image(image)[None]
 
 

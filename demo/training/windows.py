@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.conditioning.context_frames import known_mask
+from pipeline.conditioning.context_frames import context_mask
 from pipeline.conditioning.speakers import Place, speaker_masks, to_latent_masks
 from pipeline.generation.windows import CONTEXT
 from pipeline.shapes import LatentSize, num_latent_frames, num_video_frames
@@ -81,7 +81,7 @@ class Windows:
             error = torch.from_numpy(random.standard_normal(clean[:, :1].shape, dtype=np.float32))
             clean[:, :num_context] += random.uniform(0, CONTEXT_ERROR) * error
         num_frames = num_video_frames(length)
-        mask = known_mask(num_video_frames(num_context), num_frames)
+        mask = context_mask(num_video_frames(num_context), num_frames)
         latents = torch.cat((clean[:, :num_context], self._grey_tail(clean, num_context, random)), dim=1)
         features = clip.features.float()
         rows = (torch.arange(num_frames)[:, None] + CONTEXT).clamp(0, features.shape[1] - 1)

@@ -1,1 +1,1 @@
-"""From sound files to what the model hears: waveforms, who speaks when, speech features."""
+"""Waveforms, the speakers' timeline, and the speech features that the model hears."""

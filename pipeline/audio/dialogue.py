@@ -1,8 +1,9 @@
-"""Who speaks when: the sounds of all speakers, laid out on one timeline."""
+"""The speakers' timeline: the sounds of all speakers, each at its start."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,15 +14,28 @@ from torch import Tensor
 from ..choice import Choice
 from ..errors import AudioError
 from ..shapes import FPS
-from .waveform import SAMPLE_RATE_HZ, Sound, check, fit_length, normalize_loudness, resample, to_mono_16k
+from .waveform import (
+    SAMPLE_RATE_HZ,
+    SILENT,
+    Sound,
+    check,
+    expand_channels,
+    normalize_loudness,
+    peak_of,
+    remove_offset,
+    resample,
+    to_mono_16k,
+    voice_loudness_lufs,
+)
 
 logger = logging.getLogger(__name__)
 
 LATEST_START_S = 4 * 3600  # a timeline is held in memory
+CROSSTALK_LU = 30.0  # below the loudest voice: a listener's microphone picks up the others and the room
 
 
 class Arrangement(Choice):
-    """How several sounds follow each other where no start is given: together, or one after the other."""
+    """The order of several sounds without given starts: together, or one after the other."""
 
     PARALLEL = "para"
     IN_TURN = "add"
@@ -29,7 +43,7 @@ class Arrangement(Choice):
 
 @dataclass(frozen=True)
 class Speech:
-    """What one speaker says, and when."""
+    """The sound of one speaker, and its start."""
 
     sound: Sound | None  # None: a silent speaker
     start_s: float | None = None  # None: as the arrangement has it
@@ -41,20 +55,20 @@ class Speech:
 
 @dataclass(frozen=True)
 class Turn:
-    """A speaker's place on the timeline."""
+    """A speech on the timeline."""
 
     start_s: float
     duration_s: float
 
     @property
     def end_s(self) -> float:
-        """When the speaker has finished."""
+        """The moment after its last sample."""
         return self.start_s + self.duration_s
 
 
 def plan_turns(speeches: Sequence[Speech], arrangement: Arrangement) -> list[Turn]:
     """
-    When every speaker speaks. One given `start_s` makes it a timeline, where a speech without a start begins at 0.
+    Start and duration of every speech. One given `start_s` makes it a timeline, where a speech without starts at 0.
 
     A silent speaker's turn is as long as the longest sound, as in the published program.
     """
@@ -62,77 +76,99 @@ def plan_turns(speeches: Sequence[Speech], arrangement: Arrangement) -> list[Tur
         raise AudioError("There is no speaker. Give the audio of at least one.")
     longest_s = max((speech.sound.duration_s for speech in speeches if speech.sound is not None), default=0.0)
     is_timeline = any(speech.start_s is not None for speech in speeches)
-    turns, now_s = [], 0.0
+    turns, end_s = [], 0.0
     for speech in speeches:
         duration_s = longest_s if speech.sound is None else speech.sound.duration_s
-        turns.append(Turn((speech.start_s or 0.0) if is_timeline else now_s, duration_s))
+        turns.append(Turn((speech.start_s or 0.0) if is_timeline else end_s, duration_s))
         if arrangement is Arrangement.IN_TURN:
-            now_s = turns[-1].end_s
+            end_s = turns[-1].end_s
     return turns
 
 
-def arrange(speeches: Sequence[Speech], arrangement: Arrangement, normalize: bool = True) -> list[Tensor]:
+def arrange(
+    speeches: Sequence[Speech], arrangement: Arrangement, normalize: bool = True, max_duration_s: float = math.inf
+) -> list[Tensor]:
     """
     A mono 16 kHz track for every speaker, all of the same length, silent where the speaker is.
 
-    With `normalize` each speaker is brought to -23 LUFS on its own, before silence is added.
+    Args:
+        normalize: brings each voice to -23 LUFS on its own, before silence is added. A recorder's offset is removed,
+            and of several voices one that is 30 LU below the loudest is taken for silence.
+        max_duration_s: of the tracks; nothing later is worked on.
     """
     turns = plan_turns(speeches, arrangement)
-    num_samples = max(round(turn.end_s * SAMPLE_RATE_HZ) for turn in turns)
-    return [
-        _place(_voice(speech, normalize), round(turn.start_s * SAMPLE_RATE_HZ), num_samples)
-        for speech, turn in zip(speeches, turns, strict=True)
-    ]
+    duration_s = min(max_duration_s, max(segment.end_s for segment in turns))
+    pairs = list(zip(speeches, turns, strict=True))
+    voices = [_mono(speech.sound, duration_s - segment.start_s) for speech, segment in pairs]
+    if normalize:
+        voices = [normalize_loudness(voice) for voice in _without_crosstalk(list(map(remove_offset, voices)))]
+    num_samples = round(duration_s * SAMPLE_RATE_HZ)
+    starts = [round(segment.start_s * SAMPLE_RATE_HZ) for segment in turns]
+    return [_mixed([(voice[None], start)], num_samples)[0] for voice, start in zip(voices, starts, strict=True)]
 
 
 def mix_soundtrack(
     speeches: Sequence[Speech], arrangement: Arrangement, num_frames: int, fps: Fraction | int = FPS
 ) -> Sound | None:
     """
-    The sound of a video of `num_frames`, exactly as long; None where every speaker is silent.
+    The sound of a video of `num_frames`, as long as the voices and at most as the video; None where all are silent.
 
     One sound is left as it came, in rate, channels and loudness. Several are mixed at the highest rate and the most
     channels among them, and the mix is turned down where it would clip.
     """
-    turns = plan_turns(speeches, arrangement)
-    heard = [(speech.sound, turn) for speech, turn in zip(speeches, turns, strict=True) if speech.sound is not None]
-    if not heard:
+    pairs = zip(speeches, plan_turns(speeches, arrangement), strict=True)
+    voices = [(speech.sound, segment.start_s) for speech, segment in pairs if speech.sound is not None]
+    if not voices:
         return None
-    rate_hz = max(sound.rate_hz for sound, _ in heard)
-    num_channels = max(sound.num_channels for sound, _ in heard)
-    num_samples = round(Fraction(num_frames) / Fraction(fps) * rate_hz)
-    tracks = []
-    for sound, turn in heard:
+    for sound, _ in voices:
         check(sound)
-        samples = _expand_channels(resample(sound.samples, sound.rate_hz, rate_hz), num_channels)
-        tracks.append(_place(samples, round(turn.start_s * rate_hz), num_samples))
-    return Sound(tracks[0] if len(tracks) == 1 else _mix(tracks), rate_hz)
+    rate_hz = max(sound.rate_hz for sound, _ in voices)
+    num_channels = max(sound.num_channels for sound, _ in voices)
+    end_s = max(start_s + sound.duration_s for sound, start_s in voices)
+    duration_s = Fraction(num_frames) / Fraction(fps)
+    num_samples = min(round(duration_s * rate_hz), round(end_s * rate_hz))
+    voices = [(sound.first(max(0.0, float(duration_s) - start_s)), start_s) for sound, start_s in voices]
+    tracks = [
+        (expand_channels(resample(sound.samples, sound.rate_hz, rate_hz), num_channels), round(start_s * rate_hz))
+        for sound, start_s in voices
+    ]
+    return Sound(_mixed(tracks, num_samples), rate_hz)
 
 
-def _voice(speech: Speech, normalize: bool) -> Tensor:
-    """What the encoder is to hear of a speaker: mono at 16 kHz, nothing of a silent one."""
-    if speech.sound is None:
+def _mono(sound: Sound | None, max_duration_s: float) -> Tensor:
+    """The used beginning of a sound, as the encoder takes it: `n`, 16 kHz; nothing of a silent speaker's."""
+    if sound is None or max_duration_s <= 0:
         return torch.zeros(0)
-    mono = to_mono_16k(speech.sound)
-    return normalize_loudness(mono) if normalize else mono
+    return to_mono_16k(sound.first(max_duration_s))
 
 
-def _place(samples: Tensor, start: int, num_samples: int) -> Tensor:
-    """`... n` after `start` samples of silence, `... num_samples` in all."""
-    return fit_length(torch.nn.functional.pad(samples, (start, 0)), num_samples)
+def _without_crosstalk(voices: list[Tensor]) -> list[Tensor]:
+    """The voices, and silence for those of several that hold nothing but noise or the others' voices."""
+    if len(voices) == 1:
+        return voices
+    loudness = [voice_loudness_lufs(voice) for voice in voices]
+    loudest = max((level for level in loudness if level is not None), default=0.0)
+    silent = [
+        peak_of(voice) < SILENT if level is None else level < loudest - CROSSTALK_LU
+        for voice, level in zip(voices, loudness, strict=True)
+    ]
+    for speaker, (voice, is_silent) in enumerate(zip(voices, silent, strict=True), start=1):
+        if is_silent and voice.any():
+            logger.info("Speaker %d is %g LU below the loudest or more, and taken as silent.", speaker, CROSSTALK_LU)
+    return [torch.zeros_like(voice) if is_silent else voice for voice, is_silent in zip(voices, silent, strict=True)]
 
 
-def _expand_channels(samples: Tensor, num_channels: int) -> Tensor:
-    """`c n` in more channels: mono from the front pair, everything else from where it was."""
-    if samples.shape[0] == 1 and num_channels > 1:
-        samples = samples.expand(2, -1)
-    return torch.nn.functional.pad(samples, (0, 0, 0, num_channels - samples.shape[0]))
-
-
-def _mix(tracks: Sequence[Tensor]) -> Tensor:
-    """The sum, turned down where it is louder than full scale."""
-    mixed = torch.stack(list(tracks)).sum(dim=0)
-    peak = mixed.abs().amax().item() if mixed.numel() else 0.0
-    if peak > 1:
+def _mixed(tracks: Sequence[tuple[Tensor, int]], num_samples: int) -> Tensor:
+    """The sum of sounds `c n` at their starts, `c num_samples`; that of several is turned down where it would clip."""
+    first, start = tracks[0]
+    if len(tracks) == 1 and start == 0 and first.shape[1] >= num_samples:
+        return first[:, :num_samples]
+    mixed = torch.zeros(first.shape[0], num_samples)
+    for samples, start in tracks:
+        samples = samples[:, : max(0, num_samples - start)]
+        mixed[:, start : start + samples.shape[1]] += samples
+    peak = peak_of(mixed)
+    if len(tracks) > 1 and peak > 1:
         logger.info("The mixed voices peak at %.2f and are turned down to full scale.", peak)
-    return mixed / max(1.0, peak)
+        mixed /= peak
+    return mixed

@@ -1,4 +1,4 @@
-"""What the model hears: the speech features of every speaker, and their slices for a window."""
+"""Speech features of every speaker, and their slices for a window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import AudioError, ConfigError
 from ..models.wav2vec2.encoder import encode
 from ..shapes import FPS
 from .dialogue import Arrangement, Speech, arrange, mix_soundtrack, plan_turns
-from .waveform import SAMPLE_RATE_HZ, Sound, fit_length
+from .waveform import SAMPLE_RATE_HZ, Sound, fit_length, peak_of
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Model
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FPS
 TAIL_FRAMES = 10  # 0.4 s of silence after the end, so that a window reaching past it hears silence
+METERED_TAIL_S = 1.0  # after the video's end, that loudness and resampling still take into account
 FPS_RANGE = (1, 120)  # of files
 
 
@@ -33,13 +34,13 @@ class AudioEmbeds:
     """The features of all speakers at 25 a second, with a tail of silence."""
 
     features: Tensor  # p n layers channels
-    num_frames: int  # video frames, 25 a second, that the audio covers; the rows after them are the tail
+    num_frames: int  # video frames, 25 a second, that the audio covers; what follows them is the tail
     fps: Fraction = Fraction(FPS)  # of the finished video
     num_output_frames: int | None = None  # of the finished video, at `fps`; None at 25 a second
-    soundtrack: Sound | None = None  # of the finished video; None is silent
+    soundtrack: Sound | None = None  # of the finished video, which silence continues; None is silent
 
     def __post_init__(self) -> None:
-        if not self.features.isfinite().all():
+        if not math.isfinite(peak_of(self.features)):
             raise AudioError("The speech features hold NaN or infinity. Run the audio encoder in float32.")
 
     @property
@@ -49,11 +50,11 @@ class AudioEmbeds:
 
     def window(self, feature_frames: LongTensor) -> Tensor:
         """
-        The features that some video frames hear.
+        The features of some video frames and their neighbours.
 
         Args:
-            feature_frames: `f 5`, for every video frame the rows around it (`sampling.windows.CONTEXT`); or `p f 5`,
-                each speaker's own.
+            feature_frames: `f 5`, for every video frame the indices of itself and its neighbours
+                (`generation.windows.CONTEXT`); or `p f 5`, each speaker's own.
 
         Returns:
             `p f 5 layers channels`.
@@ -72,11 +73,16 @@ def num_model_frames(num_frames: int, fps: Fraction | float = FPS) -> int:
     return math.ceil(num_frames * FPS / _exact(fps))
 
 
+def decode_duration_s(num_frames: int) -> float:
+    """Seconds of sound that a video of `num_frames`, 25 a second, is made from; nothing later needs to be decoded."""
+    return num_frames / FPS + METERED_TAIL_S
+
+
 def check_fps(fps: Fraction | float) -> Fraction | float:
-    """`fps` where a file can have so many.
+    """`fps` itself.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it is out of range for a file.
     """
     if not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
         raise ConfigError(f"fps must be in {FPS_RANGE[0]}..{FPS_RANGE[1]}, got {float(fps):g}. 25 is the model's own.")
@@ -97,7 +103,7 @@ def encode_audio(
     The speech features of a video.
 
     Every track is cut, or continued with silence, to the video's length plus 0.4 s before it is encoded: silence is
-    something the model has heard, missing features are not.
+    in the model's training data, missing features are not.
 
     Args:
         num_frames: of the finished video, counted at `fps`; 0 takes the audio's length, at least one frame.
@@ -115,13 +121,12 @@ def encode_audio(
     if not num_frames:
         num_frames = _num_frames_from_audio(speeches, arrangement, fps)
     num_output_frames, num_frames = num_frames, num_model_frames(num_frames, fps)
-    tracks = arrange(speeches, arrangement, normalize_loudness)
-    _tell_what_is_missing(tracks, num_frames)
+    tracks = arrange(speeches, arrangement, normalize_loudness, decode_duration_s(num_frames))
+    _log_silence(tracks, num_frames)
     num_features = num_frames + TAIL_FRAMES
     features = []
     for track in tracks:
-        heard = fit_length(track, num_frames * SAMPLES_PER_FRAME)
-        waveform = fit_length(heard, num_features * SAMPLES_PER_FRAME)
+        waveform = fit_length(track[: num_frames * SAMPLES_PER_FRAME], num_features * SAMPLES_PER_FRAME)
         features.append(encode(model, waveform, num_features, normalize_input))
     sources = speeches if soundtrack is None else [Speech(soundtrack)]
     sound = mix_soundtrack(sources, arrangement, num_output_frames, _exact(fps))
@@ -129,15 +134,15 @@ def encode_audio(
 
 
 def _num_frames_from_audio(speeches: Sequence[Speech], arrangement: Arrangement, fps: Fraction | float) -> int:
-    """The frames that the speeches last."""
+    """The frames of a video as long as the speeches."""
     if all(speech.sound is None for speech in speeches):
         raise AudioError("No speaker has a sound, so the video has no length. Give audio, or a number of frames.")
-    end_s = max(turn.end_s for turn in plan_turns(speeches, arrangement))
+    end_s = max(segment.end_s for segment in plan_turns(speeches, arrangement))
     return max(1, num_frames_of(end_s, fps))
 
 
-def _tell_what_is_missing(tracks: Sequence[Tensor], num_frames: int) -> None:
-    """Logs speakers who say nothing, and audio that ends before the video."""
+def _log_silence(tracks: Sequence[Tensor], num_frames: int) -> None:
+    """Logs silent speakers, and audio that ends before the video."""
     missing_s = num_frames / FPS - tracks[0].shape[-1] / SAMPLE_RATE_HZ
     if missing_s >= 1 / FPS:
         logger.info("The audio ends %.2f s before the video; silence follows it.", missing_s)

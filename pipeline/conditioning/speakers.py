@@ -1,4 +1,4 @@
-"""Who is where in the picture: a mask or a box for each speaker, and the background that is left."""
+"""Speaker masks: a mask or a box in the picture for each speaker, and the background around them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Place:
     """A speaker's place in the source picture: a mask, or a box, or, with neither, a share of its width.
 
     Attributes:
-        mask: `h w` (or `1 h w`), 0..1 or bool, of the picture's proportions; what is above 0.5 is the speaker.
+        mask: `h w` (or `1 h w`), 0..1 or bool, of the picture's proportions; above 0.5 is the speaker.
         box: left, top, right, bottom.
-        percent: whether the box is in percent of the picture's sides rather than in pixels.
+        percent: the box is in percent of the picture's sides rather than in pixels.
     """
 
     mask: Tensor | None = None
@@ -63,17 +63,21 @@ def speaker_masks(places: Sequence[Place], image_hw: tuple[int, int], target_hw:
         ImageError: a speaker's place is empty, or nothing of it is left after the crop or at the size of tokens; the
             message names the speaker.
     """
-    num_speakers = len(places)
-    in_source = torch.stack([_paint(place, index, num_speakers, image_hw) for index, place in enumerate(places)])
-    fitted = fit_mask(_with_background(in_source), target_hw)
     size = LatentSize.of_video(1, *target_hw)
-    in_tokens = to_token_masks(to_latent_masks(fitted, size), size)
-    for index in range(num_speakers):
-        _check_left(index, in_source[index], fitted[index], in_tokens[index])
-    _warn_of_overlaps(fitted[:-1])
-    if not in_tokens[-1].any():
+    persons = []
+    for index, place in enumerate(places):
+        source = _paint(place, index, len(places), image_hw)
+        fitted = fit_mask(source, target_hw)
+        if not fitted.any():
+            raise _cut_off(index, source, target_hw)
+        if not to_token_masks(to_latent_masks(fitted[None], size), size).any():
+            raise _too_small(index, fitted)
+        persons.append(fitted)
+    masks = _with_background(torch.stack(persons).float())
+    _warn_of_overlaps(masks[:-1])
+    if not to_token_masks(to_latent_masks(masks[-1:], size), size).any():
         logger.info("The speakers cover the whole picture: no background is left.")
-    return fitted
+    return masks
 
 
 def to_latent_masks(masks: Tensor, size: LatentSize) -> Tensor:
@@ -84,31 +88,6 @@ def to_latent_masks(masks: Tensor, size: LatentSize) -> Tensor:
 def to_token_masks(masks: Tensor, size: LatentSize) -> Tensor:
     """Masks `classes h w` of the size of latents at that of tokens, nearest, 0 or 1 in float32."""
     return _nearest(masks, (size.h // PATCH_SPACE, size.w // PATCH_SPACE))
-
-
-def published_masks(
-    image_hw: tuple[int, int],
-    target_hw: tuple[int, int],
-    num_speakers: int,
-    boxes: Sequence[tuple[float, float, float, float]] | None = None,
-    margin: float = MARGIN,
-) -> Tensor:
-    """The published program's masks for one or two persons, `3 h w` at the size of latents.
-
-    Its boxes are named x_min, y_min, x_max, y_max and used as first row, first column, last row, last column. For one
-    person all three masks are ones.
-    """
-    height, width = image_hw
-    if num_speakers == 1:
-        in_source = torch.ones(3, height, width)
-    elif boxes is None:
-        in_source = _with_background(torch.stack([_share(index, 2, image_hw, margin) for index in range(2)]))
-    else:
-        in_source = torch.zeros(len(boxes), height, width)
-        for mask, (top, left, bottom, right) in zip(in_source, boxes, strict=True):
-            mask[int(top) : int(bottom), int(left) : int(right)] = 1
-        in_source = _with_background(in_source)
-    return to_latent_masks(fit_mask(in_source, target_hw), LatentSize.of_video(1, *target_hw))
 
 
 def draw_places(image: Tensor, masks: Tensor) -> Tensor:
@@ -134,22 +113,22 @@ def draw_places(image: Tensor, masks: Tensor) -> Tensor:
 
 
 def _paint(place: Place, index: int, num_speakers: int, image_hw: tuple[int, int]) -> Tensor:
-    """One speaker's mask `h w` in the source picture."""
+    """One speaker's mask in the source picture, bool `h w`."""
     if place.mask is not None:
         return _from_mask(place.mask, index, image_hw)
     if place.box is not None:
-        return _from_box(place, index, image_hw)
-    return _share(index, num_speakers, image_hw, MARGIN)
+        return _from_box(place.box, place.percent, index, image_hw)
+    return _equal_share(index, num_speakers, image_hw)
 
 
 def _from_mask(mask: Tensor, index: int, image_hw: tuple[int, int]) -> Tensor:
     mask = mask[0] if mask.ndim == 3 and len(mask) else mask
-    if mask.ndim != 2 or 0 in mask.shape:
+    if mask.ndim != 2 or 0 in mask.shape or mask.is_complex():
         raise ImageError(
-            f"The mask of speaker {index + 1} must be h w, got the shape {tuple(mask.shape)}. Give one mask for each "
-            f"speaker."
+            f"The mask of speaker {index + 1} must be h w in 0..1, got {mask.dtype} of the shape {tuple(mask.shape)}. "
+            f"Give one mask for each speaker."
         )
-    inside = (mask.float().cpu() > 0.5).float()
+    inside = (mask if mask.dtype == torch.bool else mask > 0.5).cpu()
     if not inside.any():
         raise ImageError(
             f"The mask of speaker {index + 1} is empty. Paint the whole person in white. "
@@ -157,44 +136,46 @@ def _from_mask(mask: Tensor, index: int, image_hw: tuple[int, int]) -> Tensor:
         )
     if tuple(mask.shape) == tuple(image_hw):
         return inside
-    off = abs(mask.shape[0] / mask.shape[1] / (image_hw[0] / image_hw[1]) - 1)
-    if off > 0.05:
+    stretch = mask.shape[0] / mask.shape[1] / (image_hw[0] / image_hw[1])
+    if abs(stretch - 1) > 0.05:
         raise ImageError(
             f"The mask of speaker {index + 1} is {mask.shape[1]}x{mask.shape[0]}, "
             f"the image {image_hw[1]}x{image_hw[0]}. Make the mask for this image."
         )
-    return interpolate(inside[None, None], image_hw, mode="nearest")[0, 0]
+    return interpolate(inside[None, None].float(), image_hw, mode="nearest")[0, 0] > 0
 
 
-def _from_box(place: Place, index: int, image_hw: tuple[int, int]) -> Tensor:
+def _from_box(
+    box: tuple[float, float, float, float], is_percent: bool, index: int, image_hw: tuple[int, int]
+) -> Tensor:
     height, width = image_hw
-    x_unit, y_unit = (width / 100, height / 100) if place.percent else (1, 1)
-    left, right = (round(min(max(x * x_unit, 0), width)) for x in place.box[::2])
-    top, bottom = (round(min(max(y * y_unit, 0), height)) for y in place.box[1::2])
+    x_unit, y_unit = (width / 100, height / 100) if is_percent else (1, 1)
+    left, right = (round(min(max(x * x_unit, 0), width)) for x in box[::2])
+    top, bottom = (round(min(max(y * y_unit, 0), height)) for y in box[1::2])
     if left == right or top == bottom:
-        unit = "percent" if place.percent else "pixels"
+        unit = "percent" if is_percent else "pixels"
         raise ImageError(
-            f"The box of speaker {index + 1}, {tuple(place.box)} in {unit}, holds no pixel of the image "
+            f"The box of speaker {index + 1}, {tuple(box)} in {unit}, holds no pixel of the image "
             f"({width}x{height}). It is left, top, right, bottom."
         )
-    mask = torch.zeros(image_hw)
-    mask[top:bottom, left:right] = 1
+    mask = torch.zeros(image_hw, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
     return mask
 
 
-def _share(index: int, num_speakers: int, image_hw: tuple[int, int], margin: float) -> Tensor:
-    """The speakers stand side by side, the first on the left, each in the middle of an equal share of the width."""
+def _equal_share(index: int, num_speakers: int, image_hw: tuple[int, int]) -> Tensor:
+    """The middle of an equal share of the width; the first speaker is on the left."""
     height, width = image_hw
     share = width // num_speakers
-    left, right = int(share * margin + share * index), int(share * (1 - margin) + share * index)
-    mask = torch.zeros(image_hw)
-    mask[int(height * margin) : int(height * (1 - margin)), left:right] = 1
+    left, right = int(share * MARGIN + share * index), int(share * (1 - MARGIN) + share * index)
+    mask = torch.zeros(image_hw, dtype=torch.bool)
+    mask[int(height * MARGIN) : int(height * (1 - MARGIN)), left:right] = True
     return mask
 
 
 def _with_background(persons: Tensor) -> Tensor:
-    """`p h w` and the background, which is where no person is: `p+1 h w`."""
-    return torch.cat((persons, (persons.sum(dim=0, keepdim=True) == 0).float()))
+    """`p h w`, 0 or 1, and the background, the pixels of no person: `p+1 h w`."""
+    return torch.cat((persons, (persons.sum(dim=0, keepdim=True) == 0).to(persons)))
 
 
 def _nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -202,19 +183,23 @@ def _nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return (interpolate(masks[None].float().cpu(), size, mode="nearest")[0] > 0).float()
 
 
-def _check_left(index: int, in_source: Tensor, fitted: Tensor, in_tokens: Tensor) -> None:
+def _cut_off(index: int, source: Tensor, target_hw: tuple[int, int]) -> ImageError:
+    rows, columns = (
+        100 * source.any(dim=dim).nonzero().float().mean().item() / source.shape[1 - dim] for dim in (1, 0)
+    )
+    return ImageError(
+        f"Speaker {index + 1} is cut off: the place at {columns:.0f}% from the left and {rows:.0f}% from the top "
+        f"is outside the centre that fits {target_hw[1]}x{target_hw[0]}. Crop the image yourself, or choose another "
+        f"size."
+    )
+
+
+def _too_small(index: int, fitted: Tensor) -> ImageError:
     height, width = fitted.shape
-    if not fitted.any():
-        rows, columns = (in_source.nonzero().float().mean(dim=0) / torch.tensor(in_source.shape) * 100).tolist()
-        raise ImageError(
-            f"Speaker {index + 1} is cut off: the place at {columns:.0f}% from the left and {rows:.0f}% from the top "
-            f"is outside the centre that fits {width}x{height}. Crop the image yourself, or choose another size."
-        )
-    if not in_tokens.any():
-        raise ImageError(
-            f"The place of speaker {index + 1} is too small: {int(fitted.sum())} of {width}x{height} pixels. "
-            f"Mark the whole person, at least {2 * TOKEN_PIXELS}x{2 * TOKEN_PIXELS} pixels."
-        )
+    return ImageError(
+        f"The place of speaker {index + 1} is too small: {int(fitted.sum())} of {width}x{height} pixels. "
+        f"Mark the whole person, at least {2 * TOKEN_PIXELS}x{2 * TOKEN_PIXELS} pixels."
+    )
 
 
 def _warn_of_overlaps(persons: Tensor) -> None:

@@ -11,7 +11,7 @@ def check_prompt(channels: int, expected: int) -> None:
 
 
 def check_image(channels: int, expected: int) -> None:
-    """The same of a reference image's tokens."""
+    """Raises `ConfigError` where a reference image's tokens are of another encoder than the model was trained with."""
     _check("image", channels, expected, "clip_vision_h")
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..media.files import UNFINISHED, atomic_write
+from ..media.pixels import from_uint8, to_uint8
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ SAMPLES = 64  # values of each weight that its fingerprint looks at
 LIMIT_BYTES = 50 * 10**9
 GB = 10**9
 RUN_NAME = re.compile(r"[0-9a-f]{32}")  # see `run_key`
-WINDOW_FILE = re.compile(r"\d{4,}\.(mkv|safetensors)(\.\d+\.part)?")
+WINDOW_FILE = re.compile(rf"\d{{4,}}\.(mkv|safetensors)|{UNFINISHED.pattern}")
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,12 @@ class WindowStore:
         video_path, motion_path = self._paths(index)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)  # another process may have dropped it
-            _put(video_path, lambda path: _write_lossless(path, pictures))
+            with atomic_write(video_path) as path:
+                _write_lossless(path, pictures)
             key = self._keys.windows[index]
             metadata = {"key": key, "checksum": _checksum(key, index, pictures, motion)}
-            _put(motion_path, lambda path: save_file({"motion": motion}, path, metadata))
+            with atomic_write(motion_path) as path:
+                save_file({"motion": motion}, path, metadata)
             total = _drop_oldest(self._root, self._limit_bytes, keep=self.folder)
             self._is_full = total > self._limit_bytes
             reason = f"{total / GB:.1f} GB are used, {self._limit_bytes / GB:.1f} are allowed"
@@ -208,7 +211,7 @@ def _feed(digest: hashlib._Hash, part: object) -> None:
         digest.update(fingerprint(part).encode())
     elif isinstance(part, Tensor):
         digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
-        digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     elif isinstance(part, tuple | list):
         digest.update(f"[{len(part)}".encode())
         for item in part:
@@ -218,12 +221,11 @@ def _feed(digest: hashlib._Hash, part: object) -> None:
 
 
 def _to_bytes(frames: Tensor) -> np.ndarray:
-    levels = (frames.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
-    return rearrange(levels.cpu(), "c f h w -> f h w c").contiguous().numpy()
+    return rearrange(to_uint8(frames).cpu(), "c f h w -> f h w c").contiguous().numpy()
 
 
 def _to_float(pictures: np.ndarray) -> Tensor:
-    return rearrange(torch.from_numpy(pictures).float() / 127.5 - 1, "f h w c -> c f h w").contiguous()
+    return rearrange(from_uint8(torch.from_numpy(pictures)), "f h w c -> c f h w").contiguous()
 
 
 class _OtherWindow(Exception):
@@ -251,29 +253,17 @@ def _checksum(key: str, index: int, pictures: np.ndarray, motion: Tensor) -> str
 
 
 def _read_lossless(path: Path) -> np.ndarray:
-    with av.open(str(path)) as container:
+    with av.open(f"file:{path.absolute()}") as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def _write_lossless(path: Path, pictures: np.ndarray) -> None:
-    with av.open(str(path), "w", format="matroska") as container:
+    with av.open(f"file:{path.absolute()}", "w", format="matroska") as container:
         stream = container.add_stream("ffv1", rate=25)
         stream.height, stream.width, stream.pix_fmt = pictures.shape[1], pictures.shape[2], "bgr0"
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="bgr0")))
         container.mux(stream.encode())
-
-
-def _put(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes a file beside `path`, waits for the disk, and renames it into place."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(unfinished)
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)  # half a file would keep a full disk full
 
 
 def kept_bytes(root: Path) -> int:

@@ -1,1 +1,1 @@
-"""Files of sound, pictures and video, read and written."""
+"""Sound, picture, video and result files: one way in, one way out."""

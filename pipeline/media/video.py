@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from uuid import uuid4
+from typing import NamedTuple
 
 import av
 import numpy as np
 import torch
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
-from PIL import Image
-from torch import LongTensor, Tensor
+from av.video.stream import VideoStream
+from torch import Tensor
 
-from ..audio import waveform
-from ..audio.waveform import Sound, fit_length
-from ..errors import ImageError, MultiTalkError
+from ..audio.waveform import Sound, check, fit_length, resample, to_mono
+from ..errors import ConfigError, ImageError, MultiTalkError
 from ..shapes import FPS
+from .files import atomic_write, check_output, moving_pictures, open_container
+from .picture import is_picture
+from .pixels import to_uint8
+from .sound import read_sound
 
+# The endings that hold H.264 beside AAC, and FFmpeg's formats of them.
+FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 CRF = 16  # H.264 quality at which no loss is seen
 # x264's macroblock tree reads memory that nobody has written: the same frames came out in other bytes now and then.
 # Without it they never do, and files are a third larger at the same quality or a little better.
 X264_OPTIONS = {"crf": str(CRF), "x264-params": "mbtree=0"}
+MAX_FRAME_BYTES = 16 * 10**9  # of a video that is read whole
 AUDIO_BITS_PER_CHANNEL = 128_000
 BT709 = 1  # its number among colour spaces, primaries and transfers (ITU-T H.273)
 # What AAC can hold, highest first. Of several layouts with the same channels, one without an LFE channel, which loses
@@ -34,14 +43,48 @@ AAC_RATES_HZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 1
 AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "7.0", 8: "7.1"}
 
 
+def check_video_path(path: str | Path) -> None:
+    """Checks, before anything is computed, that a video can be written to `path`.
+
+    Raises:
+        ConfigError: its ending is none of `FORMATS`, or the disk does not take the file.
+    """
+    _format(path)
+    check_output(path)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A whole video, decoded.
+
+    Attributes:
+        frames: uint8 `f h w c`, RGB, upright.
+        times_s: when each frame is first shown, `f` in float64, from 0 on.
+        fps: frames a second on the average.
+    """
+
+    frames: Tensor
+    times_s: Tensor
+    fps: Fraction
+    sound: Sound | None
+
+
+class _Streams(NamedTuple):
+    """The streams of a file that is being written."""
+
+    picture: VideoStream
+    sound: AudioStream | None
+
+
 class VideoWriter:
     """
-    Writes an mp4 file (H.264, AAC) as its frames come, in constant memory.
+    Writes a video file (H.264, AAC; mp4, mov or mkv by its ending) as its frames come, in constant memory.
 
     The sound keeps its rate and channels, and is cut, or continued with silence, to the length of the picture. The
     file appears under its name when the `with` block ends well; after an exception there is none.
 
     Raises:
+        ConfigError: the file's ending is that of no such format.
         MultiTalkError: the disk is full, or refuses the file for another reason.
     """
 
@@ -49,55 +92,61 @@ class VideoWriter:
         self.path = Path(path)
         self.fps = Fraction(fps).limit_denominator(1001)
         self.num_frames = 0
-        self._sound = _encodable(sound) if sound is not None else None
-        self._unfinished = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.part")
-        self._picture_stream = self._sound_stream = None
+        self._format = _format(path)
+        self._sound = None if sound is None else _encodable(sound)
         self._reformatter = VideoReformatter()  # one for all: making one takes longer than a small frame
+        self._files: ExitStack
+        self._container: OutputContainer
+        self._streams: _Streams | None = None
 
     def __enter__(self) -> VideoWriter:
-        options = {"movflags": "+faststart"}
-        with _told(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._container = av.open(str(self._unfinished), "w", format="mp4", container_options=options)
+        options = {} if self._format == "matroska" else {"movflags": "+faststart"}
+        with _disk_errors(self.path), ExitStack() as files:
+            unfinished = files.enter_context(atomic_write(self.path))
+            address = f"file:{unfinished}"  # whatever its name, it is none of FFmpeg's other protocols
+            container = av.open(address, "w", format=self._format, container_options=options)
+            self._container = files.enter_context(container)
+            self._files = files.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        try:
-            with _told(self.path) if kind is None else suppress(OSError):  # what is wrong is known then
-                if kind is None:
-                    self._finish()
-                self._container.close()
-                if kind is None:
-                    os.replace(self._unfinished, self.path)
-        finally:
-            self._unfinished.unlink(missing_ok=True)
+        if kind is None:
+            with _disk_errors(self.path), self._files:
+                self._finish()
+        else:
+            with suppress(OSError):  # a full disk refuses the file's end too; the first error counts
+                self._files.__exit__(kind, error, trace)
 
     def add(self, frames: Tensor) -> None:
         """Writes frames: `c f h w` in -1..1, or uint8 `f h w c`. Odd sides grow by one pixel, as H.264 wants them."""
         for picture in _pictures(frames):
-            with _told(self.path):
-                if self._picture_stream is None:
-                    self._open_streams(*picture.shape[:2])
-                self._add_picture(picture)
-                self._add_sound()
+            with _disk_errors(self.path):
+                if self._streams is None:
+                    self._streams = self._open_streams(*picture.shape[:2])
+                self._add_picture(self._streams.picture, picture)
+                if self._sound is not None and self._streams.sound is not None:
+                    self._add_sound(self._streams.sound, self._sound)
 
-    def _open_streams(self, height: int, width: int) -> None:
-        self._picture_stream = self._container.add_stream("libx264", rate=self.fps, options=X264_OPTIONS)
-        self._picture_stream.height, self._picture_stream.width = height, width
-        self._picture_stream.pix_fmt = "yuv420p"
-        codec = self._picture_stream.codec_context
+    def _open_streams(self, height: int, width: int) -> _Streams:
+        picture = self._container.add_stream("libx264", rate=self.fps, options=X264_OPTIONS)
+        picture.height, picture.width, picture.pix_fmt = height, width, "yuv420p"
+        codec = picture.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = BT709
         codec.color_range = ColorRange.MPEG
-        if self._sound is not None:
-            layout = AAC_LAYOUTS[self._sound.num_channels]
-            self._sound_stream = self._container.add_stream("aac", rate=self._sound.rate_hz, layout=layout)
-            self._sound_stream.bit_rate = AUDIO_BITS_PER_CHANNEL * self._sound.num_channels
+        if self._sound is None:
+            return _Streams(picture, None)
+        layout = AAC_LAYOUTS[self._sound.num_channels]
+        sound = self._container.add_stream("aac", rate=self._sound.rate_hz, layout=layout)
+        sound.bit_rate = AUDIO_BITS_PER_CHANNEL * self._sound.num_channels
+        return _Streams(picture, sound)
 
-    def _add_picture(self, picture: np.ndarray) -> None:
-        height, width = self._picture_stream.height, self._picture_stream.width
-        if picture.shape[:2] != (height, width):
-            got = f"{picture.shape[1]}x{picture.shape[0]}"
-            raise ImageError(f"A frame of {got} pixels cannot follow frames of {width}x{height}. Keep one size.")
+    def _add_picture(self, stream: VideoStream, picture: np.ndarray) -> None:
+        height, width = picture.shape[:2]
+        if (height, width) != (stream.height, stream.width):
+            raise ImageError(
+                f"A frame of {width}x{height} pixels cannot follow frames of {stream.width}x{stream.height}. "
+                f"Keep one size."
+            )
         # Averages 2x2 colours without bias; the other interpolations shift the chroma by a sixth of a level.
         frame = self._reformatter.reformat(
             av.VideoFrame.from_ndarray(picture, "rgb24"),
@@ -107,32 +156,29 @@ class VideoWriter:
             dst_color_range=ColorRange.MPEG,
         )
         frame.pts, frame.time_base = self.num_frames, 1 / self.fps
-        self._container.mux(self._picture_stream.encode(frame))
+        self._container.mux(stream.encode(frame))
         self.num_frames += 1
 
-    def _add_sound(self) -> None:
+    def _add_sound(self, stream: AudioStream, sound: Sound) -> None:
         """Writes the sound of the last frame, so that the file is interleaved as players read it."""
-        if self._sound is None:
-            return
-        rate_hz = self._sound.rate_hz
-        start, end = (round(time / self.fps * rate_hz) for time in (self.num_frames - 1, self.num_frames))
-        samples = fit_length(self._sound.samples[:, start:end], end - start)
+        start, end = (round(time / self.fps * sound.rate_hz) for time in (self.num_frames - 1, self.num_frames))
+        samples = fit_length(sound.samples[:, start:end], end - start)
         interleaved = samples.T.contiguous().numpy().reshape(1, -1)
-        frame = av.AudioFrame.from_ndarray(interleaved, "flt", layout=AAC_LAYOUTS[self._sound.num_channels])
-        frame.sample_rate, frame.pts, frame.time_base = rate_hz, start, Fraction(1, rate_hz)
-        self._container.mux(self._sound_stream.encode(frame))
+        frame = av.AudioFrame.from_ndarray(interleaved, "flt", layout=AAC_LAYOUTS[sound.num_channels])
+        frame.sample_rate, frame.pts, frame.time_base = sound.rate_hz, start, Fraction(1, sound.rate_hz)
+        self._container.mux(stream.encode(frame))
 
     def _finish(self) -> None:
         """Writes what the encoders still hold."""
-        if not self.num_frames:
+        if self._streams is None:
             raise ImageError(f"{self.path.name} got no frame, so there is nothing to write.")
-        for stream in filter(None, (self._picture_stream, self._sound_stream)):
+        for stream in filter(None, self._streams):
             self._container.mux(stream.encode(None))
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What the disk says in a sentence."""
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turns the disk's errors into a sentence."""
     try:
         yield
     except OSError as error:
@@ -153,54 +199,62 @@ class RateConverter:
 
     def __init__(self, num_frames_25: int, fps: Fraction | float = FPS, num_frames: int | None = None):
         self._sources = resample_frame_times(num_frames_25, fps, num_frames)
-        self._done = 0
+        self._position = 0
 
     def __call__(self, frames: Tensor) -> Tensor:
         """The file's share of the model's next frames, `c f h w` both; there may be none."""
-        start, self._done = self._done, self._done + frames.shape[1]
-        inside = self._sources[(self._sources >= start) & (self._sources < self._done)]
+        start, self._position = self._position, self._position + frames.shape[1]
+        inside = self._sources[(self._sources >= start) & (self._sources < self._position)]
         return frames[:, inside - start]
 
 
 def is_video(path: str | Path) -> bool:
-    """Whether a file is a video rather than a picture; False for what is neither."""
-    with suppress(OSError), Image.open(path):
+    """True for a file of moving pictures, False for one picture and for what is neither."""
+    if is_picture(path):
         return False
-    with suppress(OSError), av.open(str(path), container_options=waveform.LOCAL, metadata_errors="replace") as file:
-        is_picture = file.format.name.endswith(("_pipe", "image2"))  # by the ending of its name, whatever is in it
-        return bool(file.streams.video) and not is_picture
+    with suppress(ImageError), open_container(path, "a video", ImageError, "") as container:
+        return bool(moving_pictures(container))
     return False
 
 
-def read_video(path: str | Path) -> tuple[Tensor, Fraction, Sound | None]:
+def read_video(path: str | Path) -> Video:
     """
-    A whole video: its frames (uint8, `f h w c`, RGB, upright), frames a second, and its sound where it has any.
+    A whole video, with its sound where it has any.
 
     Raises:
-        ImageError: the file cannot be opened or holds no picture.
+        ImageError: the file cannot be opened, holds no picture, or more than 16 GB of frames.
     """
     path = Path(path)
-    try:
-        with av.open(str(path), container_options=waveform.LOCAL, metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise ImageError(f"{path.name} holds no picture. Choose a video.")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            frames = [_upright(frame) for frame in container.decode(stream)]
-            fps, has_sound = stream.average_rate or Fraction(FPS), bool(container.streams.audio)
-    except av.error.FileNotFoundError as error:
-        raise ImageError(f"There is no file {path}. Check the path.") from error
-    except av.error.FFmpegError as error:
-        reason = error.strerror.lower()
-        raise ImageError(f"{path.name} cannot be read as a video ({reason}). Convert it to MP4.") from error
-    if not frames:
-        raise ImageError(f"{path.name} holds a video track without a single frame. Choose another video.")
-    return torch.from_numpy(np.stack(frames)), fps, waveform.read(path) if has_sound else None
+    with open_container(path, "a video", ImageError, "Convert it to MP4.") as container:
+        stream = _default_picture(container, path.name)
+        stream.thread_type = "AUTO"
+        fps = stream.average_rate or Fraction(FPS)
+        frames, times_s = _decode(container, stream, fps, path.name)
+        has_sound = bool(container.streams.audio)
+    return Video(frames, times_s, fps, read_sound(path) if has_sound else None)
 
 
-def resample_frame_times(num_frames_25: int, fps: Fraction | float, num_frames: int | None = None) -> LongTensor:
+def frames_at_25(frames: Tensor, times_s: Tensor) -> Tensor:
     """
-    Which of the model's frames, 25 a second, each frame of a video at `fps` shows, so that it stays with the sound.
+    The frames that a video of any rate, or of a varying one, shows at the middle of each of the model's 25 a second.
+
+    Args:
+        frames: `f ...`.
+        times_s: when each is first shown, `f`, from 0 on.
+
+    Returns:
+        As many as the video lasts; `frames` themselves where it has 25 a second.
+    """
+    times_s = times_s.double()
+    duration_s = times_s[-1].item() * len(frames) / max(1, len(frames) - 1)  # the last is shown as long as the others
+    middles_s = (torch.arange(max(1, round(duration_s * FPS))) + 0.5) / FPS
+    indices = (torch.searchsorted(times_s, middles_s.double(), right=True) - 1).clamp(min=0)
+    return frames if torch.equal(indices, torch.arange(len(frames))) else frames[indices]
+
+
+def resample_frame_times(num_frames_25: int, fps: Fraction | float, num_frames: int | None = None) -> Tensor:
+    """
+    Indices `f` of the model's frames, 25 a second, that a video at `fps` shows, so that it stays with the sound.
 
     It is the one that a 25 fps player shows in the middle of that frame's time, `floor((i + 1/2) 25 / fps)`: never
     half a frame early or late, and nothing is added up. Slower rates leave frames out, faster ones show some twice.
@@ -211,34 +265,73 @@ def resample_frame_times(num_frames_25: int, fps: Fraction | float, num_frames: 
     fps = Fraction(fps).limit_denominator(1001)
     if num_frames is None:
         num_frames = max(1, round(num_frames_25 * fps / FPS))
-    middle = [(2 * frame + 1) * FPS / (2 * fps) for frame in range(num_frames)]
-    return torch.tensor([min(int(time), num_frames_25 - 1) for time in middle])
+    middles = [(2 * frame + 1) * FPS / (2 * fps) for frame in range(num_frames)]
+    return torch.tensor([min(int(middle), num_frames_25 - 1) for middle in middles])
+
+
+def _format(path: str | Path) -> str:
+    """FFmpeg's format for the ending of a file's name."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        endings = ", ".join(FORMATS)
+        raise ConfigError(f"{path.name} has an ending that no video is written with. Let the name end in {endings}.")
+    return FORMATS[path.suffix.lower()]
 
 
 def _encodable(sound: Sound) -> Sound:
     """`sound`, at the nearest rate and with the channels that AAC can hold where it cannot hold its own."""
-    waveform.check(sound)
-    samples, rate_hz = sound.samples.float().cpu(), sound.rate_hz
+    check(sound)
     if sound.num_channels not in AAC_LAYOUTS:
-        samples = samples.mean(dim=0, keepdim=True)
+        sound = to_mono(sound)
+    samples, rate_hz = sound.samples.float().cpu(), sound.rate_hz
     if rate_hz not in AAC_RATES_HZ:
         rate_hz = min((rate for rate in AAC_RATES_HZ if rate > sound.rate_hz), default=AAC_RATES_HZ[0])
-    return Sound(waveform.resample(samples, sound.rate_hz, rate_hz), rate_hz)
+    return Sound(resample(samples, sound.rate_hz, rate_hz), rate_hz)
 
 
 def _pictures(frames: Tensor) -> Iterator[np.ndarray]:
-    """One frame after the other as uint8 `h w c`, both sides even, rounded to nearest."""
+    """One frame after the other as uint8 `h w c`, both sides even."""
     is_bytes = frames.dtype == torch.uint8
     if frames.ndim != 4 or frames.shape[-1 if is_bytes else 0] != 3:
         raise ImageError(
             f"Frames must be RGB, `f h w 3` in bytes or `3 f h w` in -1..1, got {frames.dtype} {tuple(frames.shape)}."
         )
     for frame in frames if is_bytes else frames.transpose(0, 1):
-        if not is_bytes:
-            frame = ((frame.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0)
-        picture = frame.cpu().numpy()
+        picture = (frame if is_bytes else to_uint8(frame).permute(1, 2, 0)).cpu().numpy()
         height, width, _ = picture.shape
         yield np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _default_picture(container: InputContainer, name: str) -> VideoStream:
+    """The video stream that players take; a cover is none."""
+    streams = moving_pictures(container)
+    if not streams:
+        raise ImageError(f"{name} holds no picture. Choose a video.")
+    return next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
+
+
+def _decode(container: InputContainer, stream: VideoStream, fps: Fraction, name: str) -> tuple[Tensor, Tensor]:
+    """The frames `f h w c` of a stream in one array, and when each is first shown."""
+    frames, times_s, start_s = np.zeros((0, 0, 0, 3), np.uint8), [], 0.0
+    for index, frame in enumerate(container.decode(stream)):
+        picture = _upright(frame)
+        if not index:
+            num_frames = min(stream.frames, MAX_FRAME_BYTES // picture.nbytes)  # 0 where the file does not tell
+            frames = np.zeros((max(1, num_frames), *picture.shape), np.uint8)
+            start_s = frame.time or 0.0
+        if picture.shape != frames.shape[1:]:
+            raise ImageError(f"{name} changes its size after {index} frames. Convert it to one size.")
+        if (index + 1) * picture.nbytes > MAX_FRAME_BYTES:
+            raise ImageError(f"{name} takes more than {MAX_FRAME_BYTES / 10**9:g} GB as frames. Cut it shorter.")
+        if index == len(frames):
+            frames.resize((max(index + 1, 5 * index // 4), *picture.shape), refcheck=False)
+        frames[index] = picture
+        time_s = index / float(fps) if frame.time is None else frame.time - start_s
+        times_s.append(max(time_s, times_s[-1] if times_s else 0.0))
+    if not times_s:
+        raise ImageError(f"{name} holds a video track without a single frame. Choose another video.")
+    frames.resize((len(times_s), *frames.shape[1:]), refcheck=False)
+    return torch.from_numpy(frames), torch.tensor(times_s, dtype=torch.float64)
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ..acceleration.presets import AccelerationOptions
+from ..media.files import atomic_write
 from ..memory.placement import Footprint
 
 logger = logging.getLogger(__name__)
@@ -49,11 +49,9 @@ class Timings:
     def _note(self, kind: str, num_tokens: int, seconds: float) -> None:
         timings = self._read()
         timings.setdefault(kind, {})[num_tokens] = seconds
-        unfinished = self.path.with_name(f"{FILE}.{os.getpid()}.part")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(timings, indent=1), encoding="utf-8")
-            unfinished.replace(self.path)
+            with atomic_write(self.path) as path:
+                path.write_text(json.dumps(timings, indent=1), encoding="utf-8")
         except OSError as error:
             logger.warning("How long this run took is not kept: %s cannot be written (%s).", self.path, error.strerror)
 

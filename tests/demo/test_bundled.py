@@ -18,7 +18,7 @@ def video(folder, **request):
     """`f h w 3` uint8, made in ten steps."""
     talk = MultiTalkPipeline.bundled(device="cpu")
     path = talk.render(folder / "talk.mp4", **request, num_frames=NUM_FRAMES, steps=10)
-    return read_video(path)[0].numpy()
+    return read_video(path).frames.numpy()
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from multitalk_pack.benchmarks.tiny_weights import write_tiny
 from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, arrange, mix_soundtrack, plan_turns
-from multitalk_pack.pipeline.audio.waveform import Sound, check, normalize_loudness, read, to_mono_16k
-from multitalk_pack.pipeline.conditioning.reference_image import BUCKETS, bucket, check_size, fit, read_image, to_rgb
+from multitalk_pack.pipeline.audio.waveform import Sound, check, normalize_loudness, to_mono_16k
+from multitalk_pack.pipeline.conditioning.reference_image import BUCKETS, bucket, check_size, fit
 from multitalk_pack.pipeline.conditioning.speakers import Place, draw_places, speaker_masks
 from multitalk_pack.pipeline.config import Resolution
 from multitalk_pack.pipeline.errors import Problems
+from multitalk_pack.pipeline.media.picture import read_image, to_rgb
+from multitalk_pack.pipeline.media.sound import read_sound
 from multitalk_pack.pipeline.media.video import VideoWriter, read_video
 from multitalk_pack.pipeline.models.text_encoder import clean, split_prompts
 from multitalk_pack.pipeline.preflight.checks import check_masks, check_voices
@@ -55,7 +57,7 @@ SOUNDS = st.builds(
 STARTS = st.none() | st.floats(-1, 2) | st.sampled_from([math.nan, math.inf])
 
 
-def write_soundtrack(sounds, starts, arrangement, num_frames, fps, path):
+def mix_voices(sounds, starts, arrangement, num_frames, fps, path):
     """All that is done with voices up to the encoder, and the sound in the file."""
     for sound in sounds:
         if sound is not None:
@@ -65,14 +67,14 @@ def write_soundtrack(sounds, starts, arrangement, num_frames, fps, path):
     plan_turns(speeches, arrangement)
     for track in arrange(speeches, arrangement):
         assert track.ndim == 1 and track.isfinite().all()
-    soundtrack = mix_soundtrack(speeches, arrangement, max(1, num_frames), 25)
-    with VideoWriter(path, 25, soundtrack) as writer:
+    track = mix_soundtrack(speeches, arrangement, max(1, num_frames), 25)
+    with VideoWriter(path, 25, track) as writer:
         writer.add(torch.zeros(3, max(1, num_frames), 16, 16))
 
 
-def small(sound):
-    """Rates far from 16 kHz make a sound of seconds or of hours."""
-    return sound.rate_hz >= 100 and sound.duration_s < 30
+def is_small(sound):
+    """No hours of sound, as rates far from 16 kHz make of few samples; a misshapen one is small."""
+    return sound.samples.ndim != 2 or sound.rate_hz < 1 or (sound.rate_hz >= 100 and sound.duration_s < 30)
 
 
 @fuzzed
@@ -85,16 +87,14 @@ def test_voices_of_any_shape_rate_and_content(sounds, data, tmp_path):
     starts = [data.draw(STARTS) if data else None for _ in sounds]
     arrangement = data.draw(st.sampled_from(Arrangement)) if data else Arrangement.IN_TURN
     fps = data.draw(st.sampled_from([25, 24, 0, -1, 1e9, math.nan])) if data else 25
-    inputs = [
-        sound for sound in sounds if sound is None or sound.samples.ndim != 2 or sound.rate_hz < 1 or small(sound)
-    ]
-    refuses_in_words(write_soundtrack, inputs, starts[: len(inputs)], arrangement, len(inputs), fps, tmp_path / "v.mp4")
+    voices = [sound for sound in sounds if sound is None or is_small(sound)]
+    refuses_in_words(mix_voices, voices, starts[: len(voices)], arrangement, len(voices), fps, tmp_path / "v.mp4")
 
 
 @fuzzed
 @given(sound=SOUNDS)
 def test_one_sound_at_the_rate_of_the_encoder(sound):
-    if sound.samples.ndim != 2 or sound.rate_hz < 1 or small(sound):
+    if is_small(sound):
         mono = refuses_in_words(to_mono_16k, sound)
         if mono is not None:
             assert normalize_loudness(mono).shape == mono.shape
@@ -137,7 +137,7 @@ def test_files_with_bytes_changed_or_cut_off(kind, edits, data, containers, tmp_
         original[position : position + len(change)] = change
     path = tmp_path / f"f.{kind}"
     path.write_bytes(original[: data.draw(st.integers(0, len(original)))] if data.draw(st.booleans()) else original)
-    refuses_in_words(read, path)
+    refuses_in_words(read_sound, path)
     refuses_in_words(read_image, path)
     refuses_in_words(read_video, path)
 
@@ -146,7 +146,7 @@ def test_tags_in_another_encoding_do_not_matter(tmp_path):
     path, tag = tmp_path / "f.wav", b"INFOINAM" + struct.pack("<I", 4) + b"\xe9\xff\xfe\0"
     data = wav(16000, 1, bytes(3200)) + b"LIST" + struct.pack("<I", len(tag)) + tag
     path.write_bytes(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
-    assert read(path).samples.shape == (1, 1600)
+    assert read_sound(path).samples.shape == (1, 1600)
 
 
 @fuzzed
@@ -157,7 +157,7 @@ def test_tags_in_another_encoding_do_not_matter(tmp_path):
 def test_files_of_any_bytes(content, tmp_path):
     path = tmp_path / "f"
     path.write_bytes(content)
-    for reader in (read, read_image, read_video):
+    for reader in (read_sound, read_image, read_video):
         refuses_in_words(reader, path)
 
 
@@ -191,29 +191,29 @@ BOXES = st.tuples(EDGES, EDGES, EDGES, EDGES)
 
 @st.composite
 def places(draw):
-    """What makes a place, and may not make one."""
+    """Arguments of a place, possible or not."""
     return draw(st.none() | tensors(st.lists(SIDES, max_size=3))), draw(st.none() | BOXES), draw(st.booleans())
 
 
-def mask_places(inputs, image_hw, target):
-    places = [Place(*place) for place in inputs]
-    check_masks(places, image_hw, target, Problems())
-    masks = speaker_masks(places, image_hw, target)
-    assert masks.shape == (len(places) + 1, *target) and set(masks.unique().tolist()) <= {0.0, 1.0}
+def make_masks(arguments, image_hw, target):
+    accepted = [Place(*place) for place in arguments]
+    check_masks(accepted, image_hw, target, Problems())
+    masks = speaker_masks(accepted, image_hw, target)
+    assert masks.shape == (len(accepted) + 1, *target) and set(masks.unique().tolist()) <= {0.0, 1.0}
     assert draw_places(torch.zeros(*target, 3, dtype=torch.uint8), masks).shape == (*target, 3)
 
 
 @fuzzed
 @given(
-    inputs=st.lists(places(), min_size=1, max_size=9),
+    arguments=st.lists(places(), min_size=1, max_size=9),
     image_hw=st.tuples(st.integers(16, 90), st.integers(16, 90)),
     target=st.sampled_from([(32, 32), (16, 160), (64, 48)]),
 )
-@example(inputs=[(None, None, False)] * 9, image_hw=(16, 16), target=(32, 32))
-@example(inputs=[(None, (0.0, 0.0, 1e300, 1e300), False), (None, None, True)], image_hw=(20, 20), target=(32, 32))
-@example(inputs=[(torch.ones(20, 20, dtype=torch.complex64), None, False)] * 2, image_hw=(20, 20), target=(32, 32))
-def test_places_of_any_kind(inputs, image_hw, target):
-    refuses_in_words(mask_places, inputs, image_hw, target)
+@example(arguments=[(None, None, False)] * 9, image_hw=(16, 16), target=(32, 32))
+@example(arguments=[(None, (0.0, 0.0, 1e300, 1e300), False), (None, None, True)], image_hw=(20, 20), target=(32, 32))
+@example(arguments=[(torch.ones(20, 20, dtype=torch.complex64), None, False)] * 2, image_hw=(20, 20), target=(32, 32))
+def test_places_of_any_kind(arguments, image_hw, target):
+    refuses_in_words(make_masks, arguments, image_hw, target)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from diffusers import AutoencoderKLWan
 from multitalk_pack.pipeline.audio.embeds import AudioEmbeds
 from multitalk_pack.pipeline.conditioning.conditioning import Conditioning
 from multitalk_pack.pipeline.conditioning.reference_image import fit
-from multitalk_pack.pipeline.conditioning.speakers import published_masks
 from multitalk_pack.pipeline.config import GenerationConfig, Recipe, WindowPlan
 from multitalk_pack.pipeline.host import TorchHost
 from multitalk_pack.pipeline.models.image_encoder import ImageEncoder
@@ -25,6 +24,7 @@ from multitalk_pack.pipeline.weights.key_maps import (
 )
 from support import run
 from support.golden import Golden
+from support.speakers import published_masks
 from support.transformer import sizes
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 

@@ -74,7 +74,12 @@ def request_of(inputs):
 @pytest.fixture
 def video_of(talk, request_of, tmp_path):
     """Frames, rate and sound of the video of a request."""
-    return lambda **changes: read_video(talk.render(tmp_path / "out.mp4", **request_of(**changes)))
+
+    def read(**changes):
+        video = read_video(talk.render(tmp_path / "out.mp4", **request_of(**changes)))
+        return video.frames, video.fps, video.sound
+
+    return read
 
 
 def test_the_entry_of_five_lines(tmp_path):
@@ -87,7 +92,7 @@ def test_the_entry_of_five_lines(tmp_path):
     )
     frames = torch.cat(list(talk(ASSETS / "drawn_portrait.png", ASSETS / "drawn_speech.wav", "talk", **choices)), 1)
     assert frames.shape == (3, 5, 64, 64) and frames.abs().max() <= 1
-    assert path.exists() and read_video(path)[0].shape == (5, 64, 64, 3)
+    assert path.exists() and read_video(path).frames.shape == (5, 64, 64, 3)
 
 
 @pytest.mark.parametrize(("fps", "num_frames"), [(16, 13), (30, 24)])
@@ -149,7 +154,7 @@ def test_a_video_is_dubbed_by_infinitetalk_alone(talk, request_of, video_of, tmp
         video_of(image=source)
     files = dataclasses.replace(talk.files, recipe=Recipe.INFINITETALK)
     dub = MultiTalkPipeline.of(files, host=RecordingHost())
-    frames, _, _ = read_video(dub.render(tmp_path / "dubbed.mp4", **request_of(image=source)))
+    frames = read_video(dub.render(tmp_path / "dubbed.mp4", **request_of(image=source))).frames
     assert frames.shape == (20, 32, 48, 3)
 
 

@@ -1,4 +1,4 @@
-"""What tests need whose people speak."""
+"""The need of tests whose people speak."""
 
 import shutil
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from multitalk_pack.pipeline.audio.waveform import read
+from multitalk_pack.pipeline.media.sound import read_sound
 from PIL import Image
 
 from .pack import describe
@@ -133,7 +133,7 @@ class Runner:
             picture = np.asarray(Image.open(self.folder / inputs["image"]).convert("RGB")).astype("float32") / 255
             return torch.from_numpy(picture)[None], torch.zeros(1, 64, 64)
         if kind == "LoadAudio":
-            sound = read(self.folder / inputs["audio"])
+            sound = read_sound(self.folder / inputs["audio"])
             return ({"waveform": sound.samples[None], "sample_rate": sound.rate_hz},)
         if kind == "SaveVideo":
             return (inputs["video"],)

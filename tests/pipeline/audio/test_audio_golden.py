@@ -19,15 +19,15 @@ def prepared():
 
 
 @pytest.fixture(scope="module")
-def spoken():
+def speech():
     return Golden("wav2vec")
 
 
 @pytest.fixture(scope="module")
-def encoder(spoken):
-    config = {key: value for key, value in spoken.config.items() if key not in NOT_OF_THE_MODEL}
+def encoder(speech):
+    config = {key: value for key, value in speech.config.items() if key not in NOT_OF_THE_MODEL}
     model = Wav2Vec2Model(Wav2Vec2Config(**config))
-    model.load_state_dict(spoken.state())
+    model.load_state_dict(speech.state())
     return model
 
 
@@ -67,23 +67,23 @@ def test_a_missing_speaker_is_silent_as_published(prepared):
     assert torch.equal(second, torch.zeros_like(first))
 
 
-def test_speech_features_are_as_published(spoken, encoder):
-    for case in spoken.cases:
-        waveform = waveform_of(spoken, case)
-        num_frames = len(waveform) * spoken.config["fps"] // SAMPLE_RATE_HZ
-        normalize = spoken.config["feature_extractor"]["do_normalize"]
-        spoken.assert_close(wav2vec2.encode(encoder, waveform, num_frames, normalize), f"out.{case}.embedding")
+def test_speech_features_are_as_published(speech, encoder):
+    for case in speech.cases:
+        waveform = waveform_of(speech, case)
+        num_frames = len(waveform) * speech.config["fps"] // SAMPLE_RATE_HZ
+        normalize = speech.config["feature_extractor"]["do_normalize"]
+        speech.assert_close(wav2vec2.encode(encoder, waveform, num_frames, normalize), f"out.{case}.embedding")
 
 
-def test_windows_are_the_published_rows(spoken):
-    for name in filter(lambda name: name.endswith("_first_frame"), spoken.tensors):
+def test_windows_are_the_published_rows(speech):
+    for name in filter(lambda name: name.endswith("_first_frame"), speech.tensors):
         case = name.split(".")[1]
-        features = spoken[f"out.{case}.embedding"][None]
-        windows = spoken[name.removesuffix("_first_frame")]
-        first, num_frames, num_rows = int(spoken[name]), windows.shape[1], features.shape[1]
+        features = speech[f"out.{case}.embedding"][None]
+        windows = speech[name.removesuffix("_first_frame")]
+        first, num_frames, num_rows = int(speech[name]), windows.shape[1], features.shape[1]
         missing = first + num_frames - num_rows  # the published program mirrors the end where a clip reaches past it
         mirrored = num_rows - 1 - torch.arange(missing + 3 if missing >= 0 else 0)
         rows = torch.cat([torch.arange(num_rows), mirrored])
-        around = torch.arange(first, first + num_frames)[:, None] + CONTEXT
-        feature_frames = rows[around.clamp(0, len(rows) - 1)]
+        neighbours = torch.arange(first, first + num_frames)[:, None] + CONTEXT
+        feature_frames = rows[neighbours.clamp(0, len(rows) - 1)]
         assert torch.equal(AudioEmbeds(features, num_rows).window(feature_frames), windows)

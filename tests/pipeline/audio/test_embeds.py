@@ -1,4 +1,4 @@
-"""What the model hears, as long as the video and a little longer."""
+"""Speech features, as long as the video and a little longer."""
 
 import logging
 from fractions import Fraction
@@ -26,10 +26,10 @@ def model():
 @pytest.mark.parametrize("duration_s", [0.1, 0.2, 1, 3.24, 3.25, 59.97])
 @pytest.mark.parametrize("fps", [16, 24, 25, 30])
 def test_a_video_has_the_frames_of_its_duration(duration_s, fps):
-    wanted = round(Fraction(str(duration_s)) * fps)
-    assert num_frames_of(duration_s, fps) == wanted
-    assert abs(num_model_frames(wanted, fps) / 25 - wanted / fps) < 1 / 25
-    assert num_model_frames(wanted, fps) / 25 >= wanted / fps
+    expected = round(Fraction(str(duration_s)) * fps)
+    assert num_frames_of(duration_s, fps) == expected
+    assert abs(num_model_frames(expected, fps) / 25 - expected / fps) < 1 / 25
+    assert num_model_frames(expected, fps) / 25 >= expected / fps
 
 
 @given(st.integers(1, 10_000_000), st.sampled_from([8000, 16000, 22050, 44100, 48000, 96000, 192000]))

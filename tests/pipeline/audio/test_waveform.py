@@ -17,11 +17,11 @@ from multitalk_pack.pipeline.audio.waveform import (
     fit_length,
     loudness_lufs,
     normalize_loudness,
-    read,
     resample,
     to_mono_16k,
 )
 from multitalk_pack.pipeline.errors import AudioError
+from multitalk_pack.pipeline.media.sound import read_sound
 from support.media import hum, write_sound, write_video
 
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "7.0", 8: "7.1"}
@@ -34,7 +34,7 @@ LOSSY = [("mp3", "mp3"), ("ogg", "libopus"), ("m4a", "aac"), ("mp4", "aac")]
 def test_lossless_files_come_back_in_their_rate_and_channels(tmp_path, suffix, codec, num_channels):
     sound = hum(0.2, 48000, num_channels)
     path = write_sound(tmp_path / f"hum.{suffix}", sound, codec, LAYOUTS[num_channels])
-    got = read(path)
+    got = read_sound(path)
     assert (got.rate_hz, got.num_channels) == (48000, num_channels)
     assert torch.allclose(got.samples, sound.samples, atol=2**-15)
 
@@ -42,13 +42,13 @@ def test_lossless_files_come_back_in_their_rate_and_channels(tmp_path, suffix, c
 @pytest.mark.parametrize(("suffix", "codec"), LOSSY)
 def test_lossy_files_come_back_without_delay(tmp_path, suffix, codec):
     sound = hum(0.6, 48000, 2)
-    assert_same_without_delay(read(write_sound(tmp_path / f"hum.{suffix}", sound, codec, "stereo")), sound)
+    assert_same_without_delay(read_sound(write_sound(tmp_path / f"hum.{suffix}", sound, codec, "stereo")), sound)
 
 
 def test_vorbis_comes_back_without_delay(tmp_path):
     sound = hum(0.6, 48000, 2)
     soundfile.write(tmp_path / "hum.ogg", sound.samples.T.numpy(), sound.rate_hz, format="OGG", subtype="VORBIS")
-    assert_same_without_delay(read(tmp_path / "hum.ogg"), sound)
+    assert_same_without_delay(read_sound(tmp_path / "hum.ogg"), sound)
 
 
 def assert_same_without_delay(got, sound):
@@ -61,17 +61,17 @@ def assert_same_without_delay(got, sound):
 @pytest.mark.parametrize("rate_hz", [8000, 11025, 22050, 44100, 96000, 192000])
 def test_every_rate_becomes_16_khz_and_keeps_its_pitch(tmp_path, rate_hz):
     path = write_sound(tmp_path / "hum.wav", hum(1, rate_hz, 2), "pcm_s16le", "stereo")
-    mono = to_mono_16k(read(path))
+    mono = to_mono_16k(read_sound(path))
     assert mono.shape == (SAMPLE_RATE_HZ,)
-    wanted = hum(1, SAMPLE_RATE_HZ, 2).samples.mean(dim=0)
-    assert (mono - wanted)[1000:-1000].abs().max() < 2e-3
+    expected = hum(1, SAMPLE_RATE_HZ, 2).samples.mean(dim=0)
+    assert (mono - expected)[1000:-1000].abs().max() < 2e-3
 
 
 def test_resampling_is_soxrs_high_quality():
     samples = torch.rand(2, 3001) - 0.5
     resampled = resample(samples, 44100, 16000)
-    wanted = torch.from_numpy(soxr.resample(samples.T.numpy(), 44100, 16000, quality="HQ").T.copy())
-    assert torch.allclose(resampled[:, : wanted.shape[1]], wanted, atol=1e-6)
+    expected = torch.from_numpy(soxr.resample(samples.T.numpy(), 44100, 16000, quality="HQ").T.copy())
+    assert torch.allclose(resampled[:, : expected.shape[1]], expected, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=20)
@@ -84,7 +84,7 @@ def test_any_sound_becomes_mono_of_the_same_duration(num_samples, rate_hz, num_c
 
 def test_a_video_file_is_a_sound_and_starts_with_its_picture(tmp_path):
     sound = hum(0.4, 48000, 1)
-    got = read(write_video(tmp_path / "late.mp4", num_frames=20, fps=25, sound=sound, sound_start_s=0.2))
+    got = read_sound(write_video(tmp_path / "late.mp4", num_frames=20, fps=25, sound=sound, sound_start_s=0.2))
     assert got.duration_s == pytest.approx(0.6, abs=0.03)
     assert got.samples[:, : int(0.19 * 48000)].abs().max() < 1e-3
     assert got.samples[:, int(0.22 * 48000) :].abs().max() > 0.2
@@ -94,7 +94,7 @@ def test_a_damaged_file_is_heard_as_far_as_it_goes(tmp_path):
     path = write_sound(tmp_path / "cut.mp3", hum(1, 44100, 1), "mp3", "mono")
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] + b"\0garbage" * 200)
-    assert 0.3 < read(path).duration_s < 0.7
+    assert 0.3 < read_sound(path).duration_s < 0.7
 
 
 @pytest.mark.parametrize(
@@ -111,21 +111,21 @@ def test_what_is_no_sound_is_refused_in_one_sentence(tmp_path, name, content, me
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(AudioError, match=message):
-        read(path)
+        read_sound(path)
 
 
 def test_a_folder_and_an_image_are_refused(tmp_path):
-    with pytest.raises(AudioError, match="cannot be read"):
-        read(tmp_path)
+    with pytest.raises(AudioError, match="is a folder, not a file"):
+        read_sound(tmp_path)
     av.VideoFrame.from_ndarray(np.zeros((8, 8, 3), np.uint8), "rgb24").to_image().save(tmp_path / "image.png")
     with pytest.raises(AudioError, match="holds no audio"):
-        read(tmp_path / "image.png")
+        read_sound(tmp_path / "image.png")
 
 
 def test_a_file_of_no_length_is_refused(tmp_path):
     soundfile.write(tmp_path / "none.wav", np.zeros((0, 1)), 16000)
     with pytest.raises(AudioError, match=r"without a single sample|cannot be read as audio"):
-        read(tmp_path / "none.wav")
+        read_sound(tmp_path / "none.wav")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -135,7 +135,7 @@ def test_nan_and_infinity_are_refused(tmp_path, bad):
     with pytest.raises(AudioError, match="NaN or infinite"):
         check(sound)
     with pytest.raises(AudioError, match=r"bad\.wav holds NaN"):
-        read(write_sound(tmp_path / "bad.wav", sound, "pcm_f32le", "mono"))
+        read_sound(write_sound(tmp_path / "bad.wav", sound, "pcm_f32le", "mono"))
 
 
 @pytest.mark.parametrize("shape", [(1, 0), (0, 10), (10,), (1, 1, 10)])

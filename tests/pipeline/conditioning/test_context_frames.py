@@ -1,7 +1,7 @@
 import pytest
 import torch
 from einops import rearrange, reduce
-from multitalk_pack.pipeline.conditioning.context_frames import condition, known_mask, motion_latents
+from multitalk_pack.pipeline.conditioning.context_frames import condition, context_mask, motion_latents
 from multitalk_pack.pipeline.conditioning.reference_image import fit
 from multitalk_pack.pipeline.errors import ConfigError
 from support.golden import Golden
@@ -31,8 +31,8 @@ class LinearVae:
     def decode(self, latents):
         pixels = torch.einsum("dc,cthw->dthw", self.unmix, latents).tanh().clamp(-1, 1)
         for index, frame in enumerate(rearrange(pixels, "c t h w -> t c 1 h w")):
-            pixels_of_cell = frame.repeat_interleave(8, 2).repeat_interleave(8, 3)
-            yield pixels_of_cell.expand(-1, 1 if index == 0 else 4, -1, -1)
+            enlarged = frame.repeat_interleave(8, 2).repeat_interleave(8, 3)
+            yield enlarged.expand(-1, 1 if index == 0 else 4, -1, -1)
 
 
 @pytest.mark.parametrize("case", MSK_Y.cases)
@@ -54,12 +54,12 @@ def test_known_frames_are_the_fitted_image_and_then_the_last_decoded_frames():
 @pytest.mark.parametrize(("case", "num_context"), [("first", 1), ("second", None)])
 def test_the_mask_of_a_published_window(case, num_context):
     published = MSK_Y.config["published"]
-    mask = known_mask(num_context or published["motion_frame"], published["frame_num"])
+    mask = context_mask(num_context or published["motion_frame"], published["frame_num"])
     assert torch.equal(mask, MSK_Y[f"out.published_{case}_clip.mask"])
 
 
 def test_a_mask_may_end_inside_a_latent_frame():
-    assert known_mask(4, 9).T.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
+    assert context_mask(4, 9).T.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
 
 
 def clips(case):

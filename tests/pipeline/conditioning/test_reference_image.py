@@ -9,11 +9,10 @@ from multitalk_pack.pipeline.conditioning.reference_image import (
     check_size,
     fit,
     fit_mask,
-    read_image,
-    to_rgb,
 )
 from multitalk_pack.pipeline.config import Resolution
 from multitalk_pack.pipeline.errors import ConfigError, ImageError
+from multitalk_pack.pipeline.media.picture import read_image, to_rgb
 from PIL import Image
 from support.golden import Golden
 

@@ -9,7 +9,6 @@ from multitalk_pack.pipeline.conditioning.reference_image import BUCKETS, bucket
 from multitalk_pack.pipeline.conditioning.speakers import (
     Place,
     draw_places,
-    published_masks,
     speaker_masks,
     to_latent_masks,
     to_token_masks,
@@ -18,6 +17,7 @@ from multitalk_pack.pipeline.config import Resolution
 from multitalk_pack.pipeline.errors import ImageError
 from multitalk_pack.pipeline.shapes import TOKEN_PIXELS, LatentSize
 from support.golden import Golden
+from support.speakers import published_masks
 
 GOLDEN = Golden("ref_masks")
 SIZES = [(1080, 1920), (1920, 1080), (1000, 1000), (768, 1024), (1024, 768), (600, 900), (900, 600), (400, 1000),
@@ -77,7 +77,7 @@ def test_a_box_stays_where_it_was_drawn(image_hw, resolution):
 
 
 def grid_limit(mask):
-    """What a grid of tokens allows: nearest asks each token's first pixel, so a box moves by less than one token."""
+    """The limit of a grid of tokens: nearest asks each token's first pixel, so a box moves by less than one token."""
     rows, columns = mask.any(1).sum().item(), mask.any(0).sum().item()
     shared = (rows - TOKEN_PIXELS) * (columns - TOKEN_PIXELS)
     return shared / (2 * rows * columns - shared)
@@ -109,10 +109,10 @@ def test_the_tokens_of_a_box_are_those_that_begin_in_it(image_hw, resolution, sh
     size = LatentSize.of_video(1, *target)
     fitted = speaker_masks([Place(box=box), Place()], image_hw, target)
     tokens = to_token_masks(to_latent_masks(fitted, size), size)[0]
-    expected, coverage = tokens_of(box, image_hw, target)
+    expected, shares = tokens_of(box, image_hw, target)
     assert iou(tokens, expected) >= 0.95
-    assert tokens[coverage == 1].all(), "a token that the box covers is the speaker's"
-    assert not tokens[coverage == 0].any(), "a token that it does not touch is not"
+    assert tokens[shares == 1].all(), "a token that the box covers is the speaker's"
+    assert not tokens[shares == 0].any(), "a token that it does not touch is not"
 
 
 @settings(max_examples=10, deadline=None)
@@ -138,8 +138,8 @@ def test_a_mask_of_another_size_is_scaled_and_one_of_another_shape_is_refused():
     half = torch.zeros(50, 100)
     half[:, :50] = 1
     places = Place(mask=half[None]), Place(box=(0, 0, 50, 100), percent=True)
-    scaled, overlay = (speaker_masks([place], (100, 200), (448, 896)) for place in places)
-    assert torch.equal(scaled, overlay)
+    scaled, painted = (speaker_masks([place], (100, 200), (448, 896)) for place in places)
+    assert torch.equal(scaled, painted)
     with pytest.raises(ImageError, match="speaker 1 is 100x50, the image 200x200"):
         speaker_masks([Place(mask=half)], (200, 200), (640, 640))
 
@@ -188,11 +188,11 @@ def test_overlap_and_missing_background_are_told(caplog):
 def test_places_are_drawn_over_the_picture():
     masks = speaker_masks([Place(), Place()], (240, 320), (240, 320))
     image = torch.full((240, 320, 3), 128, dtype=torch.uint8)
-    overlay = draw_places(image, masks)
-    assert overlay.shape == image.shape and overlay.dtype == torch.uint8
-    assert torch.equal(overlay[masks[-1] > 0], image[masks[-1] > 0])
-    assert (overlay[masks[0] > 0] != 128).any(-1).all() and (overlay[masks[1] > 0] != 128).any(-1).all()
-    assert (overlay == 255).all(-1).any()  # the numbers
+    painted = draw_places(image, masks)
+    assert painted.shape == image.shape and painted.dtype == torch.uint8
+    assert torch.equal(painted[masks[-1] > 0], image[masks[-1] > 0])
+    assert (painted[masks[0] > 0] != 128).any(-1).all() and (painted[masks[1] > 0] != 128).any(-1).all()
+    assert (painted == 255).all(-1).any()  # the numbers
 
 
 def test_masks_go_the_way_of_the_picture():

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, mix_soundtrack
 from multitalk_pack.pipeline.audio.embeds import num_frames_of, num_model_frames
-from multitalk_pack.pipeline.audio.waveform import Sound, read
+from multitalk_pack.pipeline.audio.waveform import Sound
 from multitalk_pack.pipeline.errors import AudioError, ImageError, MultiTalkError
+from multitalk_pack.pipeline.media.sound import read_sound
 from multitalk_pack.pipeline.media.video import AAC_LAYOUTS, VideoWriter, read_video, resample_frame_times
 from support.media import hum
 from support.pack import PACK
@@ -57,7 +58,7 @@ def test_sound_and_picture_end_together(tmp_path, duration_s, fps):
 @pytest.mark.parametrize("num_channels", AAC_LAYOUTS)
 def test_the_soundtrack_keeps_rate_channels_and_time(tmp_path, rate_hz, num_channels):
     sound = hum(1, rate_hz, num_channels)
-    got = read(write(tmp_path / "talk.mp4", ONE_FRAME.expand(25, -1, -1, -1), sound=sound))
+    got = read_sound(write(tmp_path / "talk.mp4", ONE_FRAME.expand(25, -1, -1, -1), sound=sound))
     assert (got.rate_hz, got.num_channels) == (rate_hz, num_channels)
     has_lfe = num_channels in (6, 8)  # its fourth channel; at 8 kHz AAC leaves little of it
     voices = [channel for channel in range(num_channels) if not (has_lfe and channel == 3)]
@@ -73,30 +74,30 @@ def lag(late, early, reach=12):
 
 @pytest.mark.parametrize(("rate_hz", "kept_hz"), [(192000, 96000), (50000, 64000), (6000, 7350)])
 def test_rates_that_aac_does_not_have_take_the_nearest(tmp_path, rate_hz, kept_hz):
-    got = read(write(tmp_path / "talk.mp4", ONE_FRAME.expand(5, -1, -1, -1), sound=hum(0.2, rate_hz, 1)))
+    got = read_sound(write(tmp_path / "talk.mp4", ONE_FRAME.expand(5, -1, -1, -1), sound=hum(0.2, rate_hz, 1)))
     assert got.rate_hz == kept_hz
     assert got.duration_s == pytest.approx(0.2, abs=0.16)
 
 
 def test_more_channels_than_aac_has_become_mono(tmp_path):
-    assert read(write(tmp_path / "talk.mp4", ONE_FRAME, sound=hum(0.2, 16000, 12))).num_channels == 1
+    assert read_sound(write(tmp_path / "talk.mp4", ONE_FRAME, sound=hum(0.2, 16000, 12))).num_channels == 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 32), (17, 33), (2, 2), (1, 1), (48, 31)])
 def test_frames_come_back(tmp_path, height, width):
     frames = blocks(6, height, width)
-    got, fps, sound = read_video(write(tmp_path / "talk.mp4", frames))
-    assert (fps, sound) == (25, None)
-    assert got.shape == (6, height + height % 2, width + width % 2, 3)
-    assert (got[:, :height, :width].float() - frames.float()).abs().mean() < 6
+    video = read_video(write(tmp_path / "talk.mp4", frames))
+    assert (video.fps, video.sound) == (25, None)
+    assert video.frames.shape == (6, height + height % 2, width + width % 2, 3)
+    assert (video.frames[:, :height, :width].float() - frames.float()).abs().mean() < 6
 
 
 def test_the_engines_frames_are_rounded_to_the_nearest_byte(tmp_path):
     frames = blocks(3, 32, 32)
-    as_bytes = read_video(write(tmp_path / "bytes.mp4", frames))[0]
+    as_bytes = read_video(write(tmp_path / "bytes.mp4", frames)).frames
     floats = frames.permute(3, 0, 1, 2) / 127.5 - 1
-    for name, drawn in {"exact": floats, "above": floats + 0.003, "below": floats - 0.003}.items():
-        assert torch.equal(read_video(write(tmp_path / f"{name}.mp4", drawn))[0], as_bytes)
+    for name, variant in {"exact": floats, "above": floats + 0.003, "below": floats - 0.003}.items():
+        assert torch.equal(read_video(write(tmp_path / f"{name}.mp4", variant)).frames, as_bytes)
 
 
 def test_colours_are_tagged_as_they_are_coded(tmp_path):
@@ -141,14 +142,14 @@ for seed in range(6):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc fills fresh memory on request")
 def test_the_file_depends_on_nothing_but_its_frames(tmp_path):
-    written = []
+    files = []
     for filling in ("0", "85", "255"):  # of memory that nobody has written to yet
         folder = tmp_path / filling
         code = ENCODED.format(tests=str(PACK / "tests"))
         environment = {**os.environ, "MALLOC_PERTURB_": filling}
         subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, check=True)
-        written.append([path.read_bytes() for path in sorted(folder.glob("*.mp4"))])
-    assert written[0] == written[1] == written[2]
+        files.append([path.read_bytes() for path in sorted(folder.glob("*.mp4"))])
+    assert files[0] == files[1] == files[2]
 
 
 def test_an_exception_leaves_neither_a_file_nor_its_predecessor_touched(tmp_path):
@@ -207,18 +208,20 @@ def test_what_is_no_video_is_refused(tmp_path, name, content):
 
 def test_a_dubbing_source_comes_with_its_sound(tmp_path):
     frames, sound = blocks(10, 16, 16), hum(0.5, 48000, 2)
-    got, fps, heard = read_video(write(tmp_path / "talk.mp4", frames, fps=20, sound=sound))
-    assert (len(got), fps, heard.rate_hz, heard.num_channels) == (10, 20, 48000, 2)
+    video = read_video(write(tmp_path / "talk.mp4", frames, fps=20, sound=sound))
+    assert (len(video.frames), video.fps) == (10, 20)
+    assert (video.sound.rate_hz, video.sound.num_channels) == (48000, 2)
+    assert video.times_s.tolist() == pytest.approx([frame / 20 for frame in range(10)])
 
 
 @given(st.integers(1, 2000), st.sampled_from([8, 12, 15, 16, 24, 25, 30, 50, 60, 23.976, Fraction(30000, 1001)]))
 def test_another_rate_shows_the_model_frame_of_its_time(num_frames, fps):
     exact = Fraction(fps).limit_denominator(1001)
     num_model = num_model_frames(num_frames, fps)
-    shown = resample_frame_times(num_model, fps, num_frames)
-    assert len(shown) == num_frames
+    indices = resample_frame_times(num_model, fps, num_frames)
+    assert len(indices) == num_frames
     middles = [(frame + Fraction(1, 2)) / exact * 25 for frame in range(num_frames)]
-    assert all(frame <= middle < frame + 1 for frame, middle in zip(shown.tolist(), middles, strict=True))
+    assert all(frame <= middle < frame + 1 for frame, middle in zip(indices.tolist(), middles, strict=True))
 
 
 def test_the_models_own_rate_shows_every_frame_once():
@@ -235,5 +238,5 @@ def test_memory_does_not_grow_with_the_video(tmp_path):
         before = psutil.Process().memory_info().rss
         for _ in range(60):
             video.add(frames)
-        grown = psutil.Process().memory_info().rss - before
-    assert grown < 60 * frames.numel() / 4
+        growth = psutil.Process().memory_info().rss - before
+    assert growth < 60 * frames.numel() / 4

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multitalk_pack.pipeline.audio.waveform import Sound, read
+from multitalk_pack.pipeline.audio.waveform import Sound
 from multitalk_pack.pipeline.errors import AudioError, RemoteError
+from multitalk_pack.pipeline.media.sound import read_sound
 from multitalk_pack.pipeline.remote import media, split
 from multitalk_pack.pipeline.remote.answers import JobFailed, JobStopped
 from multitalk_pack.pipeline.remote.context import Caps
@@ -105,7 +106,7 @@ def test_long_sound_is_bought_in_parts_and_joined_exactly(fal, context, long_vid
     video = run(context, sound)
     assert len(fal.submits) == 2 and video.units == 14.5 and "$2.90" in video.info
     assert video.properties.num_frames == 350 and video.properties.has_sound
-    heard = read(video.path)
+    heard = read_sound(video.path)
     assert heard.rate_hz == RATE_HZ and abs(heard.duration_s - 14) < 0.15
     quiet = heard.samples[:, round(6.05 * RATE_HZ) : round(6.35 * RATE_HZ)]
     assert quiet.abs().max() < 0.02

@@ -1,0 +1,261 @@
+"""Picture files of the usual kinds, read as sRGB."""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from torch import Tensor
+
+from ..errors import ImageError
+from ..shapes import TOKEN_PIXELS
+from .files import open_regular
+from .pixels import to_uint8
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "TGA", "ICO")
+MIN_SIDE = TOKEN_PIXELS  # a picture with a side below one token shows nothing
+MAX_PIXELS = 64 * 2**20  # 0.75 GB at the fullest; a larger JPEG is read at a half, a quarter or an eighth
+ROWS = 256  # that are worked on at once
+MAX_PROFILE_BYTES = 16 * 2**20
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+JPEG_START, JPEG_END, JPEG_REDUCTIONS = b"\xff\xd8", b"\xff\xd9", (2, 4, 8)
+FILLER = b"\x55" * 256  # that nothing but a picture cut short would take for its own
+
+PROFILE_MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}  # colour spaces in profiles' headers
+GREY_SCALES = (1, 2**8 - 1, 2**16 - 1)  # of white, in files of numbers
+
+
+def read_image(path: str | Path) -> Tensor:
+    """The picture in the file, uint8 `h w c` in sRGB, turned upright as its EXIF data say.
+
+    Raises:
+        ImageError: the file is missing, no picture, cut off, or too large.
+    """
+    try:
+        with open_regular(path, ImageError) as file:
+            levels = _read(file)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path} is not an image that can be read. Use PNG, JPEG or WebP.") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path} is too large. At most {MAX_PIXELS / 1e6:.0f} million pixels are read.") from error
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for broken data and for exotic colour spaces
+        raise ImageError(f"{path} is damaged or of an unusual kind: {error}. Save it as PNG.") from error
+    return to_rgb(levels)
+
+
+def is_picture(path: str | Path) -> bool:
+    """True for a file of a kind that `read_image` takes; an animation counts, as its first picture."""
+    try:
+        with open_regular(path, ImageError) as file, Image.open(file, formats=FORMATS):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except (ImageError, OSError, SyntaxError, ValueError):
+        return False
+
+
+def to_rgb(image: Tensor) -> Tensor:
+    """Any picture as uint8 `h w c` in RGB: grey is repeated, transparent parts become white.
+
+    Args:
+        image: `h w`, `h w c` or a batch `b h w c`, of which the first is taken; c = 1 (grey), 2 (grey, alpha), 3 or
+            4 (RGB, alpha); uint8, or float in 0..1.
+
+    Raises:
+        ImageError: it has another shape or range, holds NaN, or has a side below 16 pixels.
+    """
+    if image.ndim == 4 and len(image):
+        if len(image) > 1:
+            logger.info("The image is a batch of %d; the first is used.", len(image))
+        image = image[0]
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or not 1 <= image.shape[2] <= 4:
+        shape = tuple(image.shape)
+        raise ImageError(f"An image must be h w c with 1 to 4 channels, got the shape {shape}. Give an RGB picture.")
+    height, width, channels = image.shape
+    if min(height, width) < MIN_SIDE:
+        raise ImageError(f"The image is {width}x{height} pixels. Both sides must be at least {MIN_SIDE}.")
+    levels = to_levels(image)
+    if channels in (2, 4):
+        levels = _over_white(levels)
+    return levels.expand(-1, -1, 3).contiguous()
+
+
+def to_levels(image: Tensor) -> Tensor:
+    """An image of any shape as uint8: of that type already, or float in 0..1.
+
+    Raises:
+        ImageError: it is of another type or range, or holds NaN or infinity.
+    """
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
+        raise ImageError(f"An image must be uint8 or float, got {image.dtype}. Convert it to uint8.")
+    low, high = image.aminmax() if image.numel() else (torch.zeros(()), torch.zeros(()))
+    if not (low.isfinite() and high.isfinite()):
+        raise ImageError("The image holds NaN or infinity. Whatever made it went wrong.")
+    if low < -0.5 or high > 1.5:  # a resampler's overshoot is fine, another convention is not
+        raise ImageError(f"A float image must be in 0..1, got {low:.3g}..{high:.3g}. Divide by its largest value.")
+    levels = torch.empty(image.shape, dtype=torch.uint8)
+    for rows, part in zip(levels.split(ROWS), image.split(ROWS), strict=True):
+        rows.copy_(to_uint8(part, low=0.0))
+    return levels
+
+
+def _over_white(image: Tensor) -> Tensor:
+    """The colours without their alpha, which is the last channel: `c a + 255 (1 - a)`."""
+    if image[..., -1].amin() == 255:
+        return image[..., :-1]
+    logger.info("The image has transparent parts; they are put on white.")
+    colors = torch.empty_like(image[..., :-1], memory_format=torch.contiguous_format)
+    for rows, part in zip(colors.split(ROWS), image.split(ROWS), strict=True):
+        alpha = part[..., -1:].float() / 255
+        rows.copy_((part[..., :-1] * alpha + 255 * (1 - alpha)).round())
+    return colors
+
+
+def _read(file: BinaryIO) -> Tensor:
+    """The levels of a picture, as `to_rgb` takes them, of one with flaws outside the picture too."""
+    try:
+        return _levels(file)
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, ImageError | UnidentifiedImageError):
+            raise
+        file.seek(0)
+        head = file.read(len(PNG_SIGNATURE))
+        if head == PNG_SIGNATURE:
+            return _levels(*_picture_chunks(file))
+        if head.startswith(JPEG_START):
+            return _levels_before_end(file, error)
+        raise
+
+
+def _levels(file: BinaryIO, profile: bytes | None = None) -> Tensor:
+    """The levels of a picture whose file is whole.
+
+    Args:
+        profile: its ICC profile, where the file has none.
+    """
+    with Image.open(file, formats=FORMATS) as picture:
+        _bound_size(picture)
+        if profile is not None:
+            picture.info["icc_profile"] = profile
+        _set_upright(picture)
+        if picture.mode == "F" or picture.mode.startswith("I"):
+            return _numbers(picture)
+        mode = "RGBA" if picture.has_transparency_data else "RGB"
+        native = picture if picture.mode in (mode, "L", "CMYK") else picture.convert(mode)
+        colors = _to_srgb(native)
+        return torch.from_numpy(np.array(colors if colors.mode == mode else colors.convert(mode)))
+
+
+def _bound_size(picture: ImageFile) -> None:
+    """Raises ImageError for too many pixels; a JPEG is reduced instead, as far as its format can."""
+    width, height = picture.size
+    for factor in JPEG_REDUCTIONS:
+        if picture.width * picture.height > MAX_PIXELS:
+            picture.draft(None, (width // factor, height // factor))
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ImageError(
+            f"The image is {width}x{height}; at most {MAX_PIXELS / 1e6:.0f} million pixels are read. Make it smaller."
+        )
+    if picture.size != (width, height):
+        logger.info("The image is %dx%d; it is read at %dx%d.", width, height, *picture.size)
+
+
+def _set_upright(picture: Image.Image) -> None:
+    try:
+        ImageOps.exif_transpose(picture, in_place=True)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, ZeroDivisionError, struct.error) as error:
+        logger.info("The image's EXIF data are damaged (%s); it is taken as upright.", error)
+        picture.load()
+
+
+def _numbers(picture: Image.Image) -> Tensor:
+    """The levels of a grey picture of 16 or 32 bits or of floats, by the range of its numbers, as floats in 0..1."""
+    numbers = np.array(picture).astype(np.float32)
+    lowest, highest = float(numbers.min()), float(numbers.max())
+    if picture.mode.startswith("I;") or picture.format == "PNG":
+        scale = GREY_SCALES[-1]
+    else:
+        scales = GREY_SCALES if picture.mode == "F" else GREY_SCALES[1:]
+        scale = next((scale for scale in scales if highest <= scale), None)
+    if scale is None or not 0 <= lowest <= highest <= scale:
+        raise ImageError(f"The image holds numbers in {lowest:.3g}..{highest:.3g}. Save it as a PNG of 8 or 16 bits.")
+    numbers /= scale
+    return torch.from_numpy(numbers)
+
+
+def _to_srgb(picture: Image.Image) -> Image.Image:
+    """A picture (L, RGB, RGBA or CMYK) by its ICC profile in sRGB; itself without a profile that fits its mode."""
+    profile = picture.info.get("icc_profile")
+    if not profile or PROFILE_MODES.get(profile[16:20]) != picture.mode.removesuffix("A"):
+        return picture
+    target = "RGBA" if picture.mode == "RGBA" else "RGB"
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), picture.mode, target)
+        if picture.mode == target and _keeps_colors(transform, target):
+            return picture
+        converted = ImageCms.applyTransform(picture, transform, inPlace=picture.mode == target)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        logger.info("The image's colour profile is damaged (%s) and not used.", error)
+        return picture
+    logger.info("The image's colours are converted to sRGB.")
+    return converted or picture
+
+
+def _keeps_colors(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """True for a transform of sRGB to itself: on a grid of colours no level changes by more than one."""
+    levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+    grid = np.stack(np.meshgrid(*[levels] * len(mode), indexing="ij"), axis=-1).reshape(-1, 81, len(mode))
+    result = np.asarray(ImageCms.applyTransform(Image.fromarray(grid, mode), transform))
+    return int(np.abs(result.astype(int) - grid).max()) <= 1
+
+
+def _picture_chunks(file: BinaryIO) -> tuple[BinaryIO, bytes | None]:
+    """A PNG without its texts and its ICC profile, which may be larger than Pillow takes, and the profile."""
+    file.seek(len(PNG_SIGNATURE))
+    chunks, profile = io.BytesIO(), None
+    chunks.write(PNG_SIGNATURE)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind not in PNG_TEXTS:
+            chunks.write(head + file.read(length + 4))
+            continue
+        chunk = file.read(length + 4)[:-4]
+        if kind == b"iCCP":
+            profile = zlib.decompressobj().decompress(chunk[chunk.index(b"\0") + 2 :], MAX_PROFILE_BYTES)
+    chunks.seek(0)
+    return chunks, profile
+
+
+def _levels_before_end(file: BinaryIO, error: Exception) -> Tensor:
+    """The levels of a JPEG that lacks its end marker alone.
+
+    Raises:
+        Exception: `error`, where some of the picture is missing: what follows the data would then be seen in it.
+    """
+    file.seek(0)
+    data = file.read().removesuffix(JPEG_END[:1])
+    if data.endswith(JPEG_END):
+        raise error
+    levels = _levels(io.BytesIO(data + JPEG_END))
+    if not torch.equal(levels, _levels(io.BytesIO(data + FILLER + JPEG_END))):
+        raise error
+    return levels
