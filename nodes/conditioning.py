@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import torch
 from comfy_api.latest import io, ui
@@ -19,6 +20,10 @@ from ..pipeline.weights.handles import Lazy
 from . import sockets
 from .comfy_host import ComfyHost, at_work
 from .conversions import CoreVae, from_conditioning, from_image, from_masks, to_image
+
+if TYPE_CHECKING:
+    from comfy.clip_vision import Output
+    from comfy.sd import VAE
 
 CATEGORY = "MultiTalk"
 CUSTOM = "custom"
@@ -149,8 +154,8 @@ class MultiTalkCondition(io.ComfyNode):
     def execute(
         cls,
         image: Tensor,
-        vae: object,
-        image_encoder: object,
+        vae: Lazy | VAE,
+        image_encoder: Lazy | Output,
         prompt: str,
         negative_prompt: str,
         resolution: str,
@@ -221,15 +226,16 @@ def _encode_prompts(
         return prompts, negative_embeds
     host = ComfyHost()
     host.report(Progress("prompt", 0))
+    assert text_encoder is not None, "checked above"
     encoder = text_encoder.model
     with at_work(encoder.model, host):
         encoded, negative_encoded = encode_prompts(encoder, prompt, negative_prompt)
     return prompts or encoded, negative_encoded if negative_embeds is None else negative_embeds
 
 
-def _penultimate(output: object) -> Tensor:
+def _penultimate(output: Output) -> Tensor:
     """The image tokens `i d` of CLIP_VISION_OUTPUT: those before the last block."""
-    return output.penultimate_hidden_states[0].float().cpu()
+    return output["penultimate_hidden_states"][0].float().cpu()
 
 
 def _draw(picture: Tensor, masks: Tensor) -> Tensor:

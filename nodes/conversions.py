@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from ..pipeline.audio.waveform import Sound
 from ..pipeline.errors import AudioError, ConfigError, ImageError
 from ..pipeline.shapes import LATENT_CHANNELS, num_latent_frames
+
+if TYPE_CHECKING:
+    from comfy.sd import VAE
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +77,8 @@ def from_conditioning(conditioning: list, name: str) -> Tensor:
     if len(conditioning) > 1:
         logger.info("%s has %d parts; the first is used.", name, len(conditioning))
     embeds = conditioning[0][0][0].float().cpu()
-    used = embeds.abs().sum(1).nonzero()
-    num_tokens = int(used[-1]) + 1 if len(used) else 1
+    tokens = embeds.abs().sum(1).nonzero()
+    num_tokens = int(tokens[-1]) + 1 if len(tokens) else 1
     if num_tokens > TEXT_LEN:
         logger.warning("%s has %d tokens; the first %d are used.", name, num_tokens, TEXT_LEN)
     return embeds[: min(num_tokens, TEXT_LEN)]
@@ -83,7 +87,7 @@ def from_conditioning(conditioning: list, name: str) -> Tensor:
 class CoreVae:
     """ComfyUI's own VAE, as the engine's coder of frames. Its latents are Wan's before their normalisation."""
 
-    def __init__(self, vae: object):
+    def __init__(self, vae: VAE):
         from ..pipeline.models.vae.video_vae import LATENT_MEAN, LATENT_STD  # imports diffusers, which takes seconds
 
         self._vae = vae
@@ -103,10 +107,10 @@ class CoreVae:
             raise ConfigError(f"The VAE gave latents {tuple(raw.shape)}; Wan2.1's has 16 channels. Load wan_2.1_vae.")
         return (raw - self._mean) / self._std
 
-    def encode_padded(self, known: Tensor, num_frames: int) -> Tensor:
-        """The latents of `known` (`c k h w`) followed by mid-grey up to `num_frames`."""
-        grey = known.new_zeros(known.shape[0], num_frames - known.shape[1], *known.shape[2:])
-        return self.encode(torch.cat((known, grey), 1))
+    def encode_padded(self, frames: Tensor, num_frames: int) -> Tensor:
+        """The latents of `frames` (`c k h w`) followed by mid-grey up to `num_frames`."""
+        grey = frames.new_zeros(frames.shape[0], num_frames - frames.shape[1], *frames.shape[2:])
+        return self.encode(torch.cat((frames, grey), 1))
 
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Normalised latents `c t h w` to frames `c f h w`, -1..1, in one piece."""

@@ -193,7 +193,7 @@ def _output(video: RemoteVideo) -> io.NodeOutput:
 
 def _voice(audio: dict | None, name: str) -> Sound:
     sound = from_audio(audio, name)
-    if audio["waveform"].shape[0] > 1:
+    if audio is not None and audio["waveform"].shape[0] > 1:
         raise AudioError(
             f"{name} must be one recording, got a batch of {audio['waveform'].shape[0]}. Pick one of them."
         )

@@ -39,4 +39,4 @@ def take_links_only(node: type[io.ComfyNode]) -> None:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     arguments = [inspect.Parameter(name, kind, default=None) for name in sockets]
     validate_inputs.__signature__ = inspect.Signature([inspect.Parameter("cls", kind), *arguments])
-    node.validate_inputs = classmethod(validate_inputs)
+    node.validate_inputs = classmethod(validate_inputs)  # pyright: ignore[reportAttributeAccessIssue]

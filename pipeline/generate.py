@@ -161,7 +161,7 @@ def _decode(conditioning: Conditioning, latents: Tensor, host: Host) -> Tensor:
 def _vae_bytes(conditioning: Conditioning) -> int:
     """Bytes that the VAE takes on the device, with the coders' weights; another's VAE is taken for ours."""
     networks = conditioning.networks
-    itemsize = networks[0].dtype.itemsize if networks else 4
+    itemsize = next(networks[0].parameters()).dtype.itemsize if networks else 4
     return sum(map(num_bytes, networks)) + decode_bytes(conditioning.height, conditioning.width, itemsize)
 
 

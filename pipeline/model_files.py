@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from .config import Recipe
 from .errors import ConfigError, Problems
@@ -54,13 +55,11 @@ class ModelFiles:
         Raises:
             ConfigError: a LoRA's strength is no number, or there is no such recipe.
         """
-        files = {name: None if path is None else Path(path).expanduser() for name, path in paths.items()}
+        files: dict[str, Any] = {
+            name: None if path is None else Path(path).expanduser() for name, path in paths.items()
+        }
         pairs = tuple(parse_lora(lora) if isinstance(lora, str) else lora for lora in loras)
-        return cls(
-            **files,
-            loras=pairs,
-            recipe=None if recipe is None else Recipe(recipe),
-        )
+        return cls(**files, loras=pairs, recipe=None if recipe is None else Recipe(recipe))
 
     @classmethod
     def bundled(cls) -> ModelFiles:

@@ -170,7 +170,7 @@ class MultiTalkPipeline:
     def render(
         self,
         output: Path | str,
-        image: Path | str | Tensor,
+        image: Path | str | Tensor | None,
         audio: Path | str | Sound | Sequence[Path | str | Sound | None] | None,
         prompt: str = "",
         *,

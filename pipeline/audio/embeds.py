@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
-from torch import LongTensor, Tensor
+from torch import Tensor
 
 from ..errors import AudioError, ConfigError
 from ..models.wav2vec2.encoder import encode
@@ -48,7 +48,7 @@ class AudioEmbeds:
         """Speakers, the silent ones too."""
         return self.features.shape[0]
 
-    def window(self, feature_frames: LongTensor) -> Tensor:
+    def window(self, feature_frames: Tensor) -> Tensor:
         """
         The features of some video frames and their neighbours.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.error import FFmpegError
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -115,7 +116,7 @@ class WindowStore:
         except _OtherWindow:
             logger.info("Window %d in %s was made from another prompt and is made again.", index + 1, self.folder)
             return None
-        except (OSError, ValueError, SafetensorError, av.FFmpegError) as error:
+        except (OSError, ValueError, SafetensorError, FFmpegError) as error:
             logger.warning("Window %d in %s is damaged (%s) and is made again.", index + 1, self.folder, error)
             return None
         logger.info("Window %d is already finished; it is read from %s.", index + 1, video)
@@ -151,7 +152,7 @@ class WindowStore:
             total = _drop_oldest(self._root, self._limit_bytes, keep=self.folder)
             self._is_full = total > self._limit_bytes
             reason = f"{total / GB:.1f} GB are used, {self._limit_bytes / GB:.1f} are allowed"
-        except (OSError, SafetensorError, av.FFmpegError) as error:
+        except (OSError, SafetensorError, FFmpegError) as error:
             self._is_full, reason = True, str(error)
         if self._is_full:
             logger.warning("No more windows are kept in %s: %s. The run goes on.", self.folder, reason)
@@ -211,7 +212,7 @@ def _feed(digest: hashlib._Hash, part: object) -> None:
         digest.update(fingerprint(part).encode())
     elif isinstance(part, Tensor):
         digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
-        digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     elif isinstance(part, tuple | list):
         digest.update(f"[{len(part)}".encode())
         for item in part:

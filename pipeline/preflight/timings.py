@@ -58,7 +58,10 @@ class Timings:
     def _read(self) -> dict[str, dict[int, float]]:
         try:
             stored = json.loads(self.path.read_text(encoding="utf-8"))
-            return {kind: {_above_0(int(n)): _above_0(float(s)) for n, s in of.items()} for kind, of in stored.items()}
+            return {
+                kind: {int(_above_0(int(tokens))): _above_0(float(s)) for tokens, s in row.items()}
+                for kind, row in stored.items()
+            }
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, AttributeError, RecursionError):

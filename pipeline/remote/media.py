@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import torch
+from av.error import FFmpegError
 from PIL import Image
 from torch import Tensor
 
@@ -151,7 +152,7 @@ def probe(path: Path) -> VideoProperties:
             has_sound = bool(file.streams.audio)
             num_frames = sum(1 for _ in file.decode(stream))
             width, height = stream.codec_context.width, stream.codec_context.height
-    except (av.FFmpegError, IndexError, OSError, ValueError) as error:
+    except (FFmpegError, IndexError, OSError, ValueError) as error:
         raise RemoteError(f"{path.name} is not a video that can be opened ({type(error).__name__}).") from None
     if num_frames == 0:
         raise RemoteError(f"{path.name} is a video without a picture.")

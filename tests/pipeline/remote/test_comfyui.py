@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.comfy_server import ComfyServer
-from support.fake_fal import DONE, KEY, FakeFal
+from support.fake_fal import COMPLETED, KEY, FakeFal
 from support.remote import until
 
 pytestmark = [
@@ -104,7 +104,7 @@ class Place:
         self.fal.jobs.clear()
         self.fal.faults.clear()
         self.fal.released.clear()
-        self.fal.script, self.fal.on_cancel = [DONE], "removed"
+        self.fal.script, self.fal.on_cancel = [COMPLETED], "removed"
         if self.server is None or self.server.process.poll() is not None:
             self.start()
 
@@ -178,7 +178,7 @@ def test_the_schema_asks_for_no_key_and_keeps_the_seed(place):
 
 
 def test_a_graph_runs_and_the_second_queue_buys_nothing(place):
-    place.fal.script = [{"status": "IN_QUEUE", "queue_position": 1}, RUNNING, DONE]
+    place.fal.script = [{"status": "IN_QUEUE", "queue_position": 1}, RUNNING, COMPLETED]
     history = place.server.wait(place.server.queue(graph(1), {"nodes": []}))
     assert status(history) == "execution_success" and history["outputs"]["20"]
     assert len(place.fal.submits) == 1
@@ -262,7 +262,7 @@ def test_a_late_cancel_and_a_job_that_finished_anyhow(place):
     running(place)
     place.server.interrupt()
     assert status(place.server.wait(prompt_id)) == "execution_interrupted"
-    place.fal.script = [DONE]
+    place.fal.script = [COMPLETED]
     assert status(place.server.wait(place.server.queue(graph(11)))) == "execution_success"
     assert len(place.fal.cancels) == 1 and len(place.fal.submits) == 1
 
@@ -309,7 +309,7 @@ def test_control_c_leaves_the_job_to_the_next_start(place):
     running(place)
     place.server.control_c()
     assert not place.fal.cancels
-    place.fal.script = [DONE]
+    place.fal.script = [COMPLETED]
     server = place.start()
     assert status(server.wait(server.queue(graph(14)))) == "execution_success"
     assert len(place.fal.submits) == 1 and not place.fal.cancels

@@ -17,7 +17,7 @@ from multitalk_pack.pipeline.remote.generate import Resume
 from multitalk_pack.pipeline.remote.job import JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger, State
 from multitalk_pack.pipeline.remote.payload import AI_AVATAR, INFINITALK
-from support.fake_fal import DONE, KEY
+from support.fake_fal import COMPLETED, KEY
 from support.remote import make_request, until
 
 TESTS = Path(__file__).resolve().parents[2]
@@ -59,7 +59,7 @@ def test_a_process_killed_after_the_post_is_followed_by_one_that_collects(fal, c
     until(lambda: fal.calls("^GET queue .*/status"), 120)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    fal.script = [DONE]
+    fal.script = [COMPLETED]
     video = buy(context)
     assert list(fal.jobs) == [video.request_id] and len(fal.submits) == 1 and not fal.cancels
     assert len(fal.calls("^POST cdn")) == 2
@@ -147,7 +147,7 @@ def test_another_account_buys_its_own(fal, context):
 
 
 def test_two_equal_runs_at_once_buy_one_job(fal, context):
-    fal.script = [{"status": "IN_PROGRESS"}, {"status": "IN_PROGRESS"}, DONE]
+    fal.script = [{"status": "IN_PROGRESS"}, {"status": "IN_PROGRESS"}, COMPLETED]
     jobs = [generate.start(make_request(), context) for _ in range(2)]
     videos = [job.result() for job in jobs]
     assert len(fal.submits) == 1 and videos[0].path == videos[1].path
@@ -159,7 +159,7 @@ def test_a_paid_video_that_could_not_be_fetched_is_fetched_by_the_next_run(fal, 
         buy(context)
     assert newest(context).state is State.SUBMITTED and not fal.cancels
     buy(context)
-    assert len(fal.submits) == 1 and newest(context).state is State.DONE
+    assert len(fal.submits) == 1 and newest(context).state is State.COMPLETED
 
 
 def test_the_ledger_is_private_and_holds_neither_key_nor_prompt(fal, context):
@@ -210,7 +210,7 @@ def test_leaving_a_job_that_is_collected_does_not_cancel_it(fal, context, tmp_pa
     collecting.monitor.stop()
     with pytest.raises(answers.JobStopped):
         collecting.result()
-    fal.script = [DONE]
+    fal.script = [COMPLETED]
     assert collected(elsewhere, request_id).path.read_bytes() == fal.video == buying.result().path.read_bytes()
     assert len(fal.submits) == 1 and not fal.cancels
 

@@ -17,7 +17,7 @@ from multitalk_pack.pipeline.remote.context import Caps
 from multitalk_pack.pipeline.remote.generate import Resume
 from multitalk_pack.pipeline.remote.job import JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger
-from support.fake_fal import DONE
+from support.fake_fal import COMPLETED
 from support.remote import make_request, remote_threads, tone, until, write_video
 
 RATE_HZ = 8000
@@ -139,7 +139,7 @@ def test_a_failed_part_costs_only_that_one(fal, rich_context):
 
 
 def test_no_more_than_two_run_at_once(fal, rich_context):
-    fal.script = [{"status": "IN_PROGRESS"}] * 20 + [DONE]
+    fal.script = [{"status": "IN_PROGRESS"}] * 20 + [COMPLETED]
     job = split.start_split(speech(33, {}), make, rich_context)
     most = 0
     while job.alive:

@@ -13,7 +13,7 @@ from multitalk_pack.pipeline.remote.context import Caps, RemoteContext
 from multitalk_pack.pipeline.remote.generate import Resume
 from multitalk_pack.pipeline.remote.job import JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger, State
-from support.fake_fal import DONE, KEY
+from support.fake_fal import COMPLETED, KEY
 from support.remote import generate_with_host, make_request, remote_threads, until
 
 SUBMIT = "^POST queue"
@@ -46,7 +46,7 @@ QUEUE_AND_LOGS = [
         "status": "IN_PROGRESS",
         "logs": [{"message": "loading", "timestamp": "1"}, {"message": "\x1b40%", "timestamp": "2"}],
     },
-    DONE,
+    COMPLETED,
 ]
 
 
@@ -123,7 +123,7 @@ def test_a_job_whose_answer_was_lost_is_found_again_by_its_inputs(fal, context):
         buy(context)
     video = buy(context)
     assert len(fal.jobs) == 1 and len(fal.submits) == 1 and video.request_id in fal.jobs
-    assert newest(context).state is State.DONE
+    assert newest(context).state is State.COMPLETED
 
 
 def test_silence_after_acceptance_is_a_lost_answer(fal, context, monkeypatch):

@@ -10,7 +10,7 @@ from multitalk_pack.pipeline.remote import answers, client, collect, generate
 from multitalk_pack.pipeline.remote.generate import Resume
 from multitalk_pack.pipeline.remote.job import JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger, State
-from support.fake_fal import DONE, Reply
+from support.fake_fal import COMPLETED, Reply
 from support.remote import generate_with_host, make_request, remote_threads, until
 
 LOOK, RESULT = "^GET queue .*/status", r"^GET queue .*/requests/[^/]+$"
@@ -75,7 +75,7 @@ def test_a_job_that_never_ends_is_left_to_the_next_run(fal, context, monkeypatch
 
 
 def test_a_job_that_completes_with_an_error_failed(fal, context):
-    fal.script = [{**DONE, "error": "out of memory", "error_type": "internal"}]
+    fal.script = [{**COMPLETED, "error": "out of memory", "error_type": "internal"}]
     with pytest.raises(answers.JobFailed, match="out of memory"):
         buy(context)
     assert newest(context).state is State.FAILED and len(fal.submits) == 1
@@ -114,7 +114,7 @@ STAGES = {
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stop_frees_the_user_at_once_and_sends_one_cancel(fal, context, stage):
     pattern, kind, reached, num_cancels, state = STAGES[stage]
-    fal.script = {"queued": [{"status": "IN_QUEUE", "queue_position": 1}], "running": [RUNNING]}.get(kind, [DONE])
+    fal.script = {"queued": [{"status": "IN_QUEUE", "queue_position": 1}], "running": [RUNNING]}.get(kind, [COMPLETED])
     if kind in ("slow", "hang"):
         fal.fault(pattern, kind, seconds=60)
     elif kind == "busy":
@@ -166,16 +166,16 @@ def stopped_while_running(fal, context):
 def test_a_cancelled_job_that_finished_anyhow_is_collected(fal, context):
     fal.on_cancel = "ignored"
     stopped_while_running(fal, context).join()
-    fal.script = [DONE]
+    fal.script = [COMPLETED]
     video = buy(context)
-    assert list(fal.jobs) == [video.request_id] and len(fal.cancels) == 1 and newest(context).state is State.DONE
+    assert list(fal.jobs) == [video.request_id] and len(fal.cancels) == 1 and newest(context).state is State.COMPLETED
 
 
 @pytest.mark.parametrize("on_cancel", ["removed", "failed"])
 def test_a_job_that_was_really_cancelled_is_bought_anew(fal, context, on_cancel):
     fal.on_cancel = on_cancel
     stopped_while_running(fal, context).join()
-    fal.script = [DONE]
+    fal.script = [COMPLETED]
     buy(context)
     assert len(fal.submits) == 2 and newest(context).attempt == 2
 
@@ -184,7 +184,7 @@ def test_cancel_and_queue_again_joins_the_thread_that_is_ending(fal, context):
     fal.on_cancel = "ignored"
     fal.fault("^PUT queue", "slow", seconds=0.3)
     first = stopped_while_running(fal, context)
-    fal.script = [DONE]
+    fal.script = [COMPLETED]
     second = generate.start(make_request(), context)
     until(lambda: second.monitor.text == "waiting for the same job")
     assert second.result().request_id in fal.jobs
