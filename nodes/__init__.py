@@ -1,4 +1,4 @@
-"""The one list of our nodes."""
+"""The nodes that ComfyUI gets from us."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .loaders import (
 )
 from .options import MultiTalkAccelerationOptions, MultiTalkLongVideoOptions
 from .preflight import MultiTalkPreflight
+from .refusals import show_refusals
 from .remote import MultiTalkFal, MultiTalkFalCollect
 from .sampler import MultiTalkSampler
 from .sockets import take_links_only
@@ -45,16 +46,17 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class MultiTalkExtension(ComfyExtension):
-    """Hands the nodes to ComfyUI, and the folders they look in."""
+    """Our nodes, and the folders that they list."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes."""
         folders.register_folders()
         for node in NODES:
             take_links_only(node)
+            show_refusals(node)
         return NODES
 
 
 async def comfy_entrypoint() -> MultiTalkExtension:
-    """The extension, which ComfyUI asks for when it loads the pack."""
+    """The entry that ComfyUI calls."""
     return MultiTalkExtension()

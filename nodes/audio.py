@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from comfy_api.latest import io
@@ -18,6 +19,9 @@ from ..pipeline.weights.handles import Lazy
 from . import sockets
 from .comfy_host import ComfyHost, at_work, show_text
 from .conversions import from_audio
+
+if TYPE_CHECKING:  # imports of seconds
+    from transformers import Wav2Vec2Model
 
 CATEGORY = "MultiTalk"
 MAX_SPEAKERS = 4
@@ -84,13 +88,12 @@ class MultiTalkEncodeAudio(io.ComfyNode):
                 sockets.AudioEmbeds.Output(display_name="audio_embeds"),
                 io.Int.Output(display_name="frame_count"),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
         cls,
-        audio_encoder: Lazy,
+        audio_encoder: Lazy[Wav2Vec2Model],
         audio_1: dict,
         num_frames: int,
         fps: float,
@@ -101,11 +104,9 @@ class MultiTalkEncodeAudio(io.ComfyNode):
         **voices: dict,
     ) -> io.NodeOutput:
         host, problems, arrangement = ComfyHost(), Problems(), Arrangement(multi_audio_type)
-        speeches = speeches_of({"audio_1": audio_1, **voices}, start_times)
+        speeches = speeches_of({"audio_1": audio_1, **voices}, start_times_of(start_times, 1 + len(voices)))
         check_voices(speeches, arrangement, num_frames, fps, problems)
         problems.raise_errors()
-        if problems.notes:
-            show_text("\n".join(problems.notes), cls.hidden.unique_id)
         host.report(Progress("audio", 0))
         with at_work(audio_encoder.model, host) as encoder:
             embeds = encode_audio(
@@ -119,16 +120,16 @@ class MultiTalkEncodeAudio(io.ComfyNode):
                 None if soundtrack is None else from_audio(soundtrack, "soundtrack"),
             )
         host.report(Progress("audio", 1))
+        show_text("\n".join(problems.notes))
         return io.NodeOutput(embeds, embeds.num_frames)
 
 
-def speeches_of(voices: Mapping[str, dict], start_times: str) -> list[Speech]:
-    """The voices by the names of their sockets, in their order, with their starts.
+def speeches_of(voices: Mapping[str, dict], starts: Sequence[float | None]) -> list[Speech]:
+    """The voices by the names of their sockets, in their order, with a start for each.
 
     Raises:
-        AudioError: a voice is no sound, or there are more or fewer starts than voices.
+        AudioError: a voice is no sound, or a start is out of range.
     """
-    starts = start_times_of(start_times, len(voices))
     sounds = [from_audio(voice, name) for name, voice in sorted(voices.items())]
     return [Speech(sound, start) for sound, start in zip(sounds, starts, strict=True)]
 
@@ -212,9 +213,8 @@ def start_times_of(text: str, num_speakers: int) -> list[float | None]:
     """
     if not text.strip():
         return [None] * num_speakers
-    parts = text.split(",")
     try:
-        starts = [float(part) for part in parts]
+        starts = [float(part) for part in text.split(",")]
     except ValueError:
         raise AudioError(f"start_times must be seconds with commas between, like 0, 3.5; got {text!r}.") from None
     if len(starts) != num_speakers or min(starts) < 0:

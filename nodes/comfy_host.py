@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import comfy.model_management as mm
 import torch
 from comfy.cli_args import args as cli_args
 from comfy.utils import ProgressBar
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor, nn
 
@@ -20,20 +21,21 @@ from .preview import frame_preview, latent_preview
 
 PREVIEW_SIDE = 512
 
-logger = logging.getLogger(__name__)
+Network = TypeVar("Network", bound=nn.Module)
 
-M = TypeVar("M", bound=nn.Module)
+logger = logging.getLogger(__name__)
 
 
 class ComfyHost:
     """The engine's host inside a node's `execute`; it must be used from that node's thread.
 
     Args:
-        node_id: id of the node that shows the progress as text too; None leaves it to the bar.
+        keeps_windows: an interrupted run can go on from its finished windows.
     """
 
-    def __init__(self, node_id: str | None = None):
-        self._bar, self._node_id, self._remaining = ProgressBar(1000), node_id, RemainingTime()
+    def __init__(self, keeps_windows: bool = False):
+        self._bar, self._remaining, self._keeps_windows = ProgressBar(1000), RemainingTime(), keeps_windows
+        self._progress = Progress("", 0)
 
     @property
     def device(self) -> torch.device:
@@ -51,11 +53,15 @@ class ComfyHost:
         picture = picture if frames is None else frame_preview(frames)
         preview = None if picture is None else ("JPEG", Image.fromarray(picture.numpy()), PREVIEW_SIDE)
         self._bar.update_absolute(round(progress.fraction * 1000), 1000, preview)
-        if self._node_id is not None:
-            show_text(progress.describe(self._remaining.left_s(progress.fraction)), self._node_id)
+        show_text(progress.describe(self._remaining.left_s(progress.fraction)))
+        self._progress = progress
 
     def check_cancelled(self) -> None:
-        """Raises ComfyUI's own interruption."""
+        """Raises ComfyUI's own interruption, once the node shows what is left of the run."""
+        if mm.processing_interrupted():
+            window, num_windows = self._progress.window, self._progress.num_windows
+            kept = f"; {window - 1} of {num_windows} windows kept" if self._keeps_windows and window else ""
+            show_text(f"cancelled{kept}")
         mm.throw_exception_if_processing_interrupted()
 
     def free_memory(self) -> int:
@@ -104,15 +110,30 @@ def allows_api_nodes() -> bool:
     return not cli_args.disable_api_nodes
 
 
-def show_text(text: str, node_id: str) -> None:
-    """Shows text on the face of a node."""
+def executing_node_id() -> str:
+    """The id of the node that is being run."""
+    context = get_executing_context()
+    assert context is not None, "called while a node is run"
+    return context.node_id
+
+
+def show_text(text: str) -> None:
+    """Shows text on the face of the node that is being run."""
     from server import PromptServer  # importable only inside a running ComfyUI
 
-    PromptServer.instance.send_progress_text(text, node_id)
+    PromptServer.instance.send_progress_text(text, executing_node_id())
+
+
+def running_graph() -> Mapping[str, Any]:
+    """The graph that is being run, as the queue has it: node ids to `class_type` and `inputs`."""
+    from server import PromptServer
+
+    running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
+    return running[0][2] if running else {}
 
 
 @contextmanager
-def at_work(network: M, host: ComfyHost) -> Iterator[M]:
+def at_work(network: Network, host: ComfyHost) -> Iterator[Network]:
     """Keeps `network` on the device inside the block; one that does not fit even alone stays on the CPU."""
     needed_bytes = num_bytes(network) + mm.minimum_inference_memory()
     if host.device.type == "cpu" or host.unload_others(needed_bytes) >= needed_bytes:

@@ -40,7 +40,8 @@ class MultiTalkSpeaker(io.ComfyNode):
             node_id="MultiTalkSpeaker",
             display_name="MultiTalk Speaker",
             category=CATEGORY,
-            description="A speaker's place: a mask, or a box in percent of the image. Chain one for each voice.",
+            description="A speaker's place: a mask, or a box in percent of the image. Chain one for each voice. Where one "
+            "of several people speaks, one place is enough.",
             inputs=[
                 sockets.Speakers.Input("speakers", optional=True, tooltip="The speakers before this one."),
                 io.Mask.Input(
@@ -111,7 +112,11 @@ class MultiTalkCondition(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="From CLIP Text Encode, instead of negative_prompt."
                 ),
-                sockets.Speakers.Input("speakers", optional=True, tooltip="Who is where, for two voices or more."),
+                sockets.Speakers.Input(
+                    "speakers",
+                    optional=True,
+                    tooltip="Who is where. Without it several voices share the width, from left to right.",
+                ),
                 io.Mask.Input(
                     "ref_target_masks",
                     optional=True,
@@ -189,6 +194,7 @@ class MultiTalkCondition(io.ComfyNode):
             image_encoder=image_encoder.model if isinstance(image_encoder, Lazy) else None,
             image_embeds=None if isinstance(image_encoder, Lazy) else _penultimate(image_encoder),
             speaker_masks=masks,
+            image_hw=(rows, columns),
         )
         preview = to_image(fitted[:, :1]) if masks is None else _draw(fitted[:, 0], masks)
         return io.NodeOutput(conditioning, to_image(fitted), ui=ui.PreviewImage(preview, cls=cls))
@@ -224,9 +230,9 @@ def _encode_prompts(
     negative_embeds = None if negative is None else from_conditioning(negative, "negative")
     if prompts is not None and negative_embeds is not None:
         return prompts, negative_embeds
+    assert text_encoder is not None, "or both are given"
     host = ComfyHost()
     host.report(Progress("prompt", 0))
-    assert text_encoder is not None, "checked above"
     encoder = text_encoder.model
     with at_work(encoder.model, host):
         encoded, negative_encoded = encode_prompts(encoder, prompt, negative_prompt)

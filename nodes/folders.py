@@ -7,10 +7,14 @@ from uuid import uuid4
 
 import folder_paths
 
-PACK_MODELS = Path(__file__).parents[1] / "demo" / "weights"  # the small bundled model, by the same folder names
-NONE = "none"
+from ..pipeline.errors import WeightsError
+from ..pipeline.model_files import BUNDLED_WEIGHTS
 
-# Keys of `folder_paths` that each loader lists, ours and those that other packs register.
+NONE = "none"
+BUNDLED = "multitalk_bundled_{}"  # keys of our own: the lists of core's loaders are none of our business
+
+# Keys of `folder_paths` that each loader lists: core's, and those that other packs register. The first one names the
+# folder of the bundled model too.
 BASE = ("diffusion_models", "unet_gguf")
 ADAPTER = ("model_patches", "diffusion_models", "unet_gguf")
 TEXT_ENCODER = ("text_encoders", "clip_gguf")
@@ -37,31 +41,30 @@ def register_folders() -> None:
         if key not in folder_paths.folder_names_and_paths:
             paths = [str(Path(folder_paths.models_dir) / name) for name in names]
             folder_paths.folder_names_and_paths[key] = (paths, extensions)
-    for folder in PACK_MODELS.iterdir() if PACK_MODELS.is_dir() else ():
-        if folder.is_dir() and folder.name in folder_paths.folder_names_and_paths:
-            folder_paths.add_model_folder_path(folder.name, str(folder))
+    for folder in BUNDLED_WEIGHTS.glob("*"):
+        folder_paths.folder_names_and_paths[BUNDLED.format(folder.name)] = ([str(folder)], {".safetensors"})
 
 
 def names(keys: tuple[str, ...]) -> list[str]:
     """Relative names of all files below `keys`, each once, and of whole model folders as users download them."""
-    files = [name for key in keys if _is_registered(key) for name in folder_paths.get_filename_list(key)]
-    return list(dict.fromkeys(files + [name for name, _ in _directories(keys)]))
+    directories = [name for name, _ in _directories(keys)]
+    return list(dict.fromkeys([*_files(keys), *directories, *_files((BUNDLED.format(keys[0]),))]))
 
 
 def path(keys: tuple[str, ...], name: str) -> Path:
     """The file or folder behind a name that `names` listed.
 
     Raises:
-        ValueError: no such file below `keys`; the message names the folders.
+        WeightsError: no such file below `keys`; the message names the folders.
     """
-    for key in keys:
+    for key in (*keys, BUNDLED.format(keys[0])):
         if _is_registered(key) and name in folder_paths.get_filename_list(key):
             return Path(folder_paths.get_full_path_or_raise(key, name))
     directories = dict(_directories(keys))
     if name in directories:
         return directories[name]
     key_folders = ", ".join(f"models/{key}" for key in keys)
-    raise ValueError(f"{name} is not in {key_folders}. Put the file there, or choose another in the loader.")
+    raise WeightsError(f"{name} is not in {key_folders}. Put the file there, or choose another in the loader.")
 
 
 def new_video() -> Path:
@@ -82,6 +85,10 @@ def private_directory() -> Path:
 def output_directory() -> Path:
     """ComfyUI's output folder."""
     return Path(folder_paths.get_output_directory())
+
+
+def _files(keys: tuple[str, ...]) -> list[str]:
+    return [name for key in keys if _is_registered(key) for name in folder_paths.get_filename_list(key)]
 
 
 def _is_registered(key: str) -> bool:

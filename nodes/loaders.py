@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
 from ..pipeline.config import Recipe
@@ -10,7 +12,7 @@ from ..pipeline.memory.placement import MemoryConfig, MemoryLimit
 from ..pipeline.weights import handles
 from ..pipeline.weights.handles import Precision
 from . import folders, sockets
-from .comfy_host import compute_device
+from .comfy_host import compute_device, show_text
 
 CATEGORY = "MultiTalk/loaders"
 AUTO = "auto"
@@ -34,9 +36,10 @@ class MultiTalkLoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "adapter",
-                    options=[folders.NONE, *folders.names(folders.ADAPTER)],
-                    default=folders.NONE,
-                    tooltip="The MultiTalk or InfiniteTalk audio weights; none when the base already holds them.",
+                    options=[AUTO, folders.NONE, *folders.names(folders.ADAPTER)],
+                    default=AUTO,
+                    tooltip="The MultiTalk or InfiniteTalk audio weights. Auto takes the first that fit the base; none "
+                    "when the base already holds them.",
                 ),
                 io.Combo.Input(
                     "recipe",
@@ -74,7 +77,7 @@ class MultiTalkLoadModel(io.ComfyNode):
         cls, base: str, adapter: str, recipe: str, precision: str, memory: str, resident_blocks: int
     ) -> io.NodeOutput:
         base_path = folders.path(folders.BASE, base)
-        adapter_path = None if adapter == folders.NONE else folders.path(folders.ADAPTER, adapter)
+        adapter_path = _adapter_path(adapter, base_path)
         files = handles.TransformerFiles(
             base=base_path,
             adapter=adapter_path,
@@ -82,8 +85,20 @@ class MultiTalkLoadModel(io.ComfyNode):
             dtype=Precision(precision).on(compute_device()),
             memory=MemoryConfig(MemoryLimit(memory), None if resident_blocks < 0 else resident_blocks),
         )
-        files.check()
+        show_text(files.check())
         return io.NodeOutput(files)
+
+
+def _adapter_path(adapter: str, base: Path) -> Path | None:
+    """The file of the audio weights; None where the base holds them.
+
+    Raises:
+        WeightsError: none of the listed files fits the base.
+    """
+    if adapter == AUTO:
+        listed = (folders.path(folders.ADAPTER, name) for name in folders.names(folders.ADAPTER))
+        return handles.find_adapter(base, listed)
+    return None if adapter == folders.NONE else folders.path(folders.ADAPTER, adapter)
 
 
 class MultiTalkLoadLora(io.ComfyNode):

@@ -36,7 +36,7 @@ class SamplerOptions:
 
 
 class MultiTalkLongVideoOptions(io.ComfyNode):
-    """Division of a video into windows, and the transition between them."""
+    """The windows of a long video, and the transitions between them."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -112,7 +112,7 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
         deflicker: float,
         options: SamplerOptions | None = None,
     ) -> io.NodeOutput:
-        options = (options or SamplerOptions()).with_choices(
+        sampler_options = (options or SamplerOptions()).with_choices(
             plan=WindowPlan(plan),
             window_frames=window_frames or None,
             motion_frames=motion_frames or None,
@@ -120,7 +120,7 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
             deflicker=None if deflicker < 0 else deflicker,
             first_look=first_look,
         )
-        return io.NodeOutput(replace(options, resume=resume))
+        return io.NodeOutput(replace(sampler_options, resume=resume))
 
 
 class MultiTalkAccelerationOptions(io.ComfyNode):
@@ -229,5 +229,7 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
             attention=AttentionKernel(attention),
             compile=compile,
         )
-        options = (options or SamplerOptions()).with_choices(skip_tail=skip_tail or None, projected=projected_guidance)
-        return io.NodeOutput(replace(options, acceleration=acceleration))
+        sampler_options = (options or SamplerOptions()).with_choices(
+            skip_tail=skip_tail or None, projected=projected_guidance
+        )
+        return io.NodeOutput(replace(sampler_options, acceleration=acceleration))

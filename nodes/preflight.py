@@ -21,12 +21,13 @@ from ..pipeline.model_files import ModelFiles
 from ..pipeline.preflight.checks import RunInputs, check_masks, check_run, check_voices, describe
 from ..pipeline.weights.handles import Lazy, TransformerFiles
 from . import sockets
-from .audio import MAX_SPEAKERS, MultiTalkEncodeAudio, speeches_of
-from .comfy_host import PreflightHost, show_text
-from .conditioning import MultiTalkCondition, places_of, target_size
+from .audio import MAX_SPEAKERS, speeches_of, start_times_of
+from .comfy_host import PreflightHost, executing_node_id, running_graph, show_text
+from .conditioning import places_of, target_size
 from .conversions import from_image
+from .graph import run_widgets
 from .options import SamplerOptions
-from .sampler import MultiTalkSampler, run_setup, sampling_config
+from .sampler import run_setup, sampling_config
 
 if TYPE_CHECKING:
     from ..pipeline.conditioning.conditioning import Conditioning
@@ -53,7 +54,7 @@ class MultiTalkPreflight(io.ComfyNode):
                     io.Audio.Input(f"audio_{k}", optional=True, tooltip=f"The voice of speaker {k}.")
                     for k in range(1, MAX_SPEAKERS + 1)
                 ),
-                sockets.Speakers.Input("speakers", optional=True, tooltip="Who is where, for two voices or more."),
+                sockets.Speakers.Input("speakers", optional=True, tooltip="Who is where, as for MultiTalk Condition."),
                 io.Mask.Input(
                     "ref_target_masks",
                     optional=True,
@@ -76,15 +77,15 @@ class MultiTalkPreflight(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="report"), io.Boolean.Output(display_name="can_run")],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.prompt],
             is_output_node=True,
         )
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: object) -> str:
-        """The graph's settings; and after a refusal another look, as memory or disk may be free by now."""
-        settings = [graph_widgets(cls.hidden.prompt, node) for node in (*READ_NODES,)]
-        return repr((settings, _refusals[cls.hidden.unique_id]))
+        """The graph's widgets, and the number of refusals: after one it checks again, as memory may be free by now."""
+        node_id = executing_node_id()
+        return repr((run_widgets(running_graph(), node_id), _refusals[node_id]))
 
     @classmethod
     def execute(
@@ -103,7 +104,7 @@ class MultiTalkPreflight(io.ComfyNode):
         **voices: dict,
     ) -> io.NodeOutput:
         problems, options = Problems(), options or SamplerOptions()
-        sampler, audio, condition = (graph_widgets(cls.hidden.prompt, node) for node in READ_NODES)
+        sampler, audio, condition = run_widgets(cls.hidden.prompt or {}, executing_node_id())
         setup = run_setup(model, options, keep_frames=sampler.pop("keep_frames"))
         loaders = {"vae": vae, "image_encoder": image_encoder, "text_encoder": text_encoder}
         setup = replace(setup, files=_with_encoders(setup.files, loaders, audio_encoder))
@@ -124,25 +125,10 @@ class MultiTalkPreflight(io.ComfyNode):
         spec = make_run_spec(config, model.recipe, size, length, num_voices, acceleration=options.acceleration)
         estimate = check_run(spec, inputs, setup, problems, PreflightHost())
         if problems.errors:
-            _refusals[cls.hidden.unique_id] += 1
+            _refusals[executing_node_id()] += 1
         report = describe(problems, estimate)
-        show_text(report, cls.hidden.unique_id)
+        show_text(report)
         return io.NodeOutput(report, not problems.errors, ui=ui.PreviewText(report))
-
-
-READ_NODES = (MultiTalkSampler, MultiTalkEncodeAudio, MultiTalkCondition)  # length, size and work follow from these
-
-
-def graph_widgets(prompt: Mapping[str, Any] | None, node: type[io.ComfyNode]) -> dict[str, Any]:
-    """The widgets of the graph's first node of a kind, by their ids; the default of what comes by a link."""
-    kind = node.define_schema()
-    nodes = (entry for _, entry in sorted((prompt or {}).items()) if entry.get("class_type") == kind.node_id)
-    values = next((entry.get("inputs", {}) for entry in nodes), {})
-    widgets = [widget for widget in kind.inputs if isinstance(widget, io.WidgetInput)]
-    return {
-        widget.id: widget.default if isinstance(values.get(widget.id), list | None) else values[widget.id]
-        for widget in widgets
-    }
 
 
 def _with_encoders(files: ModelFiles, loaders: Mapping[str, Lazy | None], audio_encoder: Lazy | None) -> ModelFiles:
@@ -163,7 +149,8 @@ def _speech(
         return embeds.num_output_frames or embeds.num_frames, embeds.num_speakers
     if not voices:
         return None, 1
-    speeches = problems.attempt("audio", speeches_of, voices, audio["start_times"])
+    starts = problems.attempt("audio", start_times_of, audio["start_times"], len(voices)) or [None] * len(voices)
+    speeches = problems.attempt("audio", speeches_of, voices, starts)
     if speeches is None:
         return None, len(voices)
     arrangement = Arrangement(audio["multi_audio_type"])

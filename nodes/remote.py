@@ -231,7 +231,7 @@ async def _watch(job: Job[RemoteVideo], node_id: str) -> RemoteVideo:
 async def _show(text: str, fraction: float, node_id: str) -> None:
     from comfy_api.latest import ComfyAPI
 
-    show_text(text, node_id)
+    show_text(text)
     await ComfyAPI().execution.set_progress(round(BAR * fraction), BAR, node_id=node_id)
 
 

@@ -109,7 +109,6 @@ class MultiTalkSampler(io.ComfyNode):
                 io.Audio.Output(display_name="audio"),
                 io.Float.Output(display_name="fps"),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -122,7 +121,8 @@ class MultiTalkSampler(io.ComfyNode):
         options: SamplerOptions | None = None,
         **widgets: Any,
     ) -> io.NodeOutput:
-        options, host = options or SamplerOptions(), ComfyHost(cls.hidden.unique_id)
+        options = options or SamplerOptions()
+        host = ComfyHost(keeps_windows=options.resume)
         conditioning = conditioning.for_speakers(audio_embeds.num_speakers)
         talk = MultiTalkPipeline(model, host=host)
         config = sampling_config(options, fps=float(audio_embeds.fps), **widgets)

@@ -1,4 +1,4 @@
-"""The types of our sockets, whose names are saved in people's workflows, and what may not stand at one."""
+"""The types of our sockets, whose names are saved in people's workflows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KijaiEmbeds = io.Custom("MULTITALK_EMBEDS")  # the dictionary that WanVideoWrapp
 
 
 def take_links_only(node: type[io.ComfyNode]) -> None:
-    """Has `node` refuse, before anything runs, a value which a workflow written by hand gives to one of its sockets.
+    """Has `node` refuse, before anything runs, a value that a workflow written by hand gives to one of its sockets.
 
     ComfyUI asks `validate_inputs` with the values that stand in the workflow itself, for the arguments that its
     signature names; what comes by a link is not there yet. It puts the answer to the name of each such argument, so a

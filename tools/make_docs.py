@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ import docs_tables as tables  # noqa: E402 - needs the paths above
 from support import pack  # noqa: E402
 
 NODES_FILE = PACK / "docs" / "nodes.json"
-WORDS = {  # ComfyUI shows a page in a narrow column, whose tables are cut off on the right: what matters comes first
-    "en": {"head": ("Input", "What it is", "Type", "Default"), "out": ("Output", "What it is", "Type"),
-           "optional": "optional", "file": "file", "to": " to "},
-    "zh": {"head": ("输入", "说明", "类型", "默认值"), "out": ("输出", "说明", "类型"),
-           "optional": "可选", "file": "文件", "to": " 到 "},
+WORDS = {  # ComfyUI shows a page in a narrow column, where a third column of a table is out of sight
+    "en": {"head": ("Input", "What it is"), "out": ("Output", "What it is"), "optional": "optional", "to": " to ",
+           "default": "default", "comma": ", "},
+    "zh": {"head": ("输入", "说明"), "out": ("输出", "说明"), "optional": "可选", "to": " 到 ", "default": "默认",
+           "comma": "，"},
 }  # fmt: skip
 
 
@@ -88,31 +89,30 @@ def _help_sections(node: type, spoken: dict[str, Any], locale: str) -> dict[str,
     inputs = []
     for socket, fact in zip(schema.inputs, facts["inputs"], strict=True):
         text = socket.options["tooltip"] if locale == "en" else spoken.get("inputs", {}).get(socket.id, {}).get(locale)
-        inputs.append((f"`{socket.id}`", text or "", _type(fact, said), _default(fact)))
+        details = said["comma"].join(_details(fact, said))
+        inputs.append((f"`{socket.id}`", f"{text or ''}<br>*{details}*" if details else text or ""))
     outputs = []
-    for io_type, output in facts["outputs"]:
-        outputs.append((f"`{output}`", spoken.get("outputs", {}).get(output, {}).get(locale, ""), io_type))
+    for _, output in facts["outputs"]:
+        outputs.append((f"`{output}`", spoken.get("outputs", {}).get(output, {}).get(locale, "")))
     sections = {"inputs": tables.table(said["head"], inputs)}
     return sections | ({"outputs": tables.table(said["out"], outputs)} if outputs else {})
 
 
-def _type(fact: dict[str, Any], said: dict[str, Any]) -> str:
-    if fact["type"] == "COMBO":
-        text = ", ".join(f"`{choice}`" for choice in fact["options"]) if "options" in fact else said["file"]
+def _details(fact: dict[str, Any], said: dict[str, Any]) -> Iterator[str]:
+    """An input's choices or range, its default, and that it may be left out."""
+    if "options" in fact:
+        yield from (f"`{choice}`" for choice in fact["options"])
     elif "min" in fact:
-        text = f"{fact['type']} {fact['min']:g}{said['to']}{_number(fact['max'])}"
-    else:
-        text = fact["type"].replace(",", ", ")
-    return f"{text} ({said['optional']})" if fact["optional"] else text
+        yield f"{fact['min']:g}{said['to']}{_number(fact['max'])}"
+    default = fact.get("default")
+    if default not in (None, ""):
+        yield f"{said['default']} `{default}`"
+    if fact["optional"]:
+        yield said["optional"]
 
 
 def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
-
-
-def _default(fact: dict[str, Any]) -> str:
-    default = fact.get("default")
-    return "" if default in (None, "") else f"`{default}`"
 
 
 def _readme_sections(classes: dict[str, type]) -> dict[str, str]:

@@ -263,14 +263,13 @@ def talk(
     seen = graph.add("MultiTalkCondition", image=(shown, 0), **coders, prompt=prompt, **(condition or {}))
     if preflight:
         raw = {"image": (shown, 0), "audio_encoder": encoder, **sounds, **coders}
-        settings = (condition or {}) | (audio or {}) | (sampler or {})
-        graph.add("MultiTalkPreflight", model=model, **raw, **settings)
+        options = {"options": sampler["options"]} if sampler and "options" in sampler else {}
+        graph.add("MultiTalkPreflight", model=model, **raw, **options)
     made = graph.add(
         "MultiTalkSampler",
         model=model,
         audio_embeds=(heard, 0),
         conditioning=(seen, 0),
-        soundtrack=(heard, 1),
         **(sampler or {}),
     )
     graph.add("SaveVideo", video=(made, 1), filename_prefix="video/MultiTalk", format="auto", codec="auto")
@@ -298,28 +297,24 @@ def build() -> dict[str, Graph]:
     remote = Graph(
         "remote", f"# Made by fal\n\n{own}No model, no GPU. Put your key into FAL_KEY; every run costs money."
     )
-    few = {"steps": 4, "text_cfg_scale": 1.0, "audio_cfg_scale": 2.0, "shift": 2.0, "acceleration": "high"}
-    talk(quality, REAL, photograph, woman, sampler={"num_frames": 81})
-    talk(fast, REAL, photograph, woman, lora=LORA, sampler={"num_frames": 81, **few})
+    few = {"steps": 4, "text_scale": 1.0, "audio_scale": 2.0, "shift": 2.0, "acceleration": "high"}
+    talk(quality, REAL, photograph, woman)
+    talk(fast, REAL, photograph, woman, lora=LORA, sampler=few)
     left = two.add("MultiTalkSpeaker", left=0.0, top=0.0, right=50.0, bottom=100.0)
     right = two.add("MultiTalkSpeaker", speakers=(left, 0), left=50.0, top=0.0, right=100.0, bottom=100.0)
     talk(
         two, REAL, two_drawn, "Two people talk to each other.", voices=2,
-        condition={"speakers": (right, 0)}, audio={"multi_audio_type": "add"}, sampler={"num_frames": 0},
+        condition={"speakers": (right, 0)}, audio={"multi_audio_type": "add"},
     )  # fmt: skip
     options = long.add("MultiTalkLongVideoOptions")
     talk(
         long, REAL, photograph, woman,
-        sampler={"num_frames": 0, "keep_frames": False, "acceleration": "regular", "options": (options, 0)},
+        sampler={"keep_frames": False, "acceleration": "regular", "options": (options, 0)},
         preflight=True,
     )  # fmt: skip
-    steady = small.add("MultiTalkLongVideoOptions", deflicker=3.0)
     talk(
         small, SMALL, one, "a smiling person talks",
         condition={"resolution": "custom", "width": 128, "height": 128},
-        sampler={
-            "num_frames": 0, "steps": 20, "text_cfg_scale": 1.5, "audio_cfg_scale": 1.5, "options": (steady, 0),
-        },
     )  # fmt: skip
     shown = remote.add("MultiTalkExample", example=photograph)
     bought = remote.add("MultiTalkFal", image=(shown, 0), audio=(shown, 1), prompt=woman)

@@ -25,6 +25,7 @@ class Conditioning:
         image_encoder: tells a window's image; None where `image_embeds` is given.
         image_embeds: `i d`, the same for all windows, from a node that encoded the image already.
         speaker_masks: `classes h w` at pixel size, the speakers and then the background; None for one speaker.
+        image_hw: height and width of the picture before it was fitted; None where it was not.
     """
 
     source: Tensor
@@ -34,6 +35,7 @@ class Conditioning:
     image_encoder: ImageEncoder | None = None
     image_embeds: Tensor | None = None
     speaker_masks: Tensor | None = None
+    image_hw: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_embeds:
@@ -64,7 +66,7 @@ class Conditioning:
         if num_voices < 2 or self.speaker_masks is not None:
             return self
         size = (self.height, self.width)
-        return replace(self, speaker_masks=speaker_masks([Place()] * num_voices, size, size))
+        return replace(self, speaker_masks=speaker_masks([Place()] * num_voices, self.image_hw or size, size))
 
     @property
     def all_prompts(self) -> tuple[Tensor, ...]:

@@ -6,7 +6,8 @@ The loaders behind them import diffusers and transformers, which takes seconds, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from ..choice import Choice
 from ..config import Recipe
+from ..errors import WeightsError
 from ..memory.placement import MemoryConfig
 
 if TYPE_CHECKING:
@@ -155,6 +157,26 @@ class TransformerFiles:
         assert self.shared is not None
         logger.info("Reading %s.", self.check())
         return self.shared.with_loras(self.loras)
+
+
+def find_adapter(base: Path, candidates: Iterable[Path]) -> Path | None:
+    """The first of `candidates` that is audio weights for `base`; None where the base holds its own.
+
+    Raises:
+        WeightsError: there is none; the message is that of the base alone.
+    """
+    from .catalog import check_transformer
+
+    try:
+        check_transformer(base, None, [])
+        return None
+    except WeightsError as error:
+        missing = error
+    for candidate in candidates:
+        with suppress(WeightsError):
+            check_transformer(base, candidate, [])
+            return candidate
+    raise missing
 
 
 def text_encoder(path: Path, device: torch.device) -> Lazy[TextEncoder]:

@@ -43,9 +43,9 @@ def configs(server) -> dict[str, str]:
 
 def graph() -> dict:
     """The quality workflow at CLIP's size, its frames saved as pictures."""
-    prompt = small(json.loads(QUALITY.read_text()))
+    prompt = small(json.loads(QUALITY.read_text()), num_frames=5)
     inputs_of(prompt, "MultiTalkCondition").update(width=SIDE, height=SIDE, prompt=PROMPT, negative_prompt="worst")
-    inputs_of(prompt, "MultiTalkSampler").update(num_frames=5, keep_frames=True)
+    inputs_of(prompt, "MultiTalkSampler")["keep_frames"] = True
     sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
     video = next(number for number, entry in prompt.items() if entry["class_type"] == "SaveVideo")
     prompt[video] = {"class_type": "SaveImage", "inputs": {"images": [sampler, 0], "filename_prefix": "parts"}}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import pack
 from support.comfy_server import NEEDS_COMFYUI, ComfyServer
-from support.workflow_files import inputs_of, small
+from support.workflow_files import small
 
 pytestmark = NEEDS_COMFYUI
 RUN_S = 300
@@ -53,8 +53,7 @@ def test_the_small_model_runs_from_it(archive, tmp_path):
     environ = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
     server = ComfyServer(tmp_path, environ | {"HF_HUB_OFFLINE": "1"})
     try:
-        prompt = small(json.loads((pack.PACK / "workflows" / "api" / "small_model.json").read_text()))
-        inputs_of(prompt, "MultiTalkEncodeAudio")["num_frames"] = 5
+        prompt = small(json.loads((pack.PACK / "workflows" / "api" / "small_model.json").read_text()), num_frames=5)
         history = server.wait(server.queue(prompt), RUN_S)
     finally:
         server.close()

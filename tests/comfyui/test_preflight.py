@@ -5,7 +5,7 @@ import os
 
 import pytest
 from support import pack
-from support.workflow_files import small
+from support.workflow_files import inputs_of, small
 
 pytestmark = [
     pytest.mark.comfyui,
@@ -31,11 +31,9 @@ def test_the_report_comes_before_the_encoders_run(server, events):
 
 def test_a_run_that_cannot_be_is_answered_by_the_report_and_by_the_sampler(server):
     prompt = small(json.loads((pack.PACK / "workflows" / "api" / "long_speech.json").read_text()))
-    for entry in prompt.values():
-        if entry["class_type"] in ("MultiTalkSampler", "MultiTalkPreflight"):
-            entry["inputs"] |= {"acceleration": "high", "steps": 4, "seed": 77}
-        if entry["class_type"] == "MultiTalkPreflight":
-            del entry["inputs"]["seed"]
-    told = dict(server.wait(server.queue(prompt), 300)["status"]["messages"])
-    assert "High acceleration with 4 steps needs a distilled LoRA" in told["execution_error"]["exception_message"]
-    assert told["execution_error"]["node_type"] == "MultiTalkSampler"
+    inputs_of(prompt, "MultiTalkSampler").update(acceleration="high", steps=4, seed=77)
+    history = server.wait(server.queue(prompt), 300)
+    error, refusal = dict(history["status"]["messages"])["execution_error"], "High acceleration with 4 steps needs a"
+    number = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkPreflight")
+    assert refusal in history["outputs"][number]["text"][0]
+    assert refusal in error["exception_message"] and error["node_type"] == "MultiTalkSampler"

@@ -9,8 +9,7 @@ import pytest
 import torch
 from support.speech import needs_espeak
 
-from benchmarks.lip_sync import SETTLED as SETTLING_FRAMES
-from benchmarks.lip_sync import eyes_psnr
+from benchmarks.lip_sync import SETTLING_FRAMES, eyes_psnr
 from demo import speech
 from demo.faces import draw, random_appearance, random_motion
 from demo.lip_sync import implied_mouth, measure, mouth_openings

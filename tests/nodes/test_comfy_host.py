@@ -79,20 +79,39 @@ def test_a_node_tells_in_words_what_is_left_and_shows_the_finished_window(host_m
     updates, server = sys.modules["comfy.utils"].ProgressBar.updates, sys.modules["server"].PromptServer.instance
     updates.clear()
     progress = sys.modules[f"{pack.NAME}.pipeline.host"].Progress
-    host = host_module.ComfyHost("7")
+    host = host_module.ComfyHost()
     host.report(progress("sampling", 0.0, 1, 2, 1, 4), latents=torch.zeros(16, 3, 4, 4))
     green = torch.full((3, 5, 8, 12), -1.0)
     green[1] = 1.0
     host.report(progress("done", 0.5, 1, 2), frames=green)
     (node, said), (again, later) = server.texts[-2:]
-    assert (node, again) == ("7", "7") and said == "sampling, window 1 of 2, step 1 of 4"
+    assert (node, again) == ("1", "1") and said == "sampling, window 1 of 2, step 1 of 4"
     assert later.startswith("done, window 1 of 2, about ") and later.endswith(" left")
     (_, _, latents), (value, total, (kind, picture, _)) = updates[-2:]
     assert (value, total, kind, latents[1].size) == (500, 1000, "JPEG", (32, 32))
     assert picture.size == (12, 8) and picture.getpixel((3, 3)) == (0, 255, 0)
 
 
-def test_a_host_without_a_node_is_silent(host_module):
-    server = sys.modules["server"].PromptServer.instance
-    host_module.ComfyHost().report(sys.modules[f"{pack.NAME}.pipeline.host"].Progress("audio", 0.0))
-    assert server.texts == []
+@pytest.mark.parametrize(
+    ("keeps_windows", "window", "text"),
+    [(True, 4, "cancelled; 3 of 5 windows kept"), (False, 4, "cancelled"), (True, 0, "cancelled")],
+)
+def test_a_cancelled_node_shows_what_is_left_of_the_run(keeps_windows, window, text, host_module, monkeypatch):
+    class Interruption(BaseException):
+        """ComfyUI's own."""
+
+    management, server = sys.modules["comfy.model_management"], sys.modules["server"].PromptServer.instance
+    progress = sys.modules[f"{pack.NAME}.pipeline.host"].Progress
+    host = host_module.ComfyHost(keeps_windows)
+    host.report(progress("sampling", 0.7, window, 5 if window else 0))
+    host.check_cancelled()
+    assert not server.texts[-1][1].startswith("cancelled")
+
+    def interrupt():
+        raise Interruption
+
+    monkeypatch.setattr(management, "processing_interrupted", lambda: True)
+    monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", interrupt)
+    with pytest.raises(Interruption):
+        host.check_cancelled()
+    assert server.texts[-1] == ("1", text)

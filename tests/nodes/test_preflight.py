@@ -14,10 +14,17 @@ from support.workflow_files import PLACES, write_models
 
 RATE_HZ = 16000
 TEXT_DIM, IMAGE_DIM = 64, 160  # of the small files
-SETTINGS = {
-    "num_frames": 0, "steps": 2, "text_cfg_scale": 5.0, "audio_cfg_scale": 4.0, "shift": 0.0, "acceleration": "none",
-    "keep_frames": True, "fps": 25.0, "multi_audio_type": "para", "start_times": "", "resolution": "custom",
-    "width": 64, "height": 64, "num_speakers": 1,
+WIDGETS = {
+    "MultiTalkSampler": {
+        "steps": 2, "text_scale": 5.0, "audio_scale": 4.0, "shift": 0.0, "seed": 42, "acceleration": "none",
+        "keep_frames": True,
+    },
+    "MultiTalkEncodeAudio": {
+        "num_frames": 0, "fps": 25.0, "multi_audio_type": "para", "normalize_loudness": True, "start_times": "",
+    },
+    "MultiTalkCondition": {
+        "prompt": "", "negative_prompt": "", "resolution": "custom", "width": 64, "height": 64, "dub_video": False,
+    },
 }  # fmt: skip
 
 
@@ -65,10 +72,30 @@ def voice(duration_s=2.0, level=0.5):
     return {"waveform": level * torch.sin(time_s * 1500)[None, None], "sample_rate": RATE_HZ}
 
 
+def graph_of(**changes):
+    """The graph around the preflight, which is node 1, with some widgets of its other nodes changed."""
+    graph = {"1": {"class_type": "MultiTalkPreflight", "inputs": {"model": ["9", 0]}}}
+    links = {"model": ["9", 0], "audio_embeds": ["MultiTalkEncodeAudio", 0], "conditioning": ["MultiTalkCondition", 0]}
+    for kind, widgets in WIDGETS.items():
+        changed = {name: changes[name] for name in widgets.keys() & changes.keys()}
+        linked = links if kind == "MultiTalkSampler" else {}
+        graph[kind] = {"class_type": kind, "inputs": widgets | changed | linked}
+    return graph
+
+
+def run_in(graph, nodes):
+    """Has ComfyUI run `graph`, as far as the preflight notices."""
+    nodes["MultiTalkPreflight"].hidden = SimpleNamespace(prompt=graph)
+    sys.modules["server"].PromptServer.instance.prompt_queue.graph = graph
+
+
 def ask(nodes, loaded, **changes):
-    """Report and verdict for a run that works, with some inputs changed."""
-    given = SETTINGS | loaded | {"image": image(), "audio_1": voice()} | changes
-    return nodes["MultiTalkPreflight"].execute(**{name: value for name, value in given.items() if value is not None})
+    """Report and verdict for a run that works, with some inputs and widgets of the graph changed."""
+    widgets = {name for kind in WIDGETS.values() for name in kind}
+    run_in(graph_of(**changes), nodes)
+    inputs = loaded | {"image": image(), "audio_1": voice()} | changes
+    inputs = {name: value for name, value in inputs.items() if value is not None and name not in widgets}
+    return nodes["MultiTalkPreflight"].execute(**inputs)
 
 
 def long_video(nodes, **changes):
@@ -108,7 +135,10 @@ def test_all_problems_are_told_at_once_and_none_is_raised(nodes, loaded):
 
 
 MISTAKES = {
-    "two voices, one place": ({"audio_2": voice()}, "2 voices need as many places in the picture, got 1"),
+    "two voices, one place": (
+        {"audio_2": voice(), "speakers": "left"},
+        "2 voices need as many places in the picture, got 1",
+    ),
     "window shorter than its motion": ({"options": ("exact", 0, 101)}, "cannot start with 101 motion frames"),
     "empty masks": (
         {"audio_2": voice(), "ref_target_masks": torch.zeros(2, 90, 120)},
@@ -127,6 +157,9 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_shown(name, nodes, loaded):
     changes, said = MISTAKES[name]
+    if "speakers" in changes:
+        left = nodes["MultiTalkSpeaker"].execute(left=0.0, top=0.0, right=50.0, bottom=100.0).args[0]
+        changes = changes | {"speakers": left}
     if "options" in changes:
         plan, frames, motion = changes["options"]
         options = long_video(nodes, plan=plan, window_frames=frames, motion_frames=motion)
@@ -136,12 +169,52 @@ def test_a_mistake_is_shown(name, nodes, loaded):
 
 
 def test_after_a_refusal_another_look_is_taken_and_after_a_clean_one_none(nodes, loaded):
-    node = nodes["MultiTalkPreflight"]
-    before = node.fingerprint_inputs(steps=2)
+    def fingerprint():
+        run_in(graph_of(), nodes)
+        return nodes["MultiTalkPreflight"].fingerprint_inputs()
+
+    before = fingerprint()
     ask(nodes, loaded)
-    assert node.fingerprint_inputs(steps=2) == before
+    assert fingerprint() == before
     assert not ask(nodes, loaded, width=65).args[1]
-    assert node.fingerprint_inputs(steps=2) != before
+    assert fingerprint() != before
+
+
+@pytest.mark.parametrize("widget", [("steps", 3), ("num_frames", 9), ("width", 128)])
+def test_a_widget_of_another_node_is_read_from_the_graph_and_makes_it_check_again(widget, nodes, loaded):
+    name, value = widget
+    reports = {ask(nodes, loaded, **change).args[0] for change in ({}, {name: value})}
+    fingerprints = set()
+    for change in ({}, {name: value}):
+        run_in(graph_of(**change), nodes)
+        fingerprints.add(nodes["MultiTalkPreflight"].fingerprint_inputs())
+    assert len(reports) == len(fingerprints) == 2
+
+
+def test_the_widgets_are_those_of_the_sampler_with_the_same_model(nodes):
+    module = sys.modules[f"{pack.NAME}.nodes.graph"]
+    graph = graph_of(steps=7, num_frames=9)
+    other = {"class_type": "MultiTalkSampler", "inputs": {"model": ["8", 0], "steps": 99, "audio_embeds": ["5", 0]}}
+    audio = {"class_type": "MultiTalkEncodeAudio", "inputs": {"num_frames": 77}}
+    sampler, encode, _ = module.run_widgets({"0": other, "5": audio} | graph, "1")
+    assert (sampler["steps"], encode["num_frames"]) == (7, 9)
+    graph["1"]["inputs"]["model"] = ["8", 0]
+    sampler, encode, _ = module.run_widgets({"0": other, "5": audio} | graph, "1")
+    assert (sampler["steps"], encode["num_frames"]) == (99, 77)
+
+
+def test_a_linked_widget_counts_as_its_primitive_says_and_else_as_its_default(nodes):
+    module = sys.modules[f"{pack.NAME}.nodes.graph"]
+    graph = graph_of(steps=["6", 0], shift=["7", 0])
+    graph["6"] = {"class_type": "PrimitiveInt", "inputs": {"value": 11}}
+    sampler, *_ = module.run_widgets(graph, "1")
+    assert (sampler["steps"], sampler["shift"]) == (11, 0.0)
+    assert module.run_widgets({}, "1")[1]["fps"] == 25.0
+
+
+def test_two_voices_without_places_share_the_picture(nodes, loaded):
+    report, can_run = ask(nodes, loaded, audio_2=voice()).args
+    assert can_run, report
 
 
 def test_a_start_that_is_too_late_is_told_beside_all_else(nodes, loaded):
@@ -166,12 +239,13 @@ def test_a_first_look_is_one_short_window(nodes, loaded):
     assert "1 of 21 frames for 21 frames" in report
 
 
-def test_the_forecasts_interval_may_be_set_and_may_be_missing_in_older_graphs(nodes):
+def test_the_forecasts_interval_may_be_set(nodes):
     widgets = dict(cache="Taylor forecast", threshold=0.0, warmup=2, guidance_every=1, guidance_until=0.05,
                    attention="auto", compile=False, skip_tail=False, projected_guidance=False)  # fmt: skip
     node = nodes["MultiTalkAccelerationOptions"]
     assert node.execute(**widgets, interval=8).args[0].acceleration.interval == 8
-    assert node.execute(**widgets).args[0].acceleration.interval == 3
+    (interval,) = (widget for widget in node.GET_SCHEMA().inputs if widget.id == "interval")
+    assert interval.default == 3
 
 
 def test_an_endpoint_that_speaks_a_text_takes_no_voice(nodes):
@@ -195,7 +269,9 @@ def test_encoded_inputs_stand_in_for_raw_ones(nodes, loaded):
     ]
     other = dataclasses.replace(embeds, features=torch.zeros(1, 60, 12, 768))
     report, can_run = ask(nodes, loaded, **given | {"audio_embeds": other}).args
-    assert not can_run and "They have 12 layers of 768, the audio weights want 2 of 128" in report
+    assert (
+        not can_run and "The audio embeds have (12, 768) layers x channels, the audio weights take (2, 128)" in report
+    )
     video = dataclasses.replace(conditioning, source=torch.zeros(3, 9, 64, 64), image_embeds=torch.zeros(257, 1024))
     report, can_run = ask(nodes, loaded, **given | {"conditioning": video}).args
     assert not can_run and "A video of 9 frames" in report and "The tokens of the image have 1024 channels" in report
@@ -208,17 +284,17 @@ def test_the_time_is_told_once_a_run_was_measured(nodes, loaded, folders, monkey
     facts = "cpu, 2 blocks of 256"
     assert "not measured" in ask(nodes, loaded).args[0]
     host = sys.modules[f"{pack.NAME}.nodes.comfy_host"].PreflightHost()
-    inspect = sys.modules[f"{pack.NAME}.pipeline.preflight.checks"]
+    sampler, options = (sys.modules[f"{pack.NAME}.nodes.{name}"] for name in ("sampler", "options"))
+    checks = sys.modules[f"{pack.NAME}.pipeline.preflight.checks"]
+    run_spec = sys.modules[f"{pack.NAME}.pipeline.generation.run_spec"]
     problems = sys.modules[f"{pack.NAME}.pipeline.errors"].Problems()
-    settings = sys.modules[f"{pack.NAME}.nodes.settings"].Settings(
-        0, 2, 5.0, 4.0, 0.0, "none", True, sys.modules[f"{pack.NAME}.nodes.options"].SamplerOptions()
-    )
-    config_module = sys.modules[f"{pack.NAME}.pipeline.config"]
-    config = settings.config(loaded["model"].recipe, config_module.Resolution.P480)
-    draft = dataclasses.replace(settings.draft(loaded["model"], config), num_frames=50, target=(64, 64))
-    found = inspect.inspect(draft, problems, host)
+    widgets = {name: value for name, value in WIDGETS["MultiTalkSampler"].items() if name != "keep_frames"}
+    config = sampler.sampling_config(options.SamplerOptions(), fps=25.0, **widgets)
+    spec = run_spec.make_run_spec(config, loaded["model"].recipe, (64, 64), 50)
+    setup = sampler.run_setup(loaded["model"], options.SamplerOptions(), keep_frames=True)
+    estimate = checks.check_run(spec, checks.RunInputs(), setup, problems, host)
     monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=iter((7.0, 49.0)).__next__))
-    with inspect.measuring(draft, found, host):
+    with checks.timed(spec, setup, estimate, host):
         pass
     (kind,) = json.loads((runs / speed.FILE).read_text())
     assert kind.startswith(facts)

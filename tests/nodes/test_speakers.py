@@ -28,7 +28,7 @@ def condition(nodes, image_hw, resolution, **speakers):
     height, width = (480, 832) if isinstance(resolution, str) else resolution
     text = [[torch.ones(1, 3, 8), {}]]
     seen = SimpleNamespace(penultimate_hidden_states=torch.ones(1, 257, 8))
-    given = {"num_speakers": 2, "dub_video": False, "prompt": "", "negative_prompt": "", "vae": object()} | speakers
+    given = {"dub_video": False, "prompt": "", "negative_prompt": "", "vae": object()} | speakers
     conditioning, *_ = (
         nodes["MultiTalkCondition"]
         .execute(
@@ -108,7 +108,7 @@ def test_places_become_the_published_masks(nodes, case, way):
 
 def test_speakers_without_places_have_the_published_shares(nodes):
     facts = REF_MASKS.cases["two_default"]
-    conditioning = condition(nodes, tuple(facts["image_hw"]), "480p")
+    conditioning = condition(nodes, tuple(facts["image_hw"]), "480p").for_speakers(2)
     REF_MASKS.assert_close(latent_masks(conditioning), "out.two_default.masks")
 
 

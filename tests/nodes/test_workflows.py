@@ -4,9 +4,10 @@ import json
 
 import av
 import pytest
-from multitalk_pack.pipeline.__main__ import DEMO_DEFLICKER, DEMO_GUIDANCE
+from multitalk_pack.pipeline.config import Recipe
+from multitalk_pack.pipeline.generation.recipes import find_recipe
 from support import pack
-from support.workflow_files import inputs_of, small, with_own_files, write_inputs, write_models
+from support.workflow_files import VOICE_S, inputs_of, small, with_own_files, write_inputs, write_models
 from support.workflow_runner import Rejected, Runner, check
 
 PACK = pack.PACK
@@ -32,22 +33,30 @@ def runner(nodes, tmp_path_factory):
 
 @pytest.mark.parametrize("path", LOCAL, ids=lambda path: path.stem)
 def test_a_workflow_runs_to_a_video_with_sound(path, runner):
-    prompt = with_own_files(small(json.loads(path.read_text())))
+    prompt = with_own_files(small(json.loads(path.read_text()), num_frames=0))
     outputs = runner.run(prompt)
     sampler = next(n for n, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
     frames, video, audio, fps = outputs[sampler]
-    asked = prompt[sampler]["inputs"]["num_frames"]
+    encode = inputs_of(prompt, "MultiTalkEncodeAudio")
+    num_voices = sum(name.startswith("audio_") and name != "audio_encoder" for name in encode)
+    speech_s = VOICE_S * (num_voices if encode["multi_audio_type"] == "add" else 1)
     with av.open(video.path) as container:
         pictures = list(container.decode(video=0))
         sound = container.streams.audio[0]
         assert float(sound.duration * sound.time_base) == pytest.approx(len(pictures) / 25, abs=0.04)
     assert fps == 25 and audio["sample_rate"] == 16000
-    if asked:
-        assert len(pictures) == asked
+    assert len(pictures) == round(25 * speech_s)
     if prompt[sampler]["inputs"]["keep_frames"]:
         assert frames.shape == (len(pictures), 64, 64, 3) and frames.min() >= 0 and frames.max() <= 1
     else:
         assert "keep_frames" in frames.message
+
+
+def test_frames_of_encode_audio_cut_the_video(runner):
+    prompt = small(json.loads((PACK / "workflows" / "api" / "single_speaker_quality.json").read_text()), num_frames=9)
+    sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
+    frames, _, audio, _ = runner.run(with_own_files(prompt))[sampler]
+    assert (len(frames), audio["waveform"].shape[-1]) == (9, round(9 / 25 * 16000))
 
 
 def test_a_first_look_is_one_short_window_and_tells_what_the_long_run_will_take(nodes, tmp_path):
@@ -55,41 +64,34 @@ def test_a_first_look_is_one_short_window_and_tells_what_the_long_run_will_take(
         small(json.loads((PACK / "workflows" / "api" / "long_speech.json").read_text())),
         Runner(nodes, tmp_path),
     )
-    sampler, preflight = inputs_of(prompt, "MultiTalkSampler"), inputs_of(prompt, "MultiTalkPreflight")
-    sampler |= {"num_frames": 300, "steps": 1, "text_cfg_scale": 1.0, "audio_cfg_scale": 1.0}
+    inputs_of(prompt, "MultiTalkSampler").update(steps=1, text_scale=1.0, audio_scale=1.0)
+    inputs_of(prompt, "MultiTalkEncodeAudio")["num_frames"] = 300
     inputs_of(prompt, "MultiTalkLongVideoOptions")["first_look"] = True
     numbers = {entry["class_type"]: number for number, entry in prompt.items()}
     with av.open(runner.run(prompt)[numbers["MultiTalkSampler"]][1].path) as container:
         assert len(list(container.decode(video=0))) == 41
     inputs_of(prompt, "MultiTalkLongVideoOptions")["first_look"] = False
-    preflight |= {"resolution": "custom", "width": 64, "height": 64, "acceleration": "none", "num_frames": 300}
-    runner = Runner(nodes, tmp_path)
-    look = {
-        number: entry
-        for number, entry in prompt.items()
-        if entry["class_type"] not in ("MultiTalkSampler", "SaveVideo")
-    }
-    report, can_run = runner.run(look)[numbers["MultiTalkPreflight"]]
+    report, can_run = Runner(nodes, tmp_path).run_node(prompt, numbers["MultiTalkPreflight"])
     assert can_run and "for 300 frames" in report and "time: about" in report, report
 
 
-def test_the_small_workflow_is_guided_and_steadied_as_the_demos_are():
+def test_the_small_workflow_leaves_every_choice_to_the_bundled_model():
     prompt = json.loads((PACK / "workflows" / "api" / "small_model.json").read_text())
-    asked = inputs_of(prompt, "MultiTalkSampler")
-    assert (asked["text_cfg_scale"], asked["audio_cfg_scale"]) == (DEMO_GUIDANCE.text_scale, DEMO_GUIDANCE.audio_scale)
-    assert inputs_of(prompt, "MultiTalkLongVideoOptions")["deflicker"] == DEMO_DEFLICKER
+    sampler, model = inputs_of(prompt, "MultiTalkSampler"), inputs_of(prompt, "MultiTalkLoadModel")
+    assert (sampler["steps"], sampler["text_scale"], sampler["audio_scale"], sampler["shift"]) == (0, -1, -1, 0)
+    assert "options" not in sampler and model["recipe"] == "auto"
+    assert find_recipe(PACK / model["adapter"]) is Recipe.BUNDLED
 
 
 def test_frames_video_and_sound_of_another_rate_are_equally_long(runner):
     prompt = small(json.loads((PACK / "workflows" / "api" / "single_speaker_quality.json").read_text()))
     with_own_files(prompt)
-    inputs_of(prompt, "MultiTalkEncodeAudio").update(num_frames=9, fps=30.0)  # 0.3 s, for which the model makes 8
-    inputs_of(prompt, "MultiTalkSampler")["num_frames"] = 0
+    inputs_of(prompt, "MultiTalkEncodeAudio").update(num_frames=9, fps=30.0)  # 0.36 s
     sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
     frames, video, audio, fps = runner.run(prompt)[sampler]
     with av.open(video.path) as container:
         shown = len(list(container.decode(video=0)))
-    assert (len(frames), shown, fps, audio["waveform"].shape[-1]) == (9, 9, 30.0, 4800)
+    assert (len(frames), shown, fps, audio["waveform"].shape[-1]) == (11, 11, 30.0, round(11 / 30 * 16000))
 
 
 def test_frames_that_the_published_plan_loses_are_missing_from_all_outputs(nodes, tmp_path):
@@ -98,7 +100,7 @@ def test_frames_that_the_published_plan_loses_are_missing_from_all_outputs(nodes
         Runner(nodes, tmp_path),
     )
     inputs_of(prompt, "MultiTalkEncodeAudio").update(num_frames=22, fps=24.0)
-    inputs_of(prompt, "MultiTalkSampler").update(num_frames=0, steps=1, keep_frames=True)
+    inputs_of(prompt, "MultiTalkSampler").update(steps=1, keep_frames=True)
     inputs_of(prompt, "MultiTalkLongVideoOptions").update(plan="published", window_frames=17, motion_frames=5)
     sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
     frames, video, *_ = runner.run(prompt)[sampler]
@@ -138,6 +140,6 @@ def test_the_page_and_the_queue_show_the_same_graph(path, nodes):
 
 def test_a_wrong_value_is_rejected_before_it_runs(nodes):
     prompt = small(json.loads((PACK / "workflows" / "api" / "single_speaker_quality.json").read_text()))
-    inputs_of(prompt, "MultiTalkSampler")["steps"] = 0
+    inputs_of(prompt, "MultiTalkSampler")["steps"] = -1
     with pytest.raises(Rejected, match="steps"):
         check(prompt, nodes)

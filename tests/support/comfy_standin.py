@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -99,6 +101,17 @@ class NodeOutput:
         self.args, self.ui, self.block_execution = values, ui, block_execution
 
 
+EXECUTING = types.SimpleNamespace(prompt_id="prompt", node_id="1", list_index=None)
+
+
+@contextmanager
+def executing(node_id: str) -> Iterator[None]:
+    """Has ComfyUI say that node `node_id` is being run."""
+    before, EXECUTING.node_id = EXECUTING.node_id, node_id
+    yield
+    EXECUTING.node_id = before
+
+
 class ComfyNode:
     hidden = types.SimpleNamespace(unique_id="1", prompt=None, extra_pnginfo=None)
 
@@ -142,6 +155,16 @@ class ProgressBar:
         ProgressBar.updates.append((value, total, preview))
 
 
+class PromptQueue:
+    """The queue, of which the running item is `(number, id, graph, ...)`."""
+
+    def __init__(self) -> None:
+        self.graph: dict[str, Any] = {}
+
+    def get_current_queue_volatile(self) -> tuple[list, list]:
+        return [(0, "prompt", self.graph)], []
+
+
 class PromptServer:
     """Remembers the text that nodes were given to show."""
 
@@ -149,6 +172,7 @@ class PromptServer:
 
     def __init__(self) -> None:
         self.texts: list[tuple[str, str]] = []
+        self.prompt_queue = PromptQueue()
 
     def send_progress_text(self, text: str, node_id: str) -> None:
         self.texts.append((node_id, text))
@@ -182,7 +206,9 @@ def install(models: Path, work: Path) -> None:
         InputImpl=types.SimpleNamespace(VideoFromFile=VideoFromFile),
     )  # fmt: skip
     _module("comfy_api", latest=latest)
-    _module("comfy_execution", graph_utils=_module("comfy_execution.graph_utils", ExecutionBlocker=ExecutionBlocker))
+    graph_utils = _module("comfy_execution.graph_utils", ExecutionBlocker=ExecutionBlocker)
+    execution_utils = _module("comfy_execution.utils", get_executing_context=lambda: EXECUTING)
+    _module("comfy_execution", graph_utils=graph_utils, utils=execution_utils)
     management = _module(
         "comfy.model_management",
         get_torch_device=lambda: torch.device("cpu"),

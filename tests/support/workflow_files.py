@@ -24,6 +24,7 @@ LORA = "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16"
 PICTURE = "portrait.png"
 VOICES = {"speech.wav": 220, "answer.wav": 330}  # pitch in Hz
 RATE_HZ = 16000
+VOICE_S = 1.0
 
 
 def write_models(models: Path) -> None:
@@ -45,7 +46,7 @@ def write_models(models: Path) -> None:
     save_file(lora, models / "loras" / f"{LORA}.safetensors")
 
 
-def write_inputs(folder: Path, duration_s: float = 1.0) -> None:
+def write_inputs(folder: Path, duration_s: float = VOICE_S) -> None:
     """Noise for a portrait, and a tone in pulses for each voice."""
     picture = (np.random.default_rng(0).random((90, 120, 3)) * 255).astype("uint8")
     Image.fromarray(picture).save(folder / PICTURE)
@@ -72,13 +73,15 @@ def with_own_files(prompt: dict[str, Any]) -> dict[str, Any]:
     return prompt
 
 
-def small(prompt: dict[str, Any]) -> dict[str, Any]:
-    """The workflow at a size that runs in seconds: a small picture and two steps."""
+def small(prompt: dict[str, Any], num_frames: int = 9) -> dict[str, Any]:
+    """The workflow at a size that runs in seconds: a small picture, two steps, few frames (0 for all of the speech)."""
     for entry in prompt.values():
         if entry["class_type"] == "MultiTalkCondition":
             entry["inputs"] |= {"resolution": "custom", "width": 64, "height": 64}
         if entry["class_type"] == "MultiTalkSampler":
-            entry["inputs"] |= {"num_frames": min(entry["inputs"]["num_frames"], 9), "steps": 2, "acceleration": "none"}
+            entry["inputs"] |= {"steps": 2, "acceleration": "none"}
+        if entry["class_type"] == "MultiTalkEncodeAudio":
+            entry["inputs"]["num_frames"] = num_frames
     return prompt
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from multitalk_pack.pipeline.media.sound import read_sound
 from PIL import Image
 
+from .comfy_standin import executing
 from .pack import describe
 
 
@@ -104,9 +107,18 @@ class Runner:
 
     def run(self, prompt: dict[str, Any]) -> dict[str, tuple]:
         """The outputs of every node, by its number."""
+        self._start(prompt)
+        return {number: self._outputs(number, prompt) for number in prompt}
+
+    def run_node(self, prompt: dict[str, Any], number: str) -> tuple:
+        """The outputs of one node, for which only the nodes before it are run."""
+        self._start(prompt)
+        return self._outputs(number, prompt)
+
+    def _start(self, prompt: dict[str, Any]) -> None:
         check(prompt, self.nodes)
         self.ran = []
-        return {number: self._outputs(number, prompt) for number in prompt}
+        sys.modules["server"].PromptServer.instance.prompt_queue.graph = prompt
 
     def _outputs(self, number: str, prompt: dict[str, Any]) -> tuple:
         key = self._key(number, prompt)
@@ -116,7 +128,8 @@ class Runner:
                 name: self._outputs(value[0], prompt)[value[1]] if isinstance(value, list) else value
                 for name, value in entry["inputs"].items()
             }
-            self.cache[key] = self._execute(entry["class_type"], inputs)
+            with executing(number):
+                self.cache[key] = self._execute(entry["class_type"], inputs)
             self.ran.append(entry["class_type"])
         return self.cache[key]
 
@@ -137,7 +150,9 @@ class Runner:
             return ({"waveform": sound.samples[None], "sample_rate": sound.rate_hz},)
         if kind == "SaveVideo":
             return (inputs["video"],)
-        result = self.nodes[kind].execute(**inputs)
+        node = self.nodes[kind]
+        node.hidden = SimpleNamespace(prompt=sys.modules["server"].PromptServer.instance.prompt_queue.graph)
+        result = node.execute(**inputs)
         if inspect.iscoroutine(result):
             result = asyncio.run(result)
         return result.args

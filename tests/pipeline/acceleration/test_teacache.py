@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from multitalk_pack.pipeline.acceleration.caches.base import ForwardInputs, NoCache, StepCache
+from multitalk_pack.pipeline.acceleration.caches.base import ForwardInputs, StepCache
 from multitalk_pack.pipeline.acceleration.caches.teacache import TeaCache, teacache_plan, time_changes
 from multitalk_pack.pipeline.config import GuidanceConfig
 from multitalk_pack.pipeline.models.transformer.inputs import PassInputs
@@ -94,7 +94,7 @@ def test_a_cached_run_is_the_published_one():
 
 
 def test_without_the_cache_the_run_ends_elsewhere_as_published():
-    GOLDEN.assert_close(run(NoCache())[0][-1], "out.latents_cache_disabled_last")
+    GOLDEN.assert_close(run(None)[0][-1], "out.latents_cache_disabled_last")
 
 
 @pytest.mark.parametrize(("threshold", "runs"), [(0.0, FACTS["steps"]), (100.0, WARMUP)])

@@ -146,7 +146,7 @@ class Hidden(str, Enum):
 
 class HiddenHolder:
     unique_id: str
-    prompt: dict[str, dict[str, Any]]
+    prompt: dict[str, Any] | None
 
 @dataclass
 class Schema:
@@ -157,6 +157,7 @@ class Schema:
     outputs: list[Output] = field(default_factory=list)
     hidden: list[Hidden] = field(default_factory=list)
     description: str = ""
+    search_aliases: list[str] = field(default_factory=list)
     is_output_node: bool = False
     not_idempotent: bool = False
 
