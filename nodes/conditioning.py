@@ -40,8 +40,8 @@ class MultiTalkSpeaker(io.ComfyNode):
             node_id="MultiTalkSpeaker",
             display_name="MultiTalk Speaker",
             category=CATEGORY,
-            description="A speaker's place: a mask, or a box in percent of the image. Chain one for each voice. Where one "
-            "of several people speaks, one place is enough.",
+            description="A speaker's place: a mask, or a box in percent of the image. Chain one for each voice. Where "
+            "one of several people speaks, one place is enough.",
             inputs=[
                 sockets.Speakers.Input("speakers", optional=True, tooltip="The speakers before this one."),
                 io.Mask.Input(

@@ -1,6 +1,5 @@
 """Boxes and masks go through the nodes and come out as the published program's masks, and as what it makes of them."""
 
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ def condition(nodes, image_hw, resolution, **speakers):
     """What the node makes of a picture of `image_hw` for `resolution`, which is a name or a height and a width."""
     height, width = (480, 832) if isinstance(resolution, str) else resolution
     text = [[torch.ones(1, 3, 8), {}]]
-    seen = SimpleNamespace(penultimate_hidden_states=torch.ones(1, 257, 8))
+    seen = {"penultimate_hidden_states": torch.ones(1, 257, 8)}
     given = {"dub_video": False, "prompt": "", "negative_prompt": "", "vae": object()} | speakers
     conditioning, *_ = (
         nodes["MultiTalkCondition"]

@@ -54,7 +54,7 @@ def test_the_arguments_are_the_cards_and_never_null():
 @pytest.mark.parametrize("num_frames", [40, 242])
 def test_a_length_outside_the_range_is_refused(num_frames):
     with pytest.raises(ConfigError, match=r"41\.\.241"):
-        make_request(num_frames=num_frames, allow_long=True)
+        make_request(num_frames=num_frames)
 
 
 def test_an_empty_prompt_and_a_seed_out_of_range_are_refused():

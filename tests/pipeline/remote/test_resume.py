@@ -159,7 +159,7 @@ def test_a_paid_video_that_could_not_be_fetched_is_fetched_by_the_next_run(fal, 
         buy(context)
     assert newest(context).state is State.SUBMITTED and not fal.cancels
     buy(context)
-    assert len(fal.submits) == 1 and newest(context).state is State.COMPLETED
+    assert len(fal.submits) == 1 and newest(context).state is State.DONE
 
 
 def test_the_ledger_is_private_and_holds_neither_key_nor_prompt(fal, context):

@@ -123,7 +123,7 @@ def test_a_job_whose_answer_was_lost_is_found_again_by_its_inputs(fal, context):
         buy(context)
     video = buy(context)
     assert len(fal.jobs) == 1 and len(fal.submits) == 1 and video.request_id in fal.jobs
-    assert newest(context).state is State.COMPLETED
+    assert newest(context).state is State.DONE
 
 
 def test_silence_after_acceptance_is_a_lost_answer(fal, context, monkeypatch):

@@ -168,7 +168,7 @@ def test_a_cancelled_job_that_finished_anyhow_is_collected(fal, context):
     stopped_while_running(fal, context).join()
     fal.script = [COMPLETED]
     video = buy(context)
-    assert list(fal.jobs) == [video.request_id] and len(fal.cancels) == 1 and newest(context).state is State.COMPLETED
+    assert list(fal.jobs) == [video.request_id] and len(fal.cancels) == 1 and newest(context).state is State.DONE
 
 
 @pytest.mark.parametrize("on_cancel", ["removed", "failed"])
