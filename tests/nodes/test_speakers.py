@@ -1,6 +1,5 @@
 """Boxes and masks go through the nodes and come out as the published program's masks, and as what it makes of them."""
 
-
 import pytest
 import torch
 from multitalk_pack.pipeline.conditioning.speakers import to_latent_masks, to_token_masks
