@@ -64,7 +64,8 @@ def run(transformer: CountedTransformer, cache) -> torch.Tensor:
 
     def predict(latents, timestep, step, pass_):
         if cache is None:
-            return transformer(latents, timestep, inputs[pass_])
+            tokens, time = transformer.embed(latents, timestep, inputs[pass_])
+            return transformer.head(transformer.run_blocks(tokens, time, inputs[pass_]), time, inputs[pass_])
         return cache.velocity(ForwardInputs(transformer, latents, timestep, step, inputs[pass_], pass_))
 
     transformer.runs = 0
