@@ -1,10 +1,12 @@
-# Two commands set up a fresh machine and use it: `make demo` makes a talking video, `make test` runs the tests.
+# Two commands set up a fresh machine and use it: `make demo` makes a talking video, `make test` runs the tests,
+# `make test-long` the campaigns: many kills, much odd input, long videos.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+unexport PYTHONDONTWRITEBYTECODE  # else each process compiles torch and diffusers anew
 ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: demo demo-two test lint clean
+.PHONY: demo demo-two test test-long lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m pipeline --demo --output output/demo.mp4
@@ -15,7 +17,10 @@ demo-two: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest $(ON_ALL_CORES)
+	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not long"
+
+test-long: $(VENV)/.test
+	MULTITALK_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest $(ON_ALL_CORES) -m "long or fuzz"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

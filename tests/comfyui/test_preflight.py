@@ -1,19 +1,12 @@
 """MultiTalk Preflight in a real ComfyUI: its text is there before anything is encoded, and on the node."""
 
 import json
-import os
 
-import pytest
 from support import pack
+from support.comfy_server import NEEDS_COMFYUI
 from support.workflow_files import inputs_of, small
 
-pytestmark = [
-    pytest.mark.comfyui,
-    pytest.mark.skipif(
-        "COMFYUI_DIR" not in os.environ or "COMFYUI_PYTHON" not in os.environ,
-        reason="COMFYUI_DIR and COMFYUI_PYTHON name no ComfyUI",
-    ),
-]
+pytestmark = NEEDS_COMFYUI
 
 
 def test_the_report_comes_before_the_encoders_run(server, events):

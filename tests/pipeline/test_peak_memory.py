@@ -1,5 +1,6 @@
 """What a run holds at its fullest: a window, however long the video, and little of the weights' files."""
 
+import pytest
 from multitalk_pack.pipeline.media.video import VideoWriter
 from support import run
 from support.peak import LiveTensors, linux_only, run_script
@@ -27,6 +28,8 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.long
+@pytest.mark.xdist_group("memory")
 @linux_only
 def test_three_thousand_frames_take_the_memory_of_three_windows(tmp_path):
     peaks = run_script(LONG_VIDEO, 3000, tmp_path)
@@ -34,10 +37,26 @@ def test_three_thousand_frames_take_the_memory_of_three_windows(tmp_path):
     assert peaks[-1] < 1.05 * peaks[2]
 
 
-def test_ten_times_the_frames_are_decoded_in_the_same_memory(tmp_path):
-    vae = run.vae(width=24)  # beside whose work a few hundred latents count little, as in the published one's
+def test_twenty_windows_hold_the_tensors_of_three(tmp_path):
+    model, config = run.model(num_layers=1), run.config(steps=1, window_frames=21, motion_frames=5)
     peaks = []
-    for num_latents in (21, 201):
+    for num_windows in (3, 20):
+        inputs = model, run.audio(model, 5 + 16 * num_windows), run.conditioning(model), config
+        store, count = run.open_store(tmp_path / str(num_windows), *inputs), 0
+        with VideoWriter(tmp_path / "talk.mp4") as video, LiveTensors() as live:
+            for frames in run.generate(*inputs, store=store):
+                video.add(frames)
+                del frames
+                count += 1
+        assert count == num_windows
+        peaks.append(live.peak)
+    assert peaks[1] < 1.05 * peaks[0]
+
+
+def test_ten_times_the_frames_are_decoded_in_the_same_memory(tmp_path):
+    vae = run.vae(width=24)  # beside whose work a hundred latents count little, as in the published one's
+    peaks = []
+    for num_latents in (11, 101):
         latents = run.random((16, num_latents, 2, 2), 1)
         with VideoWriter(tmp_path / "talk.mp4") as video, LiveTensors() as live:
             for frames in vae.decode(latents):

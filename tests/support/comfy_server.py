@@ -19,6 +19,7 @@ from .comfy_events import CLIENT
 
 NEEDS_COMFYUI = [
     pytest.mark.comfyui,
+    pytest.mark.xdist_group("comfyui"),  # one server at a time
     pytest.mark.skipif(
         "COMFYUI_DIR" not in os.environ or "COMFYUI_PYTHON" not in os.environ,
         reason="COMFYUI_DIR and COMFYUI_PYTHON name no ComfyUI",

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from multitalk_pack.pipeline.errors import MultiTalkError
 
@@ -17,7 +18,7 @@ T = TypeVar("T")
 EXAMPLES = int(os.environ.get("MULTITALK_FUZZ_EXAMPLES", "12"))
 REPEATS = "MULTITALK_FUZZ_EXAMPLES" not in os.environ  # the same examples in every run of all tests
 
-fuzzed = settings(
+_fuzzing = settings(
     max_examples=EXAMPLES,
     derandomize=REPEATS,
     deadline=None,
@@ -27,6 +28,11 @@ fuzzed = settings(
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )
+
+
+def fuzzed(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that a few examples run through in `make test`, and many in `make test-long`."""
+    return pytest.mark.fuzz(_fuzzing(test))
 
 
 def refuses_in_words(call: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:

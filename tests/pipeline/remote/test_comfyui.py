@@ -8,17 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.comfy_server import ComfyServer
+from support.comfy_server import NEEDS_COMFYUI, ComfyServer
 from support.fake_fal import COMPLETED, KEY, FakeFal
 from support.remote import until
 
-pytestmark = [
-    pytest.mark.comfyui,
-    pytest.mark.skipif(
-        "COMFYUI_DIR" not in os.environ or "COMFYUI_PYTHON" not in os.environ,
-        reason="COMFYUI_DIR and COMFYUI_PYTHON name no ComfyUI",
-    ),
-]
+pytestmark = NEEDS_COMFYUI
 
 PACK = Path(__file__).resolve().parents[3]
 RUNNING = {"status": "IN_PROGRESS", "logs": [{"message": "step 4/10", "timestamp": "1"}]}

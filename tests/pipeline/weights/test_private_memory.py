@@ -4,6 +4,7 @@ import json
 import struct
 import zipfile
 
+import pytest
 import torch
 from multitalk_pack.benchmarks.tiny_weights import TinySizes, adapter_shapes, transformer_shapes
 from safetensors.torch import save_file
@@ -46,6 +47,7 @@ def write(folder, sizes):
 
 
 @linux_only
+@pytest.mark.xdist_group("memory")
 def test_loading_takes_a_seventh_of_the_file_at_most(tmp_path):
     small, large = write(tmp_path / "small", TinySizes()), write(tmp_path / "large", SIZES)
     file_mb = sum(path.stat().st_size for path in large) / 1e6

@@ -1,0 +1,51 @@
+"""Runs that are killed again and again, at any moment: no finished window is lost, and the frames are the same."""
+
+import itertools
+
+import pytest
+from support.peak import linux_only, run_script
+
+NUM_RUNS = 8
+CAMPAIGN = """
+import os, random, signal, time, torch
+from pathlib import Path
+from support import run
+folder, moments = Path(sys.argv[1]), random.Random(0)
+model = run.model()
+inputs = model, run.audio(model, 41), run.conditioning(model)
+
+def frames(name):
+    return torch.cat(list(run.generate(*inputs, store=run.open_store(folder / name, *inputs))), 1)
+
+def windows(name):
+    return sorted(path.name for path in (folder / name).rglob("*.safetensors"))
+
+def is_killed(name, after_s):
+    process = os.fork()
+    if not process:
+        signal.setitimer(signal.ITIMER_REAL, after_s)  # the signal has no handler: it kills
+        frames(name)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+
+start_s = time.monotonic()
+expected = frames("whole")
+whole_s, runs = time.monotonic() - start_s, []
+for number in range(int(sys.argv[2])):
+    name, kept = f"killed {number}", []
+    while is_killed(name, moments.uniform(0.01, 0.7) * whole_s):
+        kept.append(windows(name))
+    runs.append({"kept": [*kept, windows(name)], "is_same": torch.equal(frames(name), expected)})
+print(json.dumps([len(windows("whole")), runs]))
+"""
+
+
+@pytest.mark.long
+@linux_only
+def test_runs_survive_any_number_of_kills(tmp_path):
+    num_windows, runs = run_script(CAMPAIGN, tmp_path, NUM_RUNS)
+    assert all(run["is_same"] and len(run["kept"][-1]) == num_windows for run in runs)
+    for before, after in itertools.chain.from_iterable(itertools.pairwise(run["kept"]) for run in runs):
+        assert set(before) <= set(after), "a finished window was lost"
+    partial = [kept for run in runs for kept in run["kept"] if 0 < len(kept) < num_windows]
+    assert len(partial) > NUM_RUNS, "the kills came in the middle of runs"
