@@ -20,7 +20,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not long"
 
 test-long: $(VENV)/.test
-	MULTITALK_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest $(ON_ALL_CORES) -m "long or fuzz"
+	MULTITALK_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest $(ON_ALL_CORES) -m "long or fuzz" --hypothesis-seed 0
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
