@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -64,7 +65,7 @@ def _first(network: torch.nn.Module, *arguments: Tensor) -> Tensor:
     return network(*arguments, return_dict=False)[0][0].float()
 
 
-def _load(name: str, path: Path):
+def _load(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"peer_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

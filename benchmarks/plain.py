@@ -108,6 +108,7 @@ def _feed_forward(layers: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def norm(x: Tensor, layer: nn.Module | None = None) -> Tensor:
+    """Layer norm in float32, with the weights of `layer` where it has any."""
     weight, bias = (None, None) if layer is None else (layer.weight.float(), layer.bias.float())
     return layer_norm(x.float(), x.shape[-1:], weight, bias, 1e-6).to(x.dtype)
 
@@ -161,6 +162,7 @@ def _cross_attention(layer: nn.Module, x: Tensor, text: Tensor, image: Tensor) -
 
 
 def audio_attention(layer: nn.Module, x: Tensor, voices: Tensor, reference_map: Tensor, t: int) -> Tensor:
+    """Attention of each token to its speakers' voices, `n d`."""
     query = rearrange(layer.q_linear(x), "n (heads k) -> n heads k", heads=layer.num_heads)
     num_speakers, side_by_side = len(voices), rearrange(voices, "p t n d -> t (p n) d")
     pattern = "t n (two heads k) -> two t n heads k"

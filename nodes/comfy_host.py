@@ -102,7 +102,7 @@ def _reserved_bytes(device: torch.device) -> int:
 def raise_when_interrupted() -> None:
     """Raises ComfyUI's own interruption without clearing its flag, which others wait for too."""
     if mm.processing_interrupted():
-        raise mm.InterruptProcessingException()
+        raise mm.InterruptProcessingException
 
 
 def allows_api_nodes() -> bool:

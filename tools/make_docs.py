@@ -78,9 +78,11 @@ def changed_tooltips(classes: dict[str, type], spoken: dict[str, Any]) -> list[s
     changed = []
     for name, node in classes.items():
         known = spoken.get(name, {}).get("inputs", {})
-        for socket in node.GET_SCHEMA().inputs:
-            if known.get(socket.id, {}).get("en") != socket.options["tooltip"]:
-                changed.append(f"{name}.{socket.id}")
+        changed += [
+            f"{name}.{socket.id}"
+            for socket in node.GET_SCHEMA().inputs
+            if known.get(socket.id, {}).get("en") != socket.options["tooltip"]
+        ]
     return changed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def _grey_tails_path(setup: Setup) -> Path:
     return setup.folder / "grey_tails.pt"
 
 
-def _save_once(path: Path, make_content, *arguments: object) -> None:
+def _save_once(path: Path, make_content: Callable[..., object], *arguments: object) -> None:
     """Writes what `make_content` returns, unless the file is there; a half-written file never counts as one."""
     if path.exists():
         return

@@ -109,7 +109,9 @@ class VideoWriter:
             self._files = files.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             with _disk_errors(self.path), self._files:
                 self._finish()

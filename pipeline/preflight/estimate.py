@@ -61,8 +61,10 @@ class RunEstimate:
         disk = f"disk: up to {_gb(self.disk_bytes)} until the video is written" if self.disk_bytes else ""
         memory = "" if self.placement is None else f"memory: {self.placement.describe()} of {_gb(self.free_bytes)} free"
         lines = (
-            f"windows: {len(self.windows)} of {self.windows[0]} frames for {self.frames} frames "
-            f"({self.frames / 25:.1f} s) of {self.width}x{self.height}",
+            (
+                f"windows: {len(self.windows)} of {self.windows[0]} frames for {self.frames} frames "
+                f"({self.frames / 25:.1f} s) of {self.width}x{self.height}"
+            ),
             f"forwards: at most {self.forwards}, {self.size.num_tokens} tokens each",
             f"time: {duration}",
             memory,

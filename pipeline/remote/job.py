@@ -118,6 +118,6 @@ def exclusive(job_key: str, monitor: JobMonitor) -> Iterator[None]:
 def _finish_critical_sections() -> None:
     """Gives threads in the middle of a purchase or a cancel the time to write it down or send it."""
     end = time.monotonic() + EXIT_GRACE_S
-    for job in list(_jobs):
+    for job in _jobs.copy():
         while job.alive and (job.monitor.urgent.is_set() or job.monitor.stopping) and time.monotonic() < end:
             job.join(0.05)

@@ -26,7 +26,7 @@ class Socket:
     def __init__(self, io_type: str, id: str | None, options_of_type: frozenset, options: dict[str, Any]):
         unknown = set(options) - options_of_type
         if unknown:
-            raise TypeError(f"{io_type}.Input.__init__() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+            raise TypeError(f"{io_type}.Input.__init__() got an unexpected keyword argument {min(unknown)!r}")
         self.io_type, self.id, self.options = io_type, id, options
 
     @property

@@ -62,7 +62,7 @@ def _check_value(where: str, value: Any, socket: Any, prompt: dict[str, Any], no
     elif socket.io_type == "COMBO" and value not in socket.choices:
         raise Rejected(f"{where}: value_not_in_list {value!r}, have {socket.choices}")
     elif socket.io_type in CONVERSIONS:
-        number, name = where.split(" ")[0], where.rpartition(".")[2]
+        number, name = where.split(" ", maxsplit=1)[0], where.rpartition(".")[2]
         try:
             value = prompt[number]["inputs"][name] = CONVERSIONS[socket.io_type](value)
         except (ValueError, TypeError, OverflowError) as error:

@@ -61,12 +61,12 @@ def forwards_of(acceleration: Acceleration) -> dict[int, list[str]]:
 
 
 def test_none_runs_every_forward():
-    assert forwards_of(Acceleration.NONE) == {step: FULL for step in range(STEPS)}
+    assert forwards_of(Acceleration.NONE) == dict.fromkeys(range(STEPS), FULL)
 
 
 def test_high_runs_every_eighth_step_and_guides_the_first_two():
     full, conditional = (0, 1), (9, 17, 25, 33, 39)
-    forwards = {step: FULL for step in full} | {step: ["cond"] for step in conditional}
+    forwards = dict.fromkeys(full, FULL) | {step: ["cond"] for step in conditional}
     assert forwards_of(Acceleration.HIGH) == forwards
 
 

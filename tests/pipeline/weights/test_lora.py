@@ -314,7 +314,7 @@ def reads(monkeypatch):
 
     def counted(name, function):
         def count(*args, **options):
-            counter[name if name else args[1]] += 1
+            counter[name or args[1]] += 1
             return function(*args, **options)
 
         return count
