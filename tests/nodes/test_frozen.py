@@ -84,7 +84,7 @@ import sys, torch; sys.path.insert(0, {tests!r})
 from pathlib import Path
 from support import pack
 nodes = pack.node_classes(pack.load(Path({folder!r}), Path({folder!r})))
-heavy = [name for name in ("diffusers", "transformers", "librosa", "fal_client") if name in sys.modules]
+heavy = [name for name in ("diffusers", "transformers", "librosa", "gguf", "fal_client") if name in sys.modules]
 print(len(nodes), heavy, torch.cuda.is_initialized())
 """
 

@@ -49,3 +49,8 @@ def test_it_is_said_before_anything_of_comfyui_is_missed(load, monkeypatch):
 def test_what_is_new_enough_is_taken(load, comfyui, torch_version, monkeypatch):
     monkeypatch.setattr(torch, "__version__", torch_version)
     assert len(pack.node_classes(load(comfyui))) > 10
+
+
+def test_the_nodes_are_there_without_gguf(load, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert len(pack.node_classes(load())) > 10
