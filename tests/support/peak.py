@@ -38,10 +38,10 @@ class LiveTensors(TorchDispatchMode):
         self._storages: set[int] = set()
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        args = {self._name(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        inputs = {self._name(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         result = operation(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and self._name(tensor) not in args | self._storages:
+            if isinstance(tensor, Tensor) and self._name(tensor) not in inputs | self._storages:
                 self._count(tensor.untyped_storage())
         return result
 
