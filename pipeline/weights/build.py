@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,11 +18,10 @@ from ..models.image_encoder import ImageEncoder
 from ..models.text_encoder import TextEncoder
 from ..models.transformer.model import MultiTalkTransformer
 from ..models.vae.video_vae import VideoVae
-from .catalog import open_as, transformer_weights
+from .catalog import open_as, open_weights, transformer_weights
 from .checkpoint import folder_settings
 from .configs import image_config, sizes_from, speech_config, text_config, transformer_config, vae_config
-from .key_maps import VISION, for_live_keys, rename_clip, rename_clip_key, rename_text, rename_vae, rename_wav2vec2
-from .lora import LoraStack
+from .key_maps import VISION, for_live_keys, rename_clip, rename_clip_key
 from .quantization import QuantizedEmbedding, QuantizedLinear
 from .recognition import Component
 from .source import Source, num_heads_in, readable_shape
@@ -37,11 +36,7 @@ EAGER = ("patch_embedding", "condition_embedder.time_", "proj_out")  # small, an
 
 
 def load_transformer(
-    base: Path | str,
-    adapter: Path | str | None = None,
-    loras: Iterable[tuple[Path | str, float]] = (),
-    dtype: torch.dtype | None = None,
-    num_heads: int | None = None,
+    base: Path | str, adapter: Path | str | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> MultiTalkTransformer:
     """The video transformer with its audio adapter, from any packaging of either.
 
@@ -50,51 +45,43 @@ def load_transformer(
     Args:
         base: Wan2.1-I2V; or a file that holds the audio weights too, without `adapter`.
         adapter: the audio weights.
-        loras: files and strengths.
-        dtype: of the activations; None takes bfloat16.
-        num_heads: of the attentions; None takes the files' own word, or 128 channels for each.
+        dtype: of the activations.
 
     Raises:
         WeightsError: a file is damaged, of another kind, or does not fit the others.
     """
-    dtype = dtype or torch.bfloat16
     weights, sources = transformer_weights(base, adapter)
     shapes = {name: weight.shape for name, weight in weights.items()}
     with sizes_from(sources[0].name), init_empty_weights():
-        model = MultiTalkTransformer(**transformer_config(shapes, sources, num_heads))
-    fill(model, weights, dtype, sources[0].name, eager=EAGER)
-    LoraStack(model).replace(loras)
+        model = MultiTalkTransformer(**transformer_config(shapes, sources))
+    _fill(model, weights, dtype, sources[0].name, eager=EAGER)
     return model.eval()
 
 
-def load_vae(path: Path | str, dtype: torch.dtype = torch.float32) -> VideoVae:
-    """Wan's video VAE in `dtype`, from native or diffusers names."""
-    source, _ = open_as(path, Component.VAE)
-    state = _plain_state(source, collect(source, rename_vae), dtype)
+def load_vae(path: Path | str) -> VideoVae:
+    """Wan's video VAE in float32, from native or diffusers names."""
+    source, weights = open_weights(path, Component.VAE)
+    state = _plain_state(source, weights, torch.float32)
     with sizes_from(source.name), init_empty_weights():
         model = AutoencoderKLWan(**vae_config({key: tensor.shape for key, tensor in state.items()}))
     return VideoVae(_load(model, state, source))
 
 
-def load_text_encoder(
-    path: Path | str, tokenizer: Path | str | None = None, dtype: torch.dtype = torch.float32
-) -> TextEncoder:
+def load_text_encoder(path: Path | str, dtype: torch.dtype = torch.float32) -> TextEncoder:
     """umT5's encoder with its tokenizer; matrices stay as the file stores them.
 
     Args:
         path: the encoder.
-        tokenizer: `spiece.model` or a folder of it; None looks inside the encoder's file and around it.
         dtype: of the activations; float16 is too narrow for umT5.
     """
-    source, _ = open_as(path, Component.TEXT_ENCODER)
-    weights = collect(source, rename_text)
-    sentencepieces = find_tokenizer(source, tokenizer)
+    source, weights = open_weights(path, Component.TEXT_ENCODER)
+    tokenizer = find_tokenizer(source)
     with sizes_from(source.name), init_empty_weights():
         model = UMT5EncoderModel(text_config({name: weight.shape for name, weight in weights.items()}))
     weights["encoder.embed_tokens.weight"] = weights["shared.weight"]  # one table under two names
-    fill(model, weights, dtype, source.name, eager=("relative_attention_bias",))
+    _fill(model, weights, dtype, source.name, eager=("relative_attention_bias",))
     model.set_input_embeddings(model.shared)
-    return TextEncoder(model.eval(), sentencepieces)
+    return TextEncoder(model.eval(), tokenizer)
 
 
 def load_image_encoder(path: Path | str, dtype: torch.dtype | None = None) -> ImageEncoder:
@@ -108,21 +95,21 @@ def load_image_encoder(path: Path | str, dtype: torch.dtype | None = None) -> Im
     return ImageEncoder(_load(model, for_live_keys(state, model.state_dict()), source))
 
 
-def load_audio_encoder(path: Path | str, dtype: torch.dtype = torch.float32) -> Wav2Vec2Model:
-    """wav2vec2 in `dtype`; its `config.do_normalize` is what the `preprocessor_config.json` beside it says."""
-    source, _ = open_as(path, Component.AUDIO_ENCODER)
-    state = _plain_state(source, collect(source, rename_wav2vec2), dtype)
+def load_audio_encoder(path: Path | str) -> Wav2Vec2Model:
+    """wav2vec2 in float32; its `config.do_normalize` is what the `preprocessor_config.json` states."""
+    source, weights = open_weights(path, Component.AUDIO_ENCODER)
+    state = _plain_state(source, weights, torch.float32)
     heads, preprocessor = num_heads_in(source), folder_settings(Path(path).expanduser(), "preprocessor_config.json")
     with sizes_from(source.name), init_empty_weights():
         config = speech_config({key: tensor.shape for key, tensor in state.items()}, heads)
         config.do_normalize = bool(preprocessor.get("do_normalize", False))
         model = Wav2Vec2Model(config)
-    state.setdefault("masked_spec_embed", torch.zeros(config.hidden_size, dtype=dtype))  # only training uses it
+    state.setdefault("masked_spec_embed", torch.zeros(config.hidden_size))  # only training uses it
     return _load(model, state, source)
 
 
-def fill(
-    model: nn.Module, weights: Mapping[str, StoredWeight], dtype: torch.dtype, name: str, eager: tuple[str, ...] = ()
+def _fill(
+    model: nn.Module, weights: Mapping[str, StoredWeight], dtype: torch.dtype, name: str, eager: tuple[str, ...]
 ) -> None:
     """Gives an empty `model` its weights.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import WeightsError
@@ -23,6 +23,15 @@ SUBFOLDERS = {  # of a diffusers folder
     Component.TEXT_ENCODER: "text_encoder",
     Component.IMAGE_ENCODER: "image_encoder",
 }
+RENAMES = {
+    Component.TRANSFORMER: rename_transformer,
+    Component.ADAPTER: rename_transformer,
+    Component.VAE: rename_vae,
+    Component.TEXT_ENCODER: rename_text,
+    Component.IMAGE_ENCODER: rename_clip_key,
+    Component.AUDIO_ENCODER: rename_wav2vec2,
+}
+AUDIO_INPUT = "audio_proj.proj1.weight"  # which only audio weights have
 FULL_WIDTH = 5120  # of the 14B model
 BLOCK = r"blocks\.(\d+)\."
 ANY_BLOCK = re.compile(r"\bblocks\.\d+\.")  # whatever stands before it
@@ -54,25 +63,56 @@ def open_as(path: Path | str, component: Component) -> tuple[Source, Kind]:
     raise WeightsError(f"{source.name} is {kind.name}. {advice}.")
 
 
+def open_weights(path: Path | str, component: Component) -> tuple[Source, Weights]:
+    """The file at `path`, which has to be a `component`, and its weights by our names.
+
+    Raises:
+        WeightsError: it is something else, damaged, or packed in a way that cannot be read.
+    """
+    source, _ = open_as(path, component)
+    return source, collect(source, RENAMES[component])
+
+
+def open_audio_encoder(path: Path | str, allow_other: bool = False) -> tuple[Source, Weights]:
+    """The wav2vec2 at `path` and its weights; `allow_other` takes a fine-tuned one.
+
+    Raises:
+        WeightsError: it is no wav2vec2 base, or one that was fine-tuned for recognition: lips would not follow it.
+    """
+    source, weights = open_weights(path, Component.AUDIO_ENCODER)
+    if "lm_head.weight" in source.entries and not allow_other:
+        raise WeightsError(
+            f"{source.name} is a wav2vec2 that was fine-tuned for recognition, such as English wav2vec2-base-960h: "
+            f"its shapes fit but lip sync will be wrong. Use chinese-wav2vec2-base, or allow another encoder."
+        )
+    return source, weights
+
+
 def transformer_weights(base: Path | str, adapter: Path | str | None) -> tuple[Weights, list[Source]]:
     """The weights of base and adapter together, by our names, and the files that they are in.
 
     Raises:
         WeightsError: one of them is not what it should be, or they do not fit each other.
     """
-    source, kind = open_as(base, Component.TRANSFORMER)
-    weights = collect(source, rename_transformer)
-    if kind.component is Component.MERGED and adapter is not None:
+    audio = None if adapter is None else open_weights(adapter, Component.ADAPTER)
+    return join_weights(open_weights(base, Component.TRANSFORMER), audio)
+
+
+def join_weights(base: tuple[Source, Weights], adapter: tuple[Source, Weights] | None) -> tuple[Weights, list[Source]]:
+    """The weights of a base and its adapter together, and their files.
+
+    Raises:
+        WeightsError: audio weights are missing or there twice, the sizes differ, or layers are missing or unknown.
+    """
+    source, weights = base
+    sources, is_merged = [source], AUDIO_INPUT in weights
+    if is_merged and adapter is not None:
         raise WeightsError(f"{source.name} already contains the audio weights; leave the adapter empty.")
-    if kind.component is Component.MERGED:
-        sources = [source]
-    elif adapter is None:
+    if not is_merged and adapter is None:
         raise WeightsError(f"{source.name} has no audio weights: choose {Component.ADAPTER.value} as the adapter too.")
-    else:
-        audio_source, _ = open_as(adapter, Component.ADAPTER)
-        audio = collect(audio_source, rename_transformer)
-        _check_fit(source, weights, audio_source, audio)
-        weights, sources = weights | audio, [source, audio_source]
+    if adapter is not None:
+        _check_fit(base, adapter)
+        sources, weights = [source, adapter[0]], weights | adapter[1]
     for part in sources:
         _check_no_others(part)
     _check_complete(sources, weights)
@@ -88,48 +128,41 @@ def check_transformer(base: Path, adapter: Path | None = None, loras: Iterable[P
     weights, sources = transformer_weights(base, adapter)
     with sizes_from(sources[0].name):
         width, layers = weights["patch_embedding.weight"].shape[0], count(weights, BLOCK)
-    names = [open_as(lora, Component.LORA)[0].name for lora in loras]
-    parts = [describe(source, collect(source, rename_transformer)) for source in sources]
     size = "14B" if width == FULL_WIDTH else f"{layers} blocks of width {width}"
-    return f"Wan2.1 I2V {size}: " + "; ".join([*parts, *(f"LoRA {name}" for name in names)])
+    parts = [
+        describe(source, {name: weight for name, weight in weights.items() if weight.source is source})
+        for source in sources
+    ]
+    parts += [f"LoRA {open_as(lora, Component.LORA)[0].name}" for lora in loras]
+    return f"Wan2.1 I2V {size}: " + "; ".join(parts)
 
 
 def check_vae(path: Path) -> str:
     """Checks Wan's VAE by its header and describes it."""
-    return _check(path, Component.VAE, rename_vae)
+    return describe(*open_weights(path, Component.VAE))
 
 
 def check_text_encoder(path: Path) -> str:
     """Checks umT5 by its header and describes it."""
-    return _check(path, Component.TEXT_ENCODER, rename_text)
+    return describe(*open_weights(path, Component.TEXT_ENCODER))
 
 
 def check_image_encoder(path: Path) -> str:
     """Checks CLIP's vision tower by its header and describes it."""
-    return _check(path, Component.IMAGE_ENCODER, rename_clip_key)
+    return describe(*open_weights(path, Component.IMAGE_ENCODER))
 
 
 def check_audio_encoder(path: Path, allow_other: bool = False) -> str:
-    """Checks wav2vec2 by its header and describes it; `allow_other` takes a fine-tuned one.
-
-    Raises:
-        WeightsError: it is no wav2vec2 base, or one that was fine-tuned for recognition: lips would not follow it.
-    """
-    source, _ = open_as(path, Component.AUDIO_ENCODER)
-    if "lm_head.weight" in source.entries and not allow_other:
-        raise WeightsError(
-            f"{source.name} is a wav2vec2 that was fine-tuned for recognition, such as English wav2vec2-base-960h: "
-            f"its shapes fit but lip sync will be wrong. Use chinese-wav2vec2-base, or allow another encoder."
-        )
-    return describe(source, collect(source, rename_wav2vec2))
+    """Checks wav2vec2 by its header and describes it; `allow_other` takes a fine-tuned one."""
+    return describe(*open_audio_encoder(path, allow_other))
 
 
 def describe(source: Source, weights: Weights) -> str:
     """One line: "wan2.1_i2v.safetensors (native names, fp8 e4m3 scaled per tensor, 17.1 GB)"."""
     sizes = Counter()
-    for stored in weights.values():
-        if len(stored.entry.shape) >= 2:
-            sizes[stored.packing] += stored.entry.num_bytes
+    for weight in weights.values():
+        if len(weight.entry.shape) >= 2:
+            sizes[weight.packing] += weight.entry.num_bytes
     packing = " and ".join(name for name, _ in sizes.most_common(2))
     return f"{source.name} ({_naming(source)} names, {packing}, {readable_size(source.num_bytes)})"
 
@@ -141,14 +174,10 @@ def _naming(source: Source) -> str:
     return "llama.cpp" if any(key.startswith("enc.blk.") for key in keys) else "native"
 
 
-def _check(path: Path, component: Component, rename: Callable[[str], str | None]) -> str:
-    source, _ = open_as(path, component)
-    return describe(source, collect(source, rename))
-
-
-def _check_fit(source: Source, base: Weights, audio_source: Source, audio: Weights) -> None:
+def _check_fit(base: tuple[Source, Weights], adapter: tuple[Source, Weights]) -> None:
+    (source, weights), (audio_source, audio) = base, adapter
     with sizes_from(source.name):
-        width, layers = base["patch_embedding.weight"].shape[0], count(base, BLOCK)
+        width, layers = weights["patch_embedding.weight"].shape[0], count(weights, BLOCK)
     with sizes_from(audio_source.name):
         audio_width = audio["blocks.0.audio_cross_attn.q_linear.bias"].shape[0]
     if (audio_width, count(audio, BLOCK)) != (width, layers):

@@ -42,7 +42,7 @@ def sizes_from(name: str) -> Iterator[None]:
         ) from error
 
 
-def transformer_config(shapes: Shapes, sources: Sequence[Source] = (), num_heads: int | None = None) -> dict[str, Any]:
+def transformer_config(shapes: Shapes, sources: Sequence[Source]) -> dict[str, Any]:
     """Arguments of `MultiTalkTransformer`.
 
     Args:
@@ -50,13 +50,13 @@ def transformer_config(shapes: Shapes, sources: Sequence[Source] = (), num_heads
         sources: the files of both, base first, for the numbers that leave no trace in shapes. Where they do not state
             them, heads have 128 channels, and the speech encoder's layers are as wide as the audio tokens, as
             published.
-        num_heads: of the attentions, whatever the base states.
     """
     width, in_channels, *patch = shapes["patch_embedding.weight"]
-    heads_of_base = num_heads_in(sources[0]) if sources else None
-    heads = num_heads or heads_of_base or width // HEAD_DIM
+    heads = num_heads_in(sources[0]) or width // HEAD_DIM
     if not heads or width % heads:
-        raise WeightsError(f"A width of {width} cannot be split into {heads} heads; name num_heads.")
+        raise WeightsError(
+            f"A width of {width} cannot be split into {heads} heads; state num_heads in its config.json."
+        )
     audio_dim = shapes["blocks.0.audio_cross_attn.kv_linear.weight"][1]
     first_width, later_width = shapes["audio_proj.proj1.weight"][1], shapes["audio_proj.proj1_vf.weight"][1]
     feature_dim = (later_width - first_width) // (

@@ -13,22 +13,12 @@ import torch
 
 from ..errors import Problems
 from ..memory.placement import Footprint
-from .catalog import (
-    BLOCK,
-    Weights,
-    check_audio_encoder,
-    check_image_encoder,
-    check_text_encoder,
-    check_vae,
-    open_as,
-    transformer_weights,
-)
+from .catalog import BLOCK, Weights, check_vae, join_weights, open_audio_encoder, open_weights
 from .configs import count, sizes_from, transformer_config
-from .key_maps import rename_clip_key, rename_text, rename_wav2vec2
 from .lora import check_lora
 from .recognition import Component
 from .source import Source
-from .stored import collect
+from .stored import StoredWeight
 from .tokenizer import check_tokenizer
 
 FEW_STEP_NAMES = re.compile(r"lightx2v|fusionx|distill|lightning|causvid|accvid|\b[48]_?steps?\b", re.IGNORECASE)
@@ -124,11 +114,12 @@ def check_weights(files: WeightFiles, dtype: torch.dtype, problems: Problems) ->
 
 
 def _check_transformer(base: Path, adapter: Path | None, problems: Problems) -> tuple[Weights, list[Source]] | None:
-    """The weights of base and adapter together; each is checked alone first, so that both show their faults."""
-    parts = [problems.attempt("base", open_as, base, Component.TRANSFORMER)]
-    if adapter is not None:
-        parts.append(problems.attempt("adapter", open_as, adapter, Component.ADAPTER))
-    return None if None in parts else problems.attempt("adapter", transformer_weights, base, adapter)
+    """The weights of base and adapter together; each is opened alone first, so that both show faults."""
+    model = problems.attempt("base", open_weights, base, Component.TRANSFORMER)
+    audio = None if adapter is None else problems.attempt("adapter", open_weights, adapter, Component.ADAPTER)
+    if model is None or (adapter is not None and audio is None):
+        return None
+    return problems.attempt("adapter", join_weights, model, audio)
 
 
 def _facts(
@@ -156,32 +147,34 @@ def _facts(
 
 
 def _check_text_encoder(path: Path, facts: TransformerFacts | None, problems: Problems) -> None:
-    if problems.attempt("text_encoder", check_text_encoder, path) is None:
+    encoder = problems.attempt("text_encoder", open_weights, path, Component.TEXT_ENCODER)
+    if encoder is None:
         return
-    source, _ = open_as(path, Component.TEXT_ENCODER)
+    source, weights = encoder
     problems.attempt("text_encoder", check_tokenizer, source)
-    table = collect(source, rename_text).get("shared.weight")
-    if facts and table is not None and table.shape[-1:] != (facts.text_dim,):
-        problems.add("text_encoder", _other_width(source.name, table.shape[-1:], facts.text_dim, "UMT5-XXL"))
+    width = _last_side(weights.get("shared.weight"))
+    if facts and width not in (None, facts.text_dim):
+        problems.add("text_encoder", _other_width(source.name, width, facts.text_dim, "UMT5-XXL"))
 
 
 def _check_image_encoder(path: Path, facts: TransformerFacts | None, problems: Problems) -> None:
-    if problems.attempt("image_encoder", check_image_encoder, path) is None:
+    encoder = problems.attempt("image_encoder", open_weights, path, Component.IMAGE_ENCODER)
+    if encoder is None:
         return
-    source, _ = open_as(path, Component.IMAGE_ENCODER)
-    token = collect(source, rename_clip_key).get("embeddings.class_embedding")
-    if facts and token is not None and token.shape[-1:] != (facts.image_dim,):
-        problems.add("image_encoder", _other_width(source.name, token.shape[-1:], facts.image_dim, "clip_vision_h"))
+    source, weights = encoder
+    width = _last_side(weights.get("embeddings.class_embedding"))
+    if facts and width not in (None, facts.image_dim):
+        problems.add("image_encoder", _other_width(source.name, width, facts.image_dim, "clip_vision_h"))
 
 
 def _check_audio_encoder(path: Path, allow_other: bool, facts: TransformerFacts | None, problems: Problems) -> None:
-    if problems.attempt("audio_encoder", check_audio_encoder, path, allow_other) is None:
+    encoder = problems.attempt("audio_encoder", open_audio_encoder, path, allow_other)
+    if encoder is None or facts is None:
         return
-    source, _ = open_as(path, Component.AUDIO_ENCODER)
-    weights = collect(source, rename_wav2vec2)
-    norm = weights.get("encoder.layer_norm.bias")
-    layers, width = count(weights, r"encoder\.layers\.(\d+)\."), norm.shape[0] if norm and norm.shape else 0
-    if facts and (layers, width) != facts.audio_features:
+    source, weights = encoder
+    layers = count(weights, r"encoder\.layers\.(\d+)\.")
+    width = _last_side(weights.get("encoder.layer_norm.bias")) or 0
+    if (layers, width) != facts.audio_features:
         problems.add(
             "audio_encoder",
             f"{source.name} has {layers} layers of {width}, the audio weights want {facts.audio_features[0]} of "
@@ -189,5 +182,11 @@ def _check_audio_encoder(path: Path, allow_other: bool, facts: TransformerFacts 
         )
 
 
-def _other_width(name: str, width: tuple[int, ...], model_width: int, cure: str) -> str:
-    return f"{name} gives tokens of width {width[0] if width else 0}, the model wants {model_width}. Take {cure}."
+def _last_side(weight: StoredWeight | None) -> int | None:
+    if weight is None:
+        return None
+    return weight.shape[-1] if weight.shape else 0
+
+
+def _other_width(name: str, width: int | None, model_width: int, cure: str) -> str:
+    return f"{name} gives tokens of width {width}, the model wants {model_width}. Take {cure}."

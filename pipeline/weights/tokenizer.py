@@ -21,18 +21,12 @@ UNIGRAM, NO_ID = 1, -1  # of a sentencepiece model
 FOLDERS = (".", "tokenizer", "../tokenizer", "google/umt5-xxl", "umt5-xxl")  # from the encoder's own
 
 
-def find_tokenizer(source: Source, path: Path | str | None = None) -> SentencePieceProcessor:
-    """The tokenizer of the text encoder `source`.
-
-    Args:
-        source: the text encoder.
-        path: `spiece.model`, or a folder that holds it; None takes the one inside `source`, or near it.
+def find_tokenizer(source: Source) -> SentencePieceProcessor:
+    """The tokenizer of the text encoder `source`: inside it, near it, or rebuilt from its metadata.
 
     Raises:
-        WeightsError: there is none.
+        WeightsError: there is none, or it is damaged.
     """
-    if path is not None:
-        return _load(_file_of(Path(path)))
     check_tokenizer(source)
     if EMBEDDED in source.entries:
         return _parse(source, source.get(EMBEDDED).flatten().view(torch.uint8).numpy().tobytes())
@@ -68,13 +62,6 @@ def _parse(source: Source, model: bytes) -> SentencePieceProcessor:
 def _nearby_file(source: Source) -> Path | None:
     folder = source.path if source.path.is_dir() else source.path.parent
     return next((file for place in FOLDERS if (file := folder / place / FILE).exists()), None)
-
-
-def _file_of(path: Path) -> Path:
-    file = path / FILE if path.is_dir() else path
-    if not file.exists():
-        raise WeightsError(f"There is no tokenizer at {path}; choose google/umt5-xxl's {FILE}.")
-    return file
 
 
 def _load(file: Path) -> SentencePieceProcessor:

@@ -54,6 +54,13 @@ def put_on(model, path, strength=1.0):
     return stack.reports[0]
 
 
+def load_with(loras, base, adapter=None, dtype=torch.float32):
+    """The transformer with LoRAs, files and strengths."""
+    model = load_transformer(base, adapter, dtype=dtype)
+    LoraStack(model).replace(loras)
+    return model
+
+
 def same(actual, reference):
     return (actual - reference).abs().max() <= 2e-6 * reference.abs().max()
 
@@ -289,7 +296,7 @@ def test_replaced_loras_leave_nothing_of_themselves(write, tmp_path):
     for loras in ([(first, 1.0)], [(first, 0.5), (second, 1.0)], [(second, -2.0), (first, 0.5)], [(second, 0.3)]):
         stack.replace(loras)
         assert [report.name for report in stack.reports] == [path.name for path, _ in loras]
-        assert_equal(model, bytes_of(load_transformer(base, adapter, loras=loras)))
+        assert_equal(model, bytes_of(load_with(loras, base, adapter, torch.bfloat16)))
     stack.replace([])
     assert_equal(model, clean)
     assert [type(module) for module in model.modules()] == clean_types
@@ -343,7 +350,7 @@ def test_handles_that_differ_by_their_loras_share_one_network_and_read_each_file
                 weaker: [(first, 1.0), (second, 0.5)], files: []}  # fmt: skip
     for handle, loras in loras_of.items():
         assert handle.transformer is network()
-        reference = load_transformer(base, adapter, loras=loras, dtype=torch.float32)
+        reference = load_with(loras, base, adapter)
         assert torch.equal(velocity(handle.transformer), velocity(reference))
         del reference
     assert len(networks()) == others + 1
@@ -371,7 +378,7 @@ def test_a_lora_that_was_written_anew_is_read_anew(tmp_path):
     second.replace(first)
     after = velocity(files.transformer)
     assert not torch.equal(after, before)
-    assert torch.equal(after, velocity(load_transformer(base, adapter, loras=[(first, 1.0)], dtype=torch.float32)))
+    assert torch.equal(after, velocity(load_with([(first, 1.0)], base, adapter)))
 
 
 @pytest.mark.parametrize("write", [gguf_file("Q8_0"), scaled(E4M3, False, ".weight", ".scale_weight", True)],
@@ -381,7 +388,7 @@ def test_on_packed_weights_too(write, tmp_path):
     down, up = pair(LAYERS[0])
     path = f"diffusion_model.{LAYERS[0]}"
     lora = lora_file({f"{path}.lora_down.weight": down, f"{path}.lora_up.weight": up}, tmp_path)
-    model = load_transformer(base, adapter, loras=[(lora, 1.0)], dtype=torch.float32)
+    model = load_with([(lora, 1.0)], base, adapter)
     numbers = dict(numbers)
     numbers[f"{LAYERS[0]}.weight"] = numbers[f"{LAYERS[0]}.weight"] + up @ down
     save_file(numbers, tmp_path / "reference.safetensors")
@@ -389,10 +396,10 @@ def test_on_packed_weights_too(write, tmp_path):
     assert (velocity(model) - reference).abs().max() <= 1e-5 * reference.abs().max()
 
 
-def test_loras_are_put_on_while_loading(tmp_path):
+def test_several_loras_add_up(tmp_path):
     save_file(base_state() | adapter_state(), tmp_path / "whole.safetensors")
     one, two = both_loras(tmp_path)
-    model = load_transformer(tmp_path / "whole.safetensors", loras=[(one, 1.0), (two, -0.5)], dtype=torch.float32)
+    model = load_with([(one, 1.0), (two, -0.5)], tmp_path / "whole.safetensors")
     down, up = pair(LAYERS[0])
     changes = {
         f"{LAYERS[0]}.weight": up @ down - 0.5 * 4 * up @ down,
