@@ -1,7 +1,7 @@
 """A complete set of random weights, small enough for a CPU, in files as users have them.
 
-Nothing in it was trained: it shows that every part runs and fits the others, not what they make. Tensor names are those
-of the published checkpoints, so the set goes the same way through the loaders as the real one.
+Nothing in it was trained: it shows that every part runs and fits the others, not the quality of their work. Tensor
+names are those of the published checkpoints, so the set goes the same way through the loaders as the real one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TinySizes:
 
 @dataclass(frozen=True)
 class TinySet:
-    """Where the files of a tiny set are."""
+    """The files of a tiny set."""
 
     transformer: Path
     adapter: Path
@@ -97,9 +97,9 @@ def tiny_adapter(sizes: TinySizes, generator: torch.Generator) -> State:
 def tiny_vae(sizes: TinySizes, generator: torch.Generator) -> State:
     """A Wan2.1 video VAE, native names, with pixels and latents of about unit size."""
     with torch.device("meta"):
-        live = AutoencoderKLWan(base_dim=sizes.vae_width).state_dict()
+        state_dict = AutoencoderKLWan(base_dim=sizes.vae_width).state_dict()
     native = {rename_vae(key): key for key in _vae_candidates()}
-    state = _random({native[key]: tuple(tensor.shape) for key, tensor in live.items()}, generator)
+    state = _random({native[key]: tuple(tensor.shape) for key, tensor in state_dict.items()}, generator)
     state["decoder.head.2.weight"] *= 0.5
     return state
 
@@ -133,8 +133,8 @@ def tiny_image_encoder(sizes: TinySizes, generator: torch.Generator) -> State:
         patch_size=14,
     )
     with torch.device("meta"):
-        live = CLIPVisionModel(config).state_dict()
-    return native_clip_state(_random({key: tuple(tensor.shape) for key, tensor in live.items()}, generator))
+        state_dict = CLIPVisionModel(config).state_dict()
+    return native_clip_state(_random({key: tuple(tensor.shape) for key, tensor in state_dict.items()}, generator))
 
 
 def tiny_audio_encoder(sizes: TinySizes, generator: torch.Generator) -> State:
@@ -147,8 +147,8 @@ def tiny_audio_encoder(sizes: TinySizes, generator: torch.Generator) -> State:
         conv_dim=(32,) * 7,
     )
     with torch.device("meta"):
-        live = Wav2Vec2Model(config).state_dict()
-    state = _random({key: tuple(tensor.shape) for key, tensor in live.items()}, generator)
+        state_dict = Wav2Vec2Model(config).state_dict()
+    state = _random({key: tuple(tensor.shape) for key, tensor in state_dict.items()}, generator)
     return {f"wav2vec2.{_published_speech_key(key)}": tensor for key, tensor in state.items()}
 
 
@@ -193,7 +193,7 @@ def _block_shapes(block: str, width: int, ffn: int) -> Iterator[tuple[str, tuple
 
 def adapter_shapes(sizes: TinySizes) -> Iterator[tuple[str, tuple[int, ...]]]:
     """MultiTalk's audio weights: native names and shapes."""
-    frame = sizes.speech_layers * sizes.speech_width  # 5 of them are heard at latent frame 0, 8 at the others
+    frame = sizes.speech_layers * sizes.speech_width  # 5 of them go into latent frame 0, 8 into the others
     yield from _linear("audio_proj.proj1", 5 * frame, sizes.audio_hidden)
     yield from _linear("audio_proj.proj1_vf", 8 * frame, sizes.audio_hidden)
     yield from _linear("audio_proj.proj2", sizes.audio_hidden, sizes.audio_hidden)
@@ -237,12 +237,12 @@ def _vae_candidates() -> Iterator[str]:
     middle = (f"middle.{i}" for i in range(3))
     levels = (*(f"downsamples.{i}" for i in range(11)), *(f"upsamples.{i}" for i in range(15)))
     inner = ("conv1", "head.0", "head.2", *middle, *levels)
-    places = [f"{side}.{place}" for side in ("encoder", "decoder") for place in inner]
+    positions = [f"{side}.{layer}" for side in ("encoder", "decoder") for layer in inner]
     residual = (f".residual.{i}" for i in (0, 2, 3, 6))
     layers = ("", ".shortcut", ".resample.1", ".time_conv", ".norm", ".to_qkv", ".proj", *residual)
-    for place in (*places, "conv1", "conv2"):
+    for position in (*positions, "conv1", "conv2"):
         for layer in layers:
-            yield from (f"{place}{layer}.{name}" for name in ("weight", "bias", "gamma"))
+            yield from (f"{position}{layer}.{name}" for name in ("weight", "bias", "gamma"))
 
 
 def _random(shapes: dict[str, tuple[int, ...]], generator: torch.Generator) -> State:
@@ -250,12 +250,12 @@ def _random(shapes: dict[str, tuple[int, ...]], generator: torch.Generator) -> S
 
 
 def _random_tensor(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Scales around 1 that keep the size of what passes; nothing is zero, as nothing in a trained network is."""
-    drawn = torch.randn(shape, generator=generator)
+    """Scales around 1, which keep the size of activations; nothing is zero, as nothing in a trained network is."""
+    noise = torch.randn(shape, generator=generator)
     if key.endswith("bias"):
-        return 0.02 * drawn
+        return 0.02 * noise
     is_scale = key.endswith(("gamma", "original0")) or (key.endswith("weight") and len(shape) == 1)
     if is_scale:
-        return 1 + 0.1 * drawn
+        return 1 + 0.1 * noise
     fan_in = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
-    return drawn / math.sqrt(fan_in)
+    return noise / math.sqrt(fan_in)

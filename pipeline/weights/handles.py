@@ -100,10 +100,11 @@ class SharedTransformer:
 
     @cached_property
     def _network(self) -> MultiTalkTransformer:
-        from .build import load_transformer
+        from . import build, catalog
 
         base, adapter, dtype = self._load_arguments
-        return load_transformer(base, adapter, dtype=dtype)
+        logger.info("Reading %s.", catalog.check_transformer(base, adapter))
+        return build.load_transformer(base, adapter, dtype)
 
     @cached_property
     def _loras(self) -> LoraStack:
@@ -155,7 +156,6 @@ class TransformerFiles:
     def transformer(self) -> MultiTalkTransformer:
         """The network with these LoRAs; until the next handle of its kind takes it."""
         assert self.shared is not None
-        logger.info("Reading %s.", self.check())
         return self.shared.with_loras(self.loras)
 
 

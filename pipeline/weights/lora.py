@@ -42,6 +42,7 @@ OTHER_MODELS = {
 }
 KINDS = {"norm": "norms", "scale_shift_table": "modulations", ".bias": "biases"}
 MAX_LISTED = 3  # layers that a report names
+LEFT_OUT = " left out: its layers have other ranks"
 
 
 @dataclass
@@ -84,10 +85,9 @@ class LoraFile:
             names = ", ".join(name or "unnamed" for name in adapters)
             raise WeightsError(f"{self.name} holds {len(adapters)} LoRAs ({names}); choose a file of one.")
         config = adapter_config(self.source)
-        self.config = config if config is not None and config.fits(self._ranks()) else None
-        self.notes = (
-            [] if config is None else [f"{config}{'' if self.config else ' left out: its layers have other ranks'}"]
-        )
+        is_current = config is not None and config.fits(self._ranks())
+        self.config = config if is_current else None
+        self.notes = [] if config is None else [f"{config}{'' if is_current else LEFT_OUT}"]
 
     @property
     def name(self) -> str:

@@ -1,6 +1,6 @@
-"""Every way in which users have the transformer's weights, written from one tiny set.
+"""Packagings in which users have the transformer's weights, written from one tiny set.
 
-The table `PACKAGINGS` is also what the README's list of supported files is made from.
+The documentation's table of supported files is made from `PACKAGINGS`.
 """
 
 import json
@@ -154,9 +154,9 @@ def scaled(dtype: torch.dtype, per_row: bool, weight: str, scale: str, marker: b
 
 
 def comfy_mixed(in_header: bool, prefix: str = "", layer_prefix: str = ""):
-    """ComfyUI's mixed precision: fp8 and ConvRot's int8 side by side, told by a tensor for each layer or the header.
+    """ComfyUI's mixed precision: fp8 and ConvRot's int8 side by side, named by a tensor for each layer or in the header.
 
-    The header may call layers otherwise than the keys do.
+    The header may have other names of the layers than the keys.
     """
 
     def write(base: State, audio: State, folder: Path) -> WeightPaths:
