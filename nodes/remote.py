@@ -1,4 +1,4 @@
-"""The same request, run by fal: the node starts it, tells of it, and cancels it when it is left."""
+"""The same request, made by fal: the node starts it, shows its progress, and cancels it when it is left."""
 
 from __future__ import annotations
 
@@ -9,35 +9,34 @@ from torch import Tensor
 
 from ..pipeline.audio.waveform import Sound
 from ..pipeline.choice import Choice
-from ..pipeline.config import CARD_NUM_FRAMES, Acceleration, GenerationConfig, Resolution
-from ..pipeline.errors import AudioError, ConfigError, MultiTalkError, RemoteError
+from ..pipeline.config import Acceleration, GenerationConfig, Resolution
+from ..pipeline.errors import AudioError, MultiTalkError, RemoteError
 from ..pipeline.remote.collect import RemoteVideo
 from ..pipeline.remote.context import RemoteContext
-from ..pipeline.remote.generate import Resume, start, start_collecting
+from ..pipeline.remote.endpoints import AI_AVATAR, COLLECTABLE, DEFAULT_SEED, ENDPOINTS, LENGTHS, find_endpoint
+from ..pipeline.remote.generate import start_collecting, start_request
 from ..pipeline.remote.job import Job
-from ..pipeline.remote.media import Media, encode_image, encode_sound
-from ..pipeline.remote.payload import AI_AVATAR, ENDPOINTS, MAX_SEED, MULTI, Endpoint, RemoteRequest, endpoint_named
-from ..pipeline.remote.split import start_split
+from ..pipeline.remote.purchase import Resume
+from ..pipeline.remote.request import MAX_SEED, check_length, check_prompt
 from ..pipeline.shapes import VAE_STRIDE_TIME
 from . import folders
 from .comfy_host import allows_api_nodes, raise_when_interrupted, show_text
 from .conversions import from_audio
 
-LOOK_S = 0.1
+POLL_S = 0.1
 BAR = 1000
-# Those that make a portrait speak with given voices; the rows of the table that take a text or a video do not fit here.
-PORTRAIT_ENDPOINTS = [row.id for row in ENDPOINTS.values() if "image_url" in row.files and not row.texts]
+DEFAULT_NUM_FRAMES = 145  # the card's
 
 
 class LongAudio(Choice):
-    """What becomes of sound beyond the video's frames."""
+    """The end of a sound that is longer than the video's frames."""
 
     CUT = "cut"
     SPLIT = "split at pauses"
 
 
 class MultiTalkFal(io.ComfyNode):
-    """Has fal make the video: for those who have no large GPU, for money."""
+    """A talking video made by fal: for those who have no large GPU, for money."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -45,32 +44,36 @@ class MultiTalkFal(io.ComfyNode):
             node_id="MultiTalkFal",
             display_name="MultiTalk on fal",
             category="MultiTalk",
-            description="Sends a portrait, a voice and a prompt to fal, that makes a video for about $0.25 a second. "
+            description="Has fal make the video from a portrait, a voice and a prompt, for $0.02 to $0.25 a second. "
             "The key comes from the environment variable FAL_KEY or a private file, never from the workflow.",
             inputs=[
                 io.Image.Input(
                     "image", tooltip="One portrait. fal crops it to the shape of its own choice: crop it first."
                 ),
                 io.Audio.Input("audio", tooltip="What the person says."),
-                io.String.Input("prompt", multiline=True, default="", tooltip="What the person does, and where."),
+                io.String.Input(
+                    "prompt", multiline=True, default="", tooltip="What the person does, and where. Not for flashtalk."
+                ),
                 io.Int.Input(
                     "num_frames",
-                    default=AI_AVATAR.default_num_frames,
-                    min=CARD_NUM_FRAMES[0],
-                    max=CARD_NUM_FRAMES[-1],
+                    default=DEFAULT_NUM_FRAMES,
+                    min=LENGTHS[0],
+                    max=LENGTHS[-1],
                     step=VAE_STRIDE_TIME,
-                    tooltip="25 a second. Above 81 every second costs 1.25 times as much: 81 frames $0.65, "
-                    "85 frames $0.85, 145 frames $1.45, 241 frames $2.41.",
+                    tooltip="25 a second: 41 to 241 for ai-avatar and multi, to 721 for infinitalk; flashtalk is as "
+                    "long as the sound. ai-avatar and multi cost 1.25 times as much above 81 frames: 81 frames $0.65, "
+                    "85 frames $0.85, 145 frames $1.45.",
                 ),
                 io.Combo.Input(
                     "resolution",
                     options=Resolution,
                     default=GenerationConfig.resolution,
-                    tooltip="fal's card names one price for both; others say that 720p counts double.",
+                    tooltip="fal's card names one price for both; others say that 720p counts double. Not for "
+                    "flashtalk.",
                 ),
                 io.Int.Input(
                     "seed",
-                    default=AI_AVATAR.default_seed,
+                    default=DEFAULT_SEED,
                     min=0,
                     max=MAX_SEED,
                     control_after_generate=False,  # a seed that changes by itself buys a video with every click
@@ -80,27 +83,30 @@ class MultiTalkFal(io.ComfyNode):
                     "acceleration",
                     options=Acceleration,
                     default=Acceleration.REGULAR,
-                    tooltip="How much quality fal may give up for speed; the price is the same.",
+                    tooltip="How much quality fal may give up for speed; the price is the same. Not for flashtalk.",
                 ),
                 io.Combo.Input(
                     "resume",
                     options=Resume,
                     default=Resume.AUTO,
-                    tooltip="auto takes a video that was bought before with the same inputs; always new buys it again.",
+                    tooltip="auto takes a video that was bought before with the same inputs and key; any key takes it "
+                    "whichever key bought it; always new buys it again.",
                 ),
                 io.Combo.Input(
                     "long_audio",
                     options=LongAudio,
                     default=LongAudio.CUT,
-                    tooltip="cut makes num_frames. split at pauses makes as much as there is sound, in requests of "
-                    "up to 241 frames from the same portrait; up to $5 unless MULTITALK_FAL_MAX_USD says otherwise.",
+                    tooltip="cut makes num_frames. split at pauses makes as much as there is sound, from the same "
+                    "portrait, in requests as long as the endpoint makes them; up to $5 unless MULTITALK_FAL_MAX_USD "
+                    "says otherwise.",
                 ),
                 io.Combo.Input(
                     "endpoint",
-                    options=PORTRAIT_ENDPOINTS,
+                    options=list(ENDPOINTS),
                     default=AI_AVATAR.id,
-                    tooltip="The model at fal. multi has two people speak in turn; infinitalk has no higher price "
-                    "above 81 frames.",
+                    tooltip="The model at fal, $0.25 a second. multi has two people speak in turn. infinitalk costs "
+                    "$0.20 a second and makes up to 28 s at once. flashtalk costs $0.02 a second and takes image, "
+                    "audio and seed alone.",
                 ),
                 io.Audio.Input("audio_2", optional=True, tooltip="The second person's voice, for multi."),
             ],
@@ -109,11 +115,21 @@ class MultiTalkFal(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str | None = None) -> bool | str:
-        """Whatever can be said before anything upstream is computed."""
-        if prompt is not None and not prompt.strip():
-            return "The prompt is empty. Say what the person does: a woman speaks to the camera."
+    def validate_inputs(
+        cls,
+        prompt: str | None = None,
+        num_frames: int | None = None,
+        long_audio: str | None = None,
+        endpoint: str | None = None,
+    ) -> bool | str:
+        """Whatever can be said before anything upstream is computed; a widget that is linked is None."""
         try:
+            if endpoint in ENDPOINTS:
+                row = find_endpoint(endpoint)
+                if prompt is not None and "prompt" in row.options:
+                    check_prompt(prompt)
+                if num_frames is not None and long_audio == LongAudio.CUT:
+                    check_length(num_frames, row)
             _context()
         except MultiTalkError as error:
             return str(error)
@@ -134,26 +150,17 @@ class MultiTalkFal(io.ComfyNode):
         endpoint: str,
         audio_2: dict | None = None,
     ) -> io.NodeOutput:
-        context, row, portrait = _context(), endpoint_named(endpoint), encode_image(image)
-        voices = [_voice(audio, "audio")] if audio_2 is None else [_voice(audio, "audio"), _voice(audio_2, "audio_2")]
-
-        def request(sounds: list[Sound], num_frames: int) -> RemoteRequest:
-            config = GenerationConfig(
-                num_frames, Resolution(resolution), acceleration=Acceleration(acceleration), seed=seed
-            )
-            return RemoteRequest(row, prompt, config, _media(row, portrait, sounds, num_frames))
-
-        if LongAudio(long_audio) is LongAudio.SPLIT:
-            if len(voices) != 1:
-                raise ConfigError(f"Only one voice can be split at pauses, got {len(voices)}. Set long_audio to cut.")
-            job = start_split(voices[0], lambda sound, frames: request([sound], frames), context, Resume(resume))
-        else:
-            job = start(request(voices, num_frames), context, Resume(resume))
-        return _output(await _watch(job, cls.hidden.unique_id))
+        voices = [_voice(audio, "audio"), *([] if audio_2 is None else [_voice(audio_2, "audio_2")])]
+        config = GenerationConfig(
+            num_frames, Resolution(resolution), seed=seed, acceleration=Acceleration(acceleration)
+        )
+        row, split = find_endpoint(endpoint), LongAudio(long_audio) is LongAudio.SPLIT
+        job = start_request(image, voices, prompt, config, row, _context(), Resume(resume), split)
+        return _output(await _follow(job, cls.hidden.unique_id))
 
 
 class MultiTalkFalCollect(io.ComfyNode):
-    """Fetches a video that fal has made, or is making, by its request id; it never buys."""
+    """A video that fal has made, or is making, fetched by its request id; it never buys."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -165,7 +172,7 @@ class MultiTalkFalCollect(io.ComfyNode):
             inputs=[
                 io.String.Input("request_id", default="", tooltip="From MultiTalk on fal, or from fal.ai/dashboard."),
                 io.Combo.Input(
-                    "endpoint", options=list(ENDPOINTS), default=AI_AVATAR.id, tooltip="The model that made it."
+                    "endpoint", options=list(COLLECTABLE), default=AI_AVATAR.id, tooltip="The model that made it."
                 ),
             ],
             outputs=_outputs(),
@@ -174,8 +181,8 @@ class MultiTalkFalCollect(io.ComfyNode):
 
     @classmethod
     async def execute(cls, request_id: str, endpoint: str) -> io.NodeOutput:
-        job = start_collecting(request_id, ENDPOINTS[endpoint], _context())
-        return _output(await _watch(job, cls.hidden.unique_id))
+        job = start_collecting(request_id, endpoint, _context())
+        return _output(await _follow(job, cls.hidden.unique_id))
 
 
 def _outputs() -> list:
@@ -193,43 +200,30 @@ def _output(video: RemoteVideo) -> io.NodeOutput:
 
 def _voice(audio: dict | None, name: str) -> Sound:
     sound = from_audio(audio, name)
-    if audio is not None and audio["waveform"].shape[0] > 1:
-        raise AudioError(
-            f"{name} must be one recording, got a batch of {audio['waveform'].shape[0]}. Pick one of them."
-        )
+    batch = audio["waveform"].shape[0] if audio else 1
+    if batch > 1:
+        raise AudioError(f"{name} must be one recording, got a batch of {batch}. Pick one of them.")
     return sound
 
 
-def _media(endpoint: Endpoint, portrait: Media, sounds: list[Sound], num_frames: int) -> dict[str, Media]:
-    """The portrait and the voices under the names of the endpoint's fields."""
-    image_field, *voice_fields = endpoint.files
-    if not voice_fields:
-        raise ConfigError(f"{endpoint.id} takes no voice; it speaks a text. Choose {AI_AVATAR.id}.")
-    if len(sounds) > len(voice_fields):
-        raise ConfigError(f"{endpoint.id} takes one voice, got {len(sounds)}. Choose {MULTI.id}, or take audio_2 away.")
-    media, names = {image_field: portrait}, ("speech.wav", "speech_2.wav")
-    for field, sound, name in zip(voice_fields, sounds, names, strict=False):
-        media[field] = encode_sound(sound.samples[None], sound.rate_hz, num_frames, name)
-    return media
-
-
-async def _watch(job: Job[RemoteVideo], node_id: str) -> RemoteVideo:
-    """Passes on how the job goes until it ends. However this is left, the job's own thread sees to the cancel."""
-    shown = None
+async def _follow(job: Job[RemoteVideo], node_id: str) -> RemoteVideo:
+    """Shows the progress of a job until it ends. However this is left, the job's own thread sees to the cancel."""
+    progress = None
     try:
         while job.alive:
             raise_when_interrupted()
-            if (job.monitor.text, job.monitor.fraction) != shown:
-                shown = job.monitor.text, job.monitor.fraction
-                await _show(*shown, node_id)
-            await asyncio.sleep(LOOK_S)
+            current = "\n".join([job.monitor.text, *job.monitor.notes]), job.monitor.fraction
+            if current != progress:
+                progress = current
+                await _show(*current, node_id)
+            await asyncio.sleep(POLL_S)
         return job.result()
     finally:
         job.monitor.stop()
 
 
 async def _show(text: str, fraction: float, node_id: str) -> None:
-    from comfy_api.latest import ComfyAPI
+    from comfy_api.latest import ComfyAPI  # ComfyUI's own, which is there when a node runs
 
     show_text(text)
     await ComfyAPI().execution.set_progress(round(BAR * fraction), BAR, node_id=node_id)

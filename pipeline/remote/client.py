@@ -1,121 +1,67 @@
-"""fal's queue over the wire: one request a call, each with its timeout, and every failure reason by what it means."""
+"""fal's queue and its list of jobs: one request a call, and every failure by its meaning."""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import NoReturn
 from urllib.parse import quote, urlencode
 
-from ..errors import RemoteError
 from .answers import (
-    AccessDenied,
     Answer,
+    ContentRejected,
     JobFailed,
     JobLost,
-    JobNotSent,
     JobRejected,
     JobUncertain,
+    JobUnsent,
     NoAnswer,
     Poll,
     Result,
     log_lines,
     number,
-    printable,
 )
+from .connection import Connection
 from .credentials import Key
-from .media import Media
-from .payload import INFINITALK, Endpoint
-
-if TYPE_CHECKING:
-    import httpx
+from .exchange import AnswerTooLarge, Backoff, ExchangeError, RequestUnsent, Wait
 
 logger = logging.getLogger(__name__)
 
-THREAD_NAME = "multitalk-fal"  # of every thread that speaks to fal
 PLATFORM_URL = "https://api.fal.ai/v1"
-MAX_ANSWER_BYTES = 2**20
+MAX_LIST_BYTES = 32 * 2**20  # a job's inputs may be files within the answer
+LIST_SIZES = (100, 10, 1)  # jobs a page; fewer where a page is too large
+MAX_PAGES = 20
+CLOCK_SKEW_S = 120  # between servers of fal
 START_WITHIN_S = 3600  # a job that a crash left behind shall not start days later
-CONNECT_S, SUBMIT_S, POLL_S, CANCEL_S = 10, 60, 15, 5
-UPLOAD_S = 20  # the client repeats an upload by itself, up to ten times
-CONNECT_TRIES, BUSY_TRIES, UPLOAD_TRIES = 4, 6, 3
+SUBMIT_S, LIST_S, POLL_S, CANCEL_S = 60, 60, 15, 5
+CONNECT_TRIES, BUSY_TRIES = 4, 6
 LONGEST_BUSY_WAIT = 30
-
-Wait = Callable[[float], None]  # sleeps so many seconds, and raises JobStopped as soon as the user wants an end
-
-
-@dataclass(frozen=True)
-class Backoff:
-    """How long to wait between two tries, in units of a second (tests take a shorter one)."""
-
-    unit_s: float = 1.0
-
-    def after(self, tries: int, first: float = 1.0, longest: float = 15.0) -> float:
-        """Seconds after so many failures: `first`, doubled with each, never more than `longest` units."""
-        return self.unit_s * min(first * 2 ** (tries - 1), longest)
-
-    def poll(self, waited_s: float) -> float:
-        """Seconds between two looks at a job: the longer it takes, the rarer."""
-        waited = waited_s / self.unit_s
-        return self.unit_s * (1 if waited < 30 else 2 if waited < 300 else 5)
+CONTENT_STATUSES = (400, 413, 415, 422)  # a refusal that means the request, and not the moment
+CHANGE_CONTENT = "Change the picture, the sound or the prompt; unchanged it is sent again by `always new` only."
+_REQUEST_ID = re.compile(r"[^\s\x00-\x1f]{1,256}")
 
 
 class FalClient:
-    """One account at one endpoint, for one job; to be closed.
+    """One account at one endpoint, for one job; to be closed. Nothing that it returns or raises holds the key.
 
-    Submitting is our own single POST: the library's `submit` repeats a POST whose answer is lost, and buys twice.
+    Submitting is a single POST of our own: the library's `submit` repeats a POST whose answer is lost, and buys twice.
+
+    Args:
+        endpoint: id of the model.
     """
 
-    def __init__(self, key: Key, endpoint: Endpoint, backoff: Backoff):
-        fal_client = load_library()
-        self._key, self._endpoint, self._backoff = key, endpoint, backoff
-        self._library = fal_client.SyncClient(key=key.value, default_timeout=UPLOAD_S)
-        handle = self._library.get_handle(endpoint.id, "x")  # asks nobody
-        self._http: httpx.Client = handle.client
-        self._app_url = handle.response_url.removesuffix("/requests/x")
-        self._queue_url = self._app_url.rsplit("/", 2)[0]
-        logging.getLogger("httpx").addFilter(_is_foreign)
+    def __init__(self, key: Key, endpoint: str, backoff: Backoff):
+        self.connection = Connection(key, endpoint)
+        self._endpoint, self._backoff = endpoint, backoff
 
     def __enter__(self) -> FalClient:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.close()
-
-    def upload(self, media: Media, wait: Wait) -> str:
-        """The URL of the uploaded file, which fal deletes after a day.
-
-        Raises:
-            AccessDenied: 401 or 403.
-            JobNotSent: three tries failed.
-        """
-        import fal_client
-        import httpx
-
-        for tries in range(1, UPLOAD_TRIES + 1):
-            try:
-                url = self._library.upload(
-                    media.data,
-                    media.content_type,
-                    media.file_name,
-                    fallback_repository=[],  # the fallback hands the key to a storage host
-                    lifecycle=fal_client.StorageSettings(expires_in="1d"),
-                )
-                if isinstance(url, str) and url.startswith("http"):
-                    return url
-                raise ValueError("an answer without an address")
-            except (fal_client.FalClientError, httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-                status = getattr(getattr(error, "response", None), "status_code", None)
-                reason = type(error).__name__ if status is None else f"HTTP {status}"
-            if status in (401, 403):
-                raise self._key_refused(status)
-            logger.warning("Sending %s to fal failed (%s), try %d of %d.", media.file_name, reason, tries, UPLOAD_TRIES)
-            if tries < UPLOAD_TRIES:
-                wait(self._backoff.after(tries, first=1, longest=4))
-        raise JobNotSent(f"{media.file_name} could not be sent to fal ({reason}). Nothing was bought. Try again later.")
+        self.connection.close()
 
     def submit(self, arguments: Mapping[str, object], wait: Wait) -> str:
         """Buys the job with one POST, and returns its request id.
@@ -123,195 +69,186 @@ class FalClient:
         It is sent again only where it certainly never arrived, or was refused for being too busy.
 
         Raises:
-            JobNotSent, JobRejected, AccessDenied: nothing was bought.
+            JobUnsent, JobRejected, ContentRejected, AccessDenied: nothing was bought.
             JobUncertain: nobody here can know.
         """
         unsent = busy = 0
         while True:
             try:
                 answer = self._post(arguments)
-            except JobNotSent:
+            except JobUnsent:
                 unsent += 1
                 if unsent >= CONNECT_TRIES:
                     raise
                 wait(self._backoff.after(unsent, first=0.5))
                 continue
-            if not answer.too_busy:
+            if not answer.is_busy:
                 return self._request_id(answer)
             busy += 1
             if busy >= BUSY_TRIES:
-                raise JobRejected(f"fal is too busy for the job ({self._explain(answer)}). Try again in some minutes.")
+                raise JobRejected(
+                    f"fal is too busy for the job ({self.connection.explain(answer)}). Try again in some minutes."
+                )
             wait(self._busy_wait(answer, busy))
 
-    def status(self, request_id: str) -> Poll:
-        """Looks at a job once.
+    def status(self, request_id: str, wait: Wait) -> Poll:
+        """The state of a job.
 
         Raises:
-            AccessDenied, JobLost: looking again will not help.
+            AccessDenied, JobRejected, JobLost: the next poll will not help.
             NoAnswer: it may.
         """
-        answer = self._request("GET", f"{self._request_url(request_id)}/status?logs=1", POLL_S)
+        answer = self._query("GET", f"{self._request_url(request_id)}/status?logs=1", POLL_S, wait)
         self._check_access(answer, request_id)
-        body, word = answer.body, answer.body.get("status")
-        if answer.status not in (200, 202) or word not in ("IN_QUEUE", "IN_PROGRESS", "COMPLETED"):
-            raise NoAnswer(f"fal did not say how the job stands ({self._explain(answer)}).")
-        ahead = body["queue_position"] if isinstance(body.get("queue_position"), int) else None
-        return Poll(word, ahead, log_lines(body), self._clean(body["error"]) if body.get("error") else None)
+        body, status = self.connection.clean_json(answer.body), answer.body.get("status")
+        if answer.status not in (200, 202) or status not in ("IN_QUEUE", "IN_PROGRESS", "COMPLETED"):
+            raise NoAnswer(f"fal did not say how the job stands ({self.connection.explain(answer)}).")
+        position = body["queue_position"] if isinstance(body.get("queue_position"), int) else None
+        error = self.connection.clean(body["error"]) if body.get("error") else None
+        return Poll(status, position, log_lines(body), error)
 
-    def result(self, request_id: str) -> Result:
-        """What a completed job has made.
+    def result(self, request_id: str, wait: Wait) -> Result:
+        """The answer of the model to a completed job.
 
         Raises:
-            JobFailed: the model's own failure.
-            AccessDenied, JobLost: asking again will not help.
+            JobFailed, ContentRejected: the model's own failure.
+            AccessDenied, JobRejected, JobLost: asking again will not help.
             NoAnswer: it may.
         """
-        answer = self._request("GET", self._request_url(request_id), POLL_S)
+        answer = self._query("GET", self._request_url(request_id), POLL_S, wait)
         self._check_access(answer, request_id)
+        reason = self.connection.explain(answer)
         if answer.status == 429 or answer.from_ingress or (answer.status == 200 and not answer.body):
-            raise NoAnswer(f"fal did not hand over the result ({self._explain(answer)}).")
+            raise NoAnswer(f"fal did not hand over the result ({reason}).")
+        if answer.status in CONTENT_STATUSES:
+            raise ContentRejected(
+                f"fal refuses the job for its content: {self.connection.explain(answer)}. {CHANGE_CONTENT}"
+            )
         if answer.status != 200:
-            raise JobFailed(f"The job failed at fal: {self._explain(answer)}; request {self._clean(request_id)}.")
-        return Result(answer.body, number(answer.headers.get("x-fal-billable-units")))
+            raise JobFailed(f"The job failed at fal: {self.connection.explain(answer)}.")
+        return Result(self.connection.clean_json(answer.body), number(answer.headers.get("x-fal-billable-units")))
 
     def cancel(self, request_id: str) -> str:
         """Asks fal once to drop the job; a second time only if the first got no answer. Returns fal's word."""
         for _ in range(2):
             try:
-                answer = self._request("PUT", f"{self._request_url(request_id)}/cancel", CANCEL_S)
+                answer = self._query("PUT", f"{self._request_url(request_id)}/cancel", CANCEL_S, None)
             except NoAnswer as error:
                 logger.warning("Cancelling at fal: %s", error)
                 continue
-            return str(answer.body.get("status", answer.status))
+            return self.connection.clean(answer.body.get("status", answer.status))
         return "unanswered"
 
-    def requests_since(self, moment: float) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Request id and arguments of the account's jobs at this endpoint that were sent after `moment`.
+    def find_job(
+        self, arguments: Mapping[str, object], since: float | None, is_taken: Callable[[str], bool], wait: Wait
+    ) -> tuple[str | None, float | None]:
+        """The account's job with these arguments, and fal's own clock.
+
+        Args:
+            since: fal's clock before the job can have been sent; None takes the list's own beginning.
+            is_taken: true of ids that another purchase has.
+
+        Returns:
+            Its request id, None where the whole list has none; and fal's clock, None where it does not say.
 
         Raises:
-            NoAnswer: the list could not be had.
+            NoAnswer: the list could not be had, is cut off, or leaves out the inputs of a job.
         """
-        start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
-        query = {"endpoint_id": self._endpoint.id, "expand": "payloads", "start": start, "limit": 100}
-        for _ in range(10):  # pages
-            answer = self._request("GET", f"{PLATFORM_URL}/models/requests/by-endpoint?{urlencode(query)}", POLL_S)
-            if answer.status != 200 or not isinstance(answer.body.get("items"), list):
-                raise NoAnswer(f"fal did not list the account's jobs ({self._explain(answer)}).")
-            for item in answer.body["items"]:
-                if isinstance(item, dict) and isinstance(item.get("json_input"), dict) and item.get("request_id"):
-                    yield str(item["request_id"]), item["json_input"]
-            query["cursor"] = answer.body.get("next_cursor")
-            if not query["cursor"]:
-                return
+        is_complete, cursor = since is not None, None
+        for _ in range(MAX_PAGES):
+            answer = self._list_page(since, cursor, wait)
+            items = answer.body.get("items")
+            if answer.status != 200 or not isinstance(items, list):
+                raise NoAnswer(f"fal did not list the account's jobs ({self.connection.explain(answer)}).")
+            for item in items:
+                inputs = item.get("json_input") if isinstance(item, dict) else None
+                if not isinstance(inputs, dict):
+                    is_complete = False
+                elif arguments.items() <= inputs.items() and not is_taken(str(item.get("request_id"))):
+                    return self._valid_id(item.get("request_id")), answer.server_time
+            cursor = answer.body.get("next_cursor")
+            if not cursor and not answer.body.get("has_more"):
+                if is_complete:
+                    return None, answer.server_time
+                break
+        raise NoAnswer("fal's list of the account's jobs is not complete.")
+
+    def _list_page(self, since: float | None, cursor: object, wait: Wait) -> Answer:
+        query: dict[str, object] = {"endpoint_id": self._endpoint, "expand": "payloads"}
+        if since is not None:
+            query["start"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since - CLOCK_SKEW_S))
+        if cursor:
+            query["cursor"] = cursor
+        for size in LIST_SIZES:
+            url = f"{PLATFORM_URL}/models/requests/by-endpoint?{urlencode({**query, 'limit': size})}"
+            try:
+                return self.connection.exchange("GET", url, LIST_S, wait, max_bytes=MAX_LIST_BYTES)
+            except AnswerTooLarge:
+                continue
+            except ExchangeError as error:
+                raise NoAnswer(f"fal did not answer ({error}).") from None
+        raise NoAnswer("fal's list of the account's jobs is too large to be read.")
 
     def _post(self, arguments: Mapping[str, object]) -> Answer:
-        import httpx
-
-        never_sent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-        headers = {"X-Fal-Request-Timeout": str(START_WITHIN_S)}
+        url, headers = f"{self.connection.queue_url}/{self._endpoint}", {"X-Fal-Request-Timeout": str(START_WITHIN_S)}
+        content = json.dumps(arguments).encode()
         try:
-            return self._exchange("POST", f"{self._queue_url}/{self._endpoint.id}", SUBMIT_S, arguments, headers)
-        except never_sent as error:
-            raise JobNotSent(
-                f"fal cannot be reached ({type(error).__name__}). Nothing was bought. Look at the network, "
-                f"its proxy and its certificates."
+            return self.connection.exchange("POST", url, SUBMIT_S, None, content=content, headers=headers)
+        except RequestUnsent as error:
+            raise JobUnsent(
+                f"fal cannot be reached ({error}). Nothing was bought. Look at the network, its proxy and its "
+                f"certificates."
             ) from None
-        except httpx.HTTPError as error:
-            raise _uncertain(type(error).__name__) from None
+        except ExchangeError as error:
+            raise _uncertain(str(error)) from None
 
     def _request_id(self, answer: Answer) -> str:
         if 200 <= answer.status < 300:
-            request_id = answer.body.get("request_id")
-            if isinstance(request_id, str) and request_id:
-                return request_id
-            raise _uncertain(f"HTTP {answer.status} without a request id")
+            return self._valid_id(answer.body.get("request_id"))
         if answer.status >= 500:
             raise _uncertain(f"HTTP {answer.status}")
-        raise self._refusal(answer)
+        self._refuse(answer)
 
-    def _refusal(self, answer: Answer) -> RemoteError:
-        reason = self._explain(answer)
-        if answer.status == 402 or (answer.status == 403 and re.search("lock|balance", reason, re.IGNORECASE)):
-            return JobRejected(f"The fal account has no credit: fal.ai/dashboard/billing. fal said: {reason}.")
-        if answer.status in (401, 403):
-            return self._key_refused(answer.status)
+    def _valid_id(self, value: object) -> str:
+        """A request id, which goes into addresses, file names and messages."""
+        if isinstance(value, str) and _REQUEST_ID.fullmatch(value) and self.connection.clean(value) == value:
+            return value
+        raise _uncertain("an answer without a request id")
+
+    def _refuse(self, answer: Answer) -> NoReturn:
+        self.connection.check_account(answer)
+        reason = self.connection.explain(answer)
         if answer.status == 404:
-            return JobRejected(
-                f"fal no longer serves {self._endpoint.id} ({reason}); {INFINITALK.id} takes the same inputs. "
-                f"MULTITALK_FAL_ENDPOINT names another."
+            raise JobRejected(
+                f"fal no longer serves {self._endpoint} ({reason}). Choose another endpoint, or name the new one in "
+                f"MULTITALK_FAL_ENDPOINT."
             )
-        return JobRejected(f"fal refused the job: {reason}.")
-
-    def _key_refused(self, status: int) -> AccessDenied:
-        return AccessDenied(
-            f"fal does not take the key from {self._key.source} (HTTP {status}). Look at fal.ai/dashboard/keys; "
-            f"a key of API scope is enough."
-        )
+        if answer.status in CONTENT_STATUSES:
+            raise ContentRejected(f"fal refused the job for its content: {reason}. {CHANGE_CONTENT}")
+        raise JobRejected(f"fal refused the job: {reason}.")
 
     def _check_access(self, answer: Answer, request_id: str) -> None:
-        if answer.status in (401, 403):
-            raise self._key_refused(answer.status)
+        self.connection.check_account(answer)
         if answer.status == 404:
-            known_as = f"{self._clean(request_id)} of {self._endpoint.id}"
-            raise JobLost(f"fal does not know request {known_as} ({self._explain(answer)}).")
+            raise JobLost(
+                f"fal does not know request {request_id} of {self._endpoint} ({self.connection.explain(answer)})."
+            )
 
     def _request_url(self, request_id: str) -> str:
         """Always built from the id: an address out of an answer would get the key, on whatever host it names."""
-        return f"{self._app_url}/requests/{quote(request_id, safe='')}"
+        return f"{self.connection.app_url}/requests/{quote(request_id, safe='')}"
 
-    def _request(self, method: str, url: str, timeout_s: float) -> Answer:
-        import httpx
-
+    def _query(self, method: str, url: str, limit_s: float, wait: Wait | None) -> Answer:
         try:
-            return self._exchange(method, url, timeout_s)
-        except httpx.HTTPError as error:
-            raise NoAnswer(f"fal did not answer ({type(error).__name__}).") from None
-
-    def _exchange(
-        self,
-        method: str,
-        url: str,
-        timeout_s: float,
-        arguments: Mapping[str, object] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Answer:
-        import httpx
-
-        timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s))
-        end, content = time.monotonic() + timeout_s, b""
-        with self._http.stream(
-            method, url, json=arguments, headers=headers, timeout=timeout, follow_redirects=False
-        ) as response:
-            for chunk in response.iter_bytes():
-                content += chunk
-                if len(content) > MAX_ANSWER_BYTES or time.monotonic() > end:
-                    raise httpx.ReadTimeout("an answer without end")
-            return Answer(response.status_code, {k.lower(): v for k, v in response.headers.items()}, content)
+            return self.connection.exchange(method, url, limit_s, wait)
+        except ExchangeError as error:
+            raise NoAnswer(f"fal did not answer ({error}).") from None
 
     def _busy_wait(self, answer: Answer, busy: int) -> float:
         delay_s = number(answer.headers.get("retry-after"))
         if delay_s is None:
             return self._backoff.after(busy, first=2, longest=LONGEST_BUSY_WAIT)
-        return self._backoff.unit_s * min(max(delay_s, 0), LONGEST_BUSY_WAIT)
-
-    def _explain(self, answer: Answer) -> str:
-        return f"HTTP {answer.status} {self._clean(answer.detail)}".strip()
-
-    def _clean(self, text: object) -> str:
-        return printable(self._key.redact(str(text)), 300)
-
-
-def load_library() -> Any:
-    """The module fal_client; it takes half a second, so only when it is needed.
-
-    Raises:
-        RemoteError: it is not installed.
-    """
-    try:
-        import fal_client
-    except ImportError:
-        raise RemoteError('The remote run needs the package fal-client: pip install "fal-client>=1.0.3,<2"') from None
-    return fal_client
+        return self._backoff.unit_s * min(delay_s, LONGEST_BUSY_WAIT)
 
 
 def _uncertain(reason: str) -> JobUncertain:
@@ -319,8 +256,3 @@ def _uncertain(reason: str) -> JobUncertain:
         f"fal may or may not have received this job (request may have been sent; connection lost: {reason}). It was "
         f"not sent again. Run again to look for it, or check fal.ai/dashboard; choose `always new` to buy it anew."
     )
-
-
-def _is_foreign(record: logging.LogRecord) -> bool:
-    """httpx tells of each request at INFO, and ComfyUI prints that: a line a look, with its address."""
-    return not (record.threadName or "").startswith(THREAD_NAME)

@@ -1,4 +1,4 @@
-"""Where remote runs are done: who pays, what it may cost, where things are kept."""
+"""The context of remote runs: the key that pays, the caps, and the folders."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ConfigError, RemoteError
-from .client import Backoff, load_library
+from .connection import load_library
 from .credentials import Key, find_key
-from .payload import PriceEstimate, dollars
+from .exchange import Backoff
+from .pricing import PriceEstimate, dollars
 
-LONG_USD = 5.0  # what a run of several requests may cost where nobody set a cap: about 20 s of video
+LONG_USD = 5.0  # for a run as long as its sound where nobody set a cap: about 20 s of video
 RUN_CAP_VARIABLE, DAY_CAP_VARIABLE = "MULTITALK_FAL_MAX_USD", "MULTITALK_FAL_MAX_USD_PER_DAY"
 
 
@@ -30,7 +31,7 @@ class Caps:
 
     @property
     def of_long_run(self) -> Caps:
-        """For a run of several requests, which five minutes of sound would otherwise make a matter of $75."""
+        """The caps of a run as long as its sound, which five minutes would otherwise make a matter of $75."""
         return Caps(LONG_USD if self.run_usd is None else self.run_usd, self.day_usd)
 
     def check_run(self, estimate: PriceEstimate) -> None:
@@ -44,7 +45,7 @@ class Caps:
 
 @dataclass(frozen=True)
 class RemoteContext:
-    """Who pays, what it may cost, and where things are kept.
+    """The key that pays, the caps, and the folders.
 
     Attributes:
         private: for the ledger; nobody else reads it.

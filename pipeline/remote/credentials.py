@@ -1,4 +1,4 @@
-"""The key to fal: where it comes from, whether it is one, and how to keep it out of every text."""
+"""The key to fal: its sources and its form."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import RemoteError
+from .redaction import Redactor
 
 KEY_FILE = "fal_key"
+MAX_FILE_BYTES = 4096
 _DECORATION = re.compile(r"^(?:(?:export\s+)?FAL_KEY\s*=|Key\s)\s*", re.IGNORECASE)
 _WELL_FORMED = re.compile(r"[\x21-\x7e]{8,512}")
 
@@ -22,8 +25,8 @@ class Key:
     """A key that has been checked. Neither its `repr` nor its `str` shows it.
 
     Attributes:
-        value: what goes into the Authorization header.
-        source: where it was found, for messages.
+        value: the Authorization header's.
+        source: the place that it comes from, for messages.
     """
 
     value: str = field(repr=False)
@@ -34,43 +37,54 @@ class Key:
         """Eight hex digits that tell one account's jobs from another's and cannot be turned back."""
         return hashlib.sha256(self.value.encode()).hexdigest()[:8]
 
-    def redact(self, text: str) -> str:
-        """`text` without the key and without anything that stands where a key stands."""
-        return re.sub(r"Key \S+", "Key ...", text.replace(self.value, "..."))
+    @cached_property
+    def redact(self) -> Redactor:
+        """Takes the key out of texts, and the passwords of addresses with it."""
+        return Redactor(self.value)
 
 
 def find_key(private: Path, environ: Mapping[str, str] = os.environ) -> Key:
     """The key from `FAL_KEY`, from `FAL_KEY_ID` and `FAL_KEY_SECRET`, or from the file `fal_key` in `private`.
 
     Raises:
-        RemoteError: there is none, or what is there is no key. The message names the source, never the value.
+        RemoteError: there is none, or it has not the form of one. The message names the source, never the value.
     """
     if "FAL_KEY" in environ:
-        return _checked_key(environ["FAL_KEY"], "the environment variable FAL_KEY")
+        return _check(environ["FAL_KEY"], "the environment variable FAL_KEY")
     if "FAL_KEY_ID" in environ and "FAL_KEY_SECRET" in environ:
         halves = (_strip_decoration(environ[name]) for name in ("FAL_KEY_ID", "FAL_KEY_SECRET"))
-        return _checked_key(":".join(halves), "the environment variables FAL_KEY_ID and FAL_KEY_SECRET")
+        return _check(":".join(halves), "the environment variables FAL_KEY_ID and FAL_KEY_SECRET")
     path = private / KEY_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         raise RemoteError(
             f"No key for fal was found. Set the environment variable FAL_KEY before ComfyUI starts, or write the key "
             f"into {path} and run: chmod 600 {path}. Take a key of API scope from fal.ai/dashboard/keys."
         )
-    return _checked_key(_read_private(path), f"the file {path}")
+    return _check(_read_private(path), f"the file {path}")
 
 
 def _read_private(path: Path) -> str:
-    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise RemoteError(f"The key file can be read by other users of this machine. Run: chmod 600 {path}")
-    return path.read_bytes().decode("utf-8", errors="replace")
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise RemoteError(f"The key file {path} is no file: remove it, and write the key into a file of this name.")
+        if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
+            raise RemoteError(f"The key file can be read by other users of this machine. Run: chmod 600 {path}")
+        with path.open("rb") as file:
+            return file.read(MAX_FILE_BYTES).decode("utf-8", errors="replace")
+    except OSError as error:
+        raise RemoteError(
+            f"The key file {path} cannot be read ({error.strerror}). Give it back to the user that runs this, with "
+            f"mode 600, or set FAL_KEY."
+        ) from None
 
 
 def _strip_decoration(value: str) -> str:
-    """Without what comes along when a key is copied: white space, quotes, `Key `, `FAL_KEY=`."""
+    """A key without the white space, quotes, `Key ` and `FAL_KEY=` that come along when it is copied."""
     return _DECORATION.sub("", value.strip().strip("\"'").strip()).strip().strip("\"'").strip()
 
 
-def _checked_key(value: str, source: str) -> Key:
+def _check(value: str, source: str) -> Key:
     key = _strip_decoration(value)
     if not _WELL_FORMED.fullmatch(key):
         raise RemoteError(

@@ -1,21 +1,33 @@
-"""Fetches the finished video from fal's file host, and believes nothing that is claimed about it."""
+"""The finished video from fal's file host; nothing that is said about it is believed."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RemoteError
-from .client import Backoff, Wait
+from ..media.files import atomic_write, check_output
+from .exchange import (
+    IDENTITY,
+    Backoff,
+    Check,
+    ReportBytes,
+    TooSlow,
+    Wait,
+    client_environment,
+    http_failure,
+    run_within,
+)
 from .media import HEAD_BYTES, container, probe
+from .redaction import without_passwords
 
 if TYPE_CHECKING:
     import httpx
@@ -26,13 +38,10 @@ FOLDER = "multitalk"
 MAX_BYTES = 512 * 2**20
 MAX_URL = 2048
 MAX_REDIRECTS = 3
-CONNECT_S, READ_S, ALL_S = 10, 30, 900
+CONNECT_S, READ_S, DOWNLOAD_S = 10, 30, 900
 TRIES, MISSING_TRIES = 5, 3  # a file host may be late with a new file
 MISSING_WAIT = 2
-CHUNK_BYTES = 256 * 1024
 PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-
-ReportBytes = Callable[[int, int], None]  # bytes that are here, bytes in all (0 where nobody knows)
 
 
 class TransientError(RemoteError):
@@ -40,7 +49,7 @@ class TransientError(RemoteError):
 
 
 class FileMissing(TransientError):
-    """The file is not there, or not yet."""
+    """A file that is not there, or not yet."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,8 @@ class RemoteFile:
     """The file that a result names. Nothing of its name or type is used.
 
     Attributes:
-        url: where it lies; on an allowed host, or it is not asked.
-        num_bytes: its length; 0 where the result does not say.
+        url: its address; on an allowed host, or it is not fetched.
+        num_bytes: its length by the result; 0 where that does not say.
     """
 
     url: str
@@ -57,12 +66,12 @@ class RemoteFile:
 
     @classmethod
     def from_result(cls, body: Mapping[str, Any]) -> RemoteFile:
-        """From the model's answer, which is not trusted."""
+        """The file of the model's answer, which is not trusted."""
         video = body.get("video")
-        url = video.get("url") if isinstance(video, dict) else None
+        video = video if isinstance(video, dict) else {}
+        url, size = video.get("url"), video.get("file_size")
         if not isinstance(url, str) or not 0 < len(url) <= MAX_URL:
             raise RemoteError("fal's result names no video. Run again to ask for it once more.")
-        size = video.get("file_size")
         return cls(url, size if isinstance(size, int) and size > 0 else 0)
 
 
@@ -78,7 +87,7 @@ def check_url(url: str, hosts: tuple[str, ...]) -> httpx.URL:
     A name of this list and its certificate are what keeps a hostile result from reaching into the user's network.
 
     Raises:
-        RemoteError: the address is refused; the message shows it, so that the user can look at it.
+        RemoteError: the address is refused; the message shows it, so that the user can judge it.
     """
     import httpx
 
@@ -87,17 +96,17 @@ def check_url(url: str, hosts: tuple[str, ...]) -> httpx.URL:
     except (httpx.InvalidURL, ValueError):
         parsed = httpx.URL()
     host = parsed.host.lower().rstrip(".")
-    is_allowed = any(host == allowed or host.endswith(f".{allowed}") for allowed in hosts)
-    if parsed.scheme != "https" or parsed.userinfo or parsed.port not in (None, 443) or not is_allowed:
+    is_trusted = any(host == trusted or host.endswith(f".{trusted}") for trusted in hosts)
+    if parsed.scheme != "https" or parsed.userinfo or parsed.port not in (None, 443) or not is_trusted:
         raise RemoteError(
-            f"The video lies at an address that is not fetched: {url[:200]!r}. Only https from {', '.join(hosts)} is; "
-            f"{FILE_HOSTS_VARIABLE} adds a host."
+            f"The video lies at an address that is not fetched: {without_passwords(url)[:200]!r}. Only https from "
+            f"{', '.join(hosts)} is; {FILE_HOSTS_VARIABLE} adds a host."
         )
     return parsed
 
 
 def target_stem(output: Path, request_id: str) -> Path:
-    """Where the video goes, without its ending: `<output>/multitalk/fal_<yyyymmdd>_<request id>`.
+    """The video's path without its ending: `<output>/multitalk/fal_<yyyymmdd>_<request id>`.
 
     Raises:
         RemoteError: that is not inside `output`.
@@ -109,69 +118,98 @@ def target_stem(output: Path, request_id: str) -> Path:
     return stem
 
 
-def fetch(file: RemoteFile, stem: Path, backoff: Backoff, wait: Wait, report_bytes: ReportBytes) -> Path:
-    """Downloads a video, looks into it, and only then gives it its name: `stem` with `.mp4` or `.webm`.
+def check_folder(output: Path) -> None:
+    """Tries to write a video, before one is bought.
 
     Raises:
+        MultiTalkError: it cannot be written; the message has the reason.
+    """
+    check_output(_free_path(target_stem(output, "video"), "mp4"))
+
+
+def fetch(file: RemoteFile, stem: Path, backoff: Backoff, wait: Wait, report_bytes: ReportBytes) -> Path:
+    """Downloads a video, opens it, and only then gives it its name: `stem` with `.mp4` or `.webm`.
+
+    Raises:
+        FileMissing: it is not there.
         RemoteError: it cannot be had, or is no video. Nothing half-written is left.
     """
-    hosts, missing = file_hosts(), 0
+    hosts = file_hosts()
     check_url(file.url, hosts)
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    num_missing, failure, pause_s = 0, "", 0.0
     for tries in range(1, TRIES + 1):
+        wait(pause_s)
         try:
-            return _fetch_once(file, stem, hosts, wait, report_bytes)
+            return run_within(DOWNLOAD_S, lambda check: _fetch_once(file, stem, hosts, check, report_bytes), wait)
         except FileMissing as error:
-            missing, last, pause = missing + 1, error, backoff.unit_s * MISSING_WAIT
-            if missing >= MISSING_TRIES:
-                break
+            num_missing, failure, pause_s = num_missing + 1, str(error), backoff.unit_s * MISSING_WAIT
+            if num_missing == MISSING_TRIES:
+                raise FileMissing(
+                    f"fal no longer has the video ({error}). It was paid for; running again asks for it once more, and "
+                    f"`always new` buys another."
+                ) from None
+        except TooSlow:
+            failure, pause_s = f"It took more than {DOWNLOAD_S / 60:g} minutes.", backoff.after(tries, longest=16)
         except TransientError as error:
-            last, pause = error, backoff.after(tries, longest=16)
-        if tries < TRIES:
-            wait(pause)
-    raise RemoteError(f"The finished video could not be fetched: {last} It is paid for: run again to fetch it.")
+            failure, pause_s = str(error), backoff.after(tries, longest=16)
+        except OSError as error:
+            raise RemoteError(
+                f"The finished video could not be written to {stem.parent} ({error.strerror or error}). It is paid "
+                f"for: make room, or give the folder back its rights, and run again to fetch it."
+            ) from None
+    raise RemoteError(f"The finished video could not be fetched: {failure} It is paid for: run again to fetch it.")
 
 
-def _fetch_once(file: RemoteFile, stem: Path, hosts: tuple[str, ...], wait: Wait, report_bytes: ReportBytes) -> Path:
-    part = stem.with_name(f"{stem.name}.part")
-    try:
-        kind = _write(file, part, hosts, wait, report_bytes)
-        try:
-            probe(part)
-        except RemoteError as error:  # cut where its beginning is whole: the next try may bring all of it
-            raise TransientError(str(error)) from None
-        target = stem.with_name(f"{stem.name}.{kind}")
-        os.replace(part, target)
-        return target
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
-
-
-def _write(file: RemoteFile, part: Path, hosts: tuple[str, ...], wait: Wait, report_bytes: ReportBytes) -> str:
-    """Writes the body to `part` and returns what it is, `mp4` or `webm`."""
-    head, end = b"", time.monotonic() + ALL_S
-    with _open(file.url, hosts) as response, open(part, "wb") as out:
-        announced = _length(response)
-        for chunk in response.iter_raw(CHUNK_BYTES):
-            wait(0)
-            head = head if len(head) >= HEAD_BYTES else head + chunk[:HEAD_BYTES]
-            if len(head) >= HEAD_BYTES and container(head) is None:
+def _fetch_once(file: RemoteFile, stem: Path, hosts: tuple[str, ...], check: Check, report_bytes: ReportBytes) -> Path:
+    with _open(file.url, hosts) as response:
+        length = _length(response)
+        pieces = _pieces(response, length or file.num_bytes, check, report_bytes)
+        head = b""
+        for piece in pieces:
+            head += piece
+            if len(head) >= HEAD_BYTES:
                 break
-            out.write(chunk)
-            _check_size(out.tell())
-            if time.monotonic() > end:
-                raise TransientError("It took more than 15 minutes.")
-            report_bytes(out.tell(), announced or file.num_bytes)
-        out.flush()
-        os.fsync(out.fileno())
-        written = out.tell()
-    kind = container(head)
-    if len(head) >= HEAD_BYTES and kind is None:
-        raise RemoteError("What lies at the result's address is not a video. Nothing of it was kept.")
-    if written < max(announced, file.num_bytes, HEAD_BYTES):
-        raise TransientError(f"Only {written} of {max(announced, file.num_bytes)} bytes came.")
-    return kind
+        kind = container(head)
+        if len(head) < HEAD_BYTES:
+            raise TransientError(f"Only {len(head)} bytes came.")
+        if kind is None:
+            raise RemoteError("What lies at the result's address is not a video. Nothing of it was kept.")
+        target = _free_path(stem, kind)
+        with atomic_write(target) as part:
+            with part.open("wb") as out:
+                out.write(head)
+                out.writelines(pieces)
+                num_bytes = out.tell()
+            if num_bytes < (length or file.num_bytes):
+                raise TransientError(f"Only {num_bytes} of {length or file.num_bytes} bytes came.")
+            try:
+                probe(part)
+            except RemoteError as error:  # cut where its beginning is whole: the next try may bring all of it
+                raise TransientError(str(error)) from None
+            check()
+    return target
+
+
+def numbered_paths(stem: Path, kind: str) -> Iterator[Path]:
+    """`stem.mp4`, `stem_2.mp4`, ...: names for a file where people may have changed the ones before."""
+    for number in itertools.count(1):
+        yield stem.with_name(f"{stem.name}_{number}.{kind}" if number > 1 else f"{stem.name}.{kind}")
+
+
+def _free_path(stem: Path, kind: str) -> Path:
+    """The first name at which nothing stands."""
+    return next(path for path in numbered_paths(stem, kind) if not os.path.lexists(path))
+
+
+def _pieces(response: httpx.Response, total: int, check: Check, report_bytes: ReportBytes) -> Iterator[bytes]:
+    """The body as it arrives."""
+    num_bytes = 0
+    for piece in response.iter_raw():
+        check()
+        num_bytes += len(piece)
+        _check_size(num_bytes)
+        report_bytes(num_bytes, total)
+        yield piece
 
 
 @contextmanager
@@ -181,18 +219,18 @@ def _open(url: str, hosts: tuple[str, ...]) -> Iterator[httpx.Response]:
 
     timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
     try:
-        with httpx.Client(
-            timeout=timeout, follow_redirects=False, headers={"Accept-Encoding": "identity"}
-        ) as anonymous:
+        with client_environment():
+            anonymous = httpx.Client(timeout=timeout, follow_redirects=False, headers=IDENTITY)
+        with anonymous:
             for _ in range(MAX_REDIRECTS + 1):
                 with anonymous.stream("GET", check_url(url, hosts)) as response:
-                    if not response.is_redirect:
+                    if not response.has_redirect_location:
                         _check_answer(response)
                         yield response
                         return
                     url = str(response.url.join(response.headers["location"]))
     except httpx.HTTPError as error:
-        raise TransientError(f"The file host failed ({type(error).__name__}).") from None
+        raise TransientError(f"The file host failed ({http_failure(error)}).") from None
     except httpx.InvalidURL:
         raise RemoteError("The video's address was redirected to something that is no address.") from None
     raise RemoteError(f"The video's address was redirected more than {MAX_REDIRECTS} times.")
@@ -201,19 +239,19 @@ def _open(url: str, hosts: tuple[str, ...]) -> Iterator[httpx.Response]:
 def _check_answer(response: httpx.Response) -> None:
     status, kind = response.status_code, response.headers.get("content-type", "").lower()
     if status in (404, 410):
-        raise FileMissing(f"It is not there (HTTP {status}).")
+        raise FileMissing(f"HTTP {status}")
     if status >= 500 or status == 429:
         raise TransientError(f"The file host failed (HTTP {status}).")
     if status != 200:
         raise RemoteError(f"The file host refused the video (HTTP {status}).")
     if kind.startswith(("text/", "application/json")):
-        raise RemoteError(f"What lies at the result's address is not a video but {kind[:40]}. Nothing of it was kept.")
+        raise RemoteError("What lies at the result's address is not a video but text. Nothing of it was kept.")
     _check_size(_length(response))
 
 
 def _length(response: httpx.Response) -> int:
     text = response.headers.get("content-length", "")
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 def _check_size(num_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Pictures and sounds as the bytes that are sent, and what a received file turns out to be."""
+"""Pictures and sounds as the bytes that are sent, and the properties of a file that came."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import av
 import torch
-from av.error import FFmpegError
 from PIL import Image
 from torch import Tensor
 
-from ..errors import AudioError, ImageError, RemoteError
+from ..audio.waveform import Sound, peak_of, to_mono
+from ..errors import ImageError, RemoteError
+from ..media.files import open_container
+from ..media.picture import to_rgb
 from ..shapes import FPS
 
 logger = logging.getLogger(__name__)
@@ -53,21 +54,13 @@ def encode_image(image: Tensor) -> Media:
     """The portrait as PNG, or JPEG where that would be large.
 
     Args:
-        image: `b h w c`, a batch of one, 0..1, of 1, 3 or 4 channels; transparent parts become black.
+        image: as `to_rgb` takes it, a batch of one; transparent parts become white, as in the local engine.
     """
     if not isinstance(image, Tensor):
         raise ImageError(f"The portrait must be a picture, got {image!r}. Connect an IMAGE.")
-    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
-        raise ImageError(f"The portrait must be a picture of 1, 3 or 4 channels, got shape {tuple(image.shape)}.")
-    if image.shape[0] != 1:
+    if image.ndim == 4 and image.shape[0] != 1:
         raise ImageError(f"The portrait must be one image, got a batch of {image.shape[0]}. Pick one of them.")
-    picture = image[0].detach().float().cpu()
-    if not picture.isfinite().all():
-        raise ImageError("The portrait has values that are no numbers (NaN or infinity). Look at the node before.")
-    if picture.shape[-1] == 4:
-        picture = picture[..., :3] * picture[..., 3:]
-    pixels = picture.clamp(0, 1).mul(255).round().to(torch.uint8).expand(-1, -1, 3)
-    portrait = Image.fromarray(pixels.contiguous().numpy())
+    portrait = Image.fromarray(to_rgb(image.detach().cpu()).numpy())
     portrait.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return _smallest(portrait)
 
@@ -82,27 +75,29 @@ def _smallest(portrait: Image.Image) -> Media:
     return Media(jpeg.getvalue(), "image/jpeg", "portrait.jpg")
 
 
-def encode_sound(samples: Tensor, rate_hz: int, num_frames: int, file_name: str = "speech.wav") -> Media:
-    """The voice as 16-bit WAV of its own rate, cut to the video's length and `TAIL_S`.
+def encode_sound(sound: Sound, duration_s: float | None = None, file_name: str = "speech.wav") -> Media:
+    """The voice as 16-bit WAV of its own rate.
+
+    Mono and stereo stay as they are, unless the channels of the stereo cancel each other. Sound that goes beyond full
+    scale is turned down as a whole, so that nothing of it is clipped.
 
     Args:
-        samples: `b c n`, a batch of one, -1..1; more than two channels are averaged.
-        num_frames: of the video, 25 a second.
+        duration_s: of the video; the sound is cut `TAIL_S` later. None takes all of it.
     """
-    if samples.ndim != 3 or samples.numel() == 0:
-        raise AudioError(f"The sound must be 1 x channels x samples and not empty, got shape {tuple(samples.shape)}.")
-    if samples.shape[0] != 1:
-        raise AudioError(f"The sound must be one recording, got a batch of {samples.shape[0]}. Pick one of them.")
-    kept = samples[0, :, : round((num_frames / FPS + TAIL_S) * rate_hz)].detach().float().cpu()
-    if not kept.isfinite().all():
-        raise AudioError("The sound has values that are no numbers (NaN or infinity). Look at the node before.")
-    if kept.shape[0] > 2:
-        kept = kept.mean(0, keepdim=True)
-    if kept.shape[1] < num_frames / FPS * rate_hz:
-        heard_s, seen_s = kept.shape[1] / rate_hz, num_frames / FPS
-        logger.warning("The sound (%.2f s) is shorter than the video (%.2f s).", heard_s, seen_s)
-    levels = kept.clamp(-1, 1).mul(32767).round().to(torch.int16)
-    return Media(_wav(levels, rate_hz), "audio/wav", file_name)
+    if duration_s is not None:
+        sound = Sound(sound.samples[:, : round((duration_s + TAIL_S) * sound.rate_hz)], sound.rate_hz)
+    mono = to_mono(sound).samples
+    samples = sound.samples if sound.num_channels == 2 and not _cancels(sound.samples, mono) else mono
+    peak = peak_of(samples)
+    if peak > 1:
+        logger.warning("%s reaches %.3g, and full scale is 1: it is turned down.", file_name, peak)
+        samples = samples / peak
+    return Media(_wav(samples.mul(32767).round().to(torch.int16), sound.rate_hz), "audio/wav", file_name)
+
+
+def _cancels(stereo: Tensor, mono: Tensor) -> bool:
+    """True where the mono mix is one of the channels: their mean has lost the voice."""
+    return bool((stereo == mono).all(dim=1).any()) and not torch.equal(stereo[0], stereo[1])
 
 
 def _wav(levels: Tensor, rate_hz: int) -> bytes:
@@ -124,7 +119,7 @@ def container(head: bytes) -> str | None:
 
 @dataclass(frozen=True)
 class VideoProperties:
-    """What a video file really holds."""
+    """Size, rate and length of a video file, as its pictures say."""
 
     width: int
     height: int
@@ -146,14 +141,14 @@ def probe(path: Path) -> VideoProperties:
         RemoteError: no video in it, no picture that can be decoded, or no length.
     """
     try:
-        with av.open(str(path)) as file:
+        with open_container(path, "a video", RemoteError, "Look at the request at fal.ai/dashboard.") as file:
             stream = file.streams.video[0]
             fps = float(stream.average_rate or FPS)
             has_sound = bool(file.streams.audio)
             num_frames = sum(1 for _ in file.decode(stream))
             width, height = stream.codec_context.width, stream.codec_context.height
-    except (FFmpegError, IndexError, OSError, ValueError) as error:
-        raise RemoteError(f"{path.name} is not a video that can be opened ({type(error).__name__}).") from None
+    except IndexError:
+        raise RemoteError(f"{path.name} holds no picture. Look at the request at fal.ai/dashboard.") from None
     if num_frames == 0:
         raise RemoteError(f"{path.name} is a video without a picture.")
     return VideoProperties(width, height, fps, num_frames, num_frames / fps, has_sound)

@@ -4,43 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..audio.waveform import Sound, check
+from ..audio.waveform import Sound, fit_length
 from ..config import CARD_NUM_FRAMES
-from ..errors import RemoteError
+from ..errors import MultiTalkError, RemoteError
+from ..media.files import open_container
 from ..media.video import VideoWriter
 from ..shapes import FPS, VAE_STRIDE_TIME, nearest_num_frames
-from .answers import JobStopped
+from .answers import JobInterrupted
 from .collect import RemoteVideo
 from .context import RemoteContext
-from .generate import Resume, check_affordable, run
+from .download import numbered_paths
 from .job import Job, JobMonitor
 from .ledger import Ledger
-from .media import probe
-from .payload import PriceEstimate, RemoteRequest
+from .media import VideoProperties, probe
+from .pricing import PriceEstimate
+from .purchase import Resume, check_purchases, run
+from .request import RemoteRequest
 
 logger = logging.getLogger(__name__)
 
 CONCURRENT = 2  # jobs that a new account may run at once; what is over would only wait in fal's queue
-SHORTEST, LONGEST = CARD_NUM_FRAMES[0], CARD_NUM_FRAMES[-1]
 EARLIEST_CUT = 121  # no pause is worth a shorter part, unless the sound ends
 PAUSE_S = 0.2  # that has to be quiet for a cut
 PAUSE_LEVEL = 1e-4  # of the loudest energy: -40 dB
 QUIET_FACTOR = 2  # 3 dB
 FRAMES_AT_ONCE = 16
 TICK_S = 0.05
-
-RequestFactory = Callable[[Sound, int], RemoteRequest]  # a request of so many frames for a piece of the sound
 
 
 @dataclass(frozen=True)
@@ -49,28 +49,31 @@ class Part:
 
     Attributes:
         start: its first frame in the whole.
-        num_frames: how many frames of it are shown.
+        num_frames: of the whole video.
+        request_frames: of the request: 4n+1, at least the shortest that the endpoint makes.
     """
 
     start: int
     num_frames: int
-
-    @property
-    def requested(self) -> int:
-        """Frames to ask for: 4n+1, at least the card's 41."""
-        return max(SHORTEST, nearest_num_frames(self.num_frames))
+    request_frames: int
 
 
-def plan_parts(sound: Sound) -> list[Part]:
-    """Cuts the whole sound into parts of at most 241 frames, each at the latest pause, or the quietest moment."""
+def plan_parts(sound: Sound, lengths: range = CARD_NUM_FRAMES) -> list[Part]:
+    """Cuts the whole sound into parts, each at the latest pause, or the quietest moment.
+
+    Args:
+        lengths: frames that one request may have.
+    """
+    shortest, longest = lengths[0], lengths[-1]
     total, energy = max(1, round(sound.duration_s * FPS)), _energy(sound)
-    parts, start = [], 0
-    while total - start > LONGEST:
-        last = min(LONGEST, total - start - SHORTEST)
+    starts = [0]
+    while total - starts[-1] > longest:
+        last = min(longest, total - starts[-1] - shortest)
         candidates = range(EARLIEST_CUT, last + 1, VAE_STRIDE_TIME)
-        parts.append(Part(start, _best_cut(energy, start, candidates)))
-        start += parts[-1].num_frames
-    return [*parts, Part(start, total - start)]
+        starts.append(starts[-1] + _best_cut(energy, starts[-1], candidates))
+    sizes = [end - start for start, end in zip(starts, [*starts[1:], total], strict=True)]
+    requests = [max(shortest, nearest_num_frames(size)) for size in sizes]
+    return [Part(*part) for part in zip(starts, sizes, requests, strict=True)]
 
 
 def _energy(sound: Sound) -> Tensor:
@@ -90,43 +93,35 @@ def _best_cut(energy: Tensor, start: int, candidates: range) -> int:
     return candidates[int(quiet.nonzero()[-1])]
 
 
-def piece(sound: Sound, part: Part) -> Sound:
-    """What is said in a part, and then silence up to the frames that are asked for."""
+def part_sound(sound: Sound, part: Part) -> Sound:
+    """The speech of a part, and then silence up to the end of the request."""
     first, last = (round(frame / FPS * sound.rate_hz) for frame in (part.start, part.start + part.num_frames))
-    said = sound.samples[:, first:last]
-    missing = round(part.requested / FPS * sound.rate_hz) - said.shape[1]
-    return Sound(torch.nn.functional.pad(said, (0, max(0, missing))), sound.rate_hz)
+    num_samples = max(last - first, round(part.request_frames / FPS * sound.rate_hz))
+    return Sound(fit_length(sound.samples[:, first:last], num_samples), sound.rate_hz)
 
 
-def start_split(
-    sound: Sound, make: RequestFactory, context: RemoteContext, resume: Resume = Resume.AUTO
-) -> Job[RemoteVideo]:
-    """The video of a sound of any length, made in a thread of its own."""
-    return Job(lambda monitor: run_split(sound, make, context, resume, monitor))
-
-
-def run_split(
-    sound: Sound, make: RequestFactory, context: RemoteContext, resume: Resume, monitor: JobMonitor
+def run_parts(
+    requests: list[RemoteRequest],
+    parts: list[Part],
+    sound: Sound,
+    context: RemoteContext,
+    resume: Resume,
+    monitor: JobMonitor,
 ) -> RemoteVideo:
-    """The same in the present thread. Each part is a job of its own in the ledger.
+    """The video of several requests. Each part is a job of its own in the ledger.
 
     Raises:
-        AudioError: the sound cannot be used.
         RemoteError: the parts together would pass a cap, before any of them is bought; or a part failed: the
             others are kept, and the next run buys only that one.
     """
-    check(sound)
-    parts = plan_parts(sound)
-    requests = [make(piece(sound, part), part.requested) for part in parts]
-    if len(parts) == 1:
-        return run(requests[0], context, resume, monitor)
-    check_affordable(requests, context, context.caps.of_long_run, resume, Ledger(context.private))
-    videos = _run_parts(requests, context, resume, monitor)
+    ledger = Ledger(context.private)
+    check_purchases(requests, context, context.caps, resume, ledger)
+    videos = _run(requests, context, resume, monitor)
     monitor.report(f"joining {len(parts)} parts", 0.99)
-    return _join_videos(videos, parts, sound)
+    return _join(videos, parts, sound, ledger)
 
 
-def _run_parts(
+def _run(
     requests: list[RemoteRequest], context: RemoteContext, resume: Resume, monitor: JobMonitor
 ) -> list[RemoteVideo]:
     """Runs `CONCURRENT` requests at a time; after a failure the running ones end, and no other is begun."""
@@ -141,22 +136,24 @@ def _run_parts(
                 jobs.append(_part_job(waiting.popleft(), context, resume, monitor.child()))
             _report(jobs, len(requests), monitor)
     finally:
-        for job in jobs:  # told to stop with the whole; their cancels go out first
+        for job in jobs:  # stopped with the whole; their cancels go out first
             job.join()
-    return [_result(job, index, len(requests)) for index, job in enumerate(jobs, 1)]
+    _raise_failure(jobs, len(requests))
+    return [job.result() for job in jobs]
 
 
 def _part_job(request: RemoteRequest, context: RemoteContext, resume: Resume, monitor: JobMonitor) -> Job[RemoteVideo]:
     return Job(lambda own: run(request, context, resume, own), monitor)
 
 
-def _result(job: Job[RemoteVideo], index: int, num_parts: int) -> RemoteVideo:
-    if isinstance(job.error, RemoteError) and not isinstance(job.error, JobStopped):
-        raise type(job.error)(
-            f"Part {index} of {num_parts} failed: {job.error} The parts that were finished are kept; the next run buys "
-            f"only what is missing."
-        ) from None
-    return job.result()
+def _raise_failure(jobs: list[Job[RemoteVideo]], num_parts: int) -> None:
+    ids = ", ".join(job.result().request_id for job in jobs if job.error is None) or "none"
+    for index, job in enumerate(jobs, 1):
+        if isinstance(job.error, RemoteError) and not isinstance(job.error, JobInterrupted):
+            raise type(job.error)(
+                f"Part {index} of {num_parts} failed: {job.error} The parts that were finished are kept ({ids}); the "
+                f"next run buys only what is missing."
+            ) from None
 
 
 def _report(jobs: list[Job[RemoteVideo]], num_parts: int, monitor: JobMonitor) -> None:
@@ -165,43 +162,57 @@ def _report(jobs: list[Job[RemoteVideo]], num_parts: int, monitor: JobMonitor) -
     monitor.report(busy[0] if busy else monitor.text, 0.99 * shares)
 
 
-def _join_videos(videos: list[RemoteVideo], parts: list[Part], sound: Sound) -> RemoteVideo:
+def _join(videos: list[RemoteVideo], parts: list[Part], sound: Sound, ledger: Ledger) -> RemoteVideo:
     """One file of all parts under the user's own sound."""
     ids = ",".join(video.request_id for video in videos)
     first = videos[0].path
-    path = first.with_name(f"{first.stem}_joined_{hashlib.sha256(ids.encode()).hexdigest()[:16]}.mp4")
-    if not path.exists():
-        _join(path, videos, parts, sound)
-    units = [video.units for video in videos]
-    has_units = all(count is not None for count in units)
+    stem = first.with_name(f"{first.stem}_joined_{hashlib.sha256(ids.encode()).hexdigest()[:16]}")
+    try:
+        path, properties = _joined_file(stem, videos, parts, sound, ledger)
+    except MultiTalkError as error:
+        raise RemoteError(f"{error} The parts are here, and nothing is bought by the next run: {ids}.") from None
+    units = [video.units for video in videos if video.units is not None]
+    billed = [video.billed_usd for video in videos if video.billed_usd is not None]
     return RemoteVideo(
         path=path,
         seed=videos[0].seed,
         request_id=ids,
-        properties=probe(path),
+        properties=properties,
         estimate=sum((video.estimate for video in videos), PriceEstimate(0, 0)),
-        units=sum(units) if has_units else None,
-        billed_usd=sum(video.billed_usd for video in videos) if has_units else None,
-        waited_s=max(video.waited_s for video in videos),
+        units=sum(units) if len(units) == len(videos) else None,
+        billed_usd=sum(billed) if len(billed) == len(videos) else None,
+        elapsed_s=max(video.elapsed_s for video in videos),
     )
 
 
-def _join(path: Path, videos: list[RemoteVideo], parts: list[Part], sound: Sound) -> None:
+def _joined_file(
+    stem: Path, videos: list[RemoteVideo], parts: list[Part], sound: Sound, ledger: Ledger
+) -> tuple[Path, VideoProperties]:
+    """The file of an earlier run, if it still is as it was written, or a new one."""
+    path = stem
+    for path in numbered_paths(stem, "mp4"):
+        if not os.path.lexists(path):
+            break
+        if ledger.is_intact(path):
+            return path, probe(path)
     with VideoWriter(path, FPS, sound) as writer:
         for video, part in zip(videos, parts, strict=True):
             for frames in _frames(video.path, part.num_frames):
                 writer.add(frames)
+    ledger.remember_file(path)
+    return path, probe(path)
 
 
 def _frames(path: Path, num_frames: int) -> Iterator[Tensor]:
     """Exactly `num_frames` frames of a file, uint8 `f h w c` some at a time; a file that is short holds its last."""
-    count, last = 0, None
-    with av.open(str(path)) as file:
-        pictures = (frame.to_ndarray(format="rgb24") for frame in file.decode(file.streams.video[0]))
-        shown_pictures = islice(pictures, num_frames)
-        while some := list(islice(shown_pictures, FRAMES_AT_ONCE)):
-            count, last = count + len(some), some[-1]
-            yield torch.from_numpy(np.stack(some))
+    count = 0
+    batch: list[np.ndarray] = []
+    with open_container(path, "a video", RemoteError, "Run again to fetch it.") as file:
+        decoded = (frame.to_ndarray(format="rgb24") for frame in file.decode(file.streams.video[0]))
+        trimmed = islice(decoded, num_frames)
+        while pictures := list(islice(trimmed, FRAMES_AT_ONCE)):
+            count, batch = count + len(pictures), pictures
+            yield torch.from_numpy(np.stack(batch))
     if count < num_frames:
         logger.warning("%s has %d frames in place of %d; its last is held.", path.name, count, num_frames)
-        yield from (torch.from_numpy(last[None]) for _ in range(num_frames - count))
+        yield from (torch.from_numpy(batch[-1][None]) for _ in range(num_frames - count))

@@ -57,7 +57,7 @@ class Fault:
     `kind`: `status` answers with `status`, `body` and `headers`; `drop_before` resets the connection; `drop_after` does
     the work and loses the answer; `hang` and `hang_after` wait `seconds` before a reset, without and with the work;
     `slow` answers after `seconds`; `truncate` promises the whole body and sends half of it; `short` sends half without
-    a length.
+    a length; `drip` sends and `slow_read` takes `rate` bytes a second.
     """
 
     pattern: str
@@ -67,6 +67,7 @@ class Fault:
     body: bytes | str = b""
     headers: dict[str, str] = field(default_factory=dict)
     seconds: float = 5.0
+    rate: float = 5000.0
 
 
 @dataclass
@@ -102,7 +103,10 @@ class FakeFal:
         script: the status bodies that a job walks through, one a look; the last repeats.
         result: the model's answer to a completed job; `result_reply` overrides it whole.
         on_cancel: what becomes of a job: `removed` (404 ever after), `failed`, or `ignored` (it finishes anyhow).
-        listed: whether the platform lists jobs.
+        is_in_listing: whether the platform lists jobs.
+        other_jobs: what the platform lists besides, before the jobs.
+        page_size: the most jobs of a page, whatever is asked for.
+        clock_s: how far the server's clock is ahead of this machine's; None answers without a date.
     """
 
     def __init__(self, tls: ssl.SSLContext | None, video: bytes):
@@ -122,6 +126,9 @@ class FakeFal:
         self.redirects: dict[str, str] = {}
         self.on_cancel = "removed"
         self.is_in_listing = True
+        self.other_jobs: list[dict] = []
+        self.page_size = 1000
+        self.clock_s: float | None = 0.0
         self.open_connections = 0
         self.lock = threading.Lock()
         self.withheld = 0  # answers that a fault keeps back at this moment
@@ -196,7 +203,7 @@ class FakeFal:
 
     def _submit(self, call: Call) -> Reply:
         endpoint = call.path.strip("/")
-        job = RemoteJob(self.new_id(), endpoint, json.loads(call.body), time.time())
+        job = RemoteJob(self.new_id(), endpoint, json.loads(call.body), time.time() + (self.clock_s or 0))
         with self.lock:
             self.jobs[job.request_id] = job
         base = f"https://queue.fal.run/{job.app}/requests/{job.request_id}"
@@ -249,12 +256,18 @@ class FakeFal:
         return Reply(200, self.files.get(call.path, self.video), dict(self.video_headers))
 
     def _platform(self, call: Call) -> Reply:
-        query = parse_qs(urlsplit(call.path).query)
+        query = {name: values[0] for name, values in parse_qs(urlsplit(call.path).query).items()}
         if call.headers.get("authorization") != f"Key {self.key}" or "by-endpoint" not in call.path:
             return Reply(401)
-        jobs = [job for job in self.jobs.values() if self.is_in_listing and job.endpoint == query["endpoint_id"][0]]
-        items = [{"request_id": job.request_id, "json_input": job.arguments, "sent_at": job.sent_at} for job in jobs]
-        return _json({"items": items, "has_more": False, "next_cursor": None})
+        start = query.get("start", "2000-01-01T00:00:00Z")
+        earliest = datetime.strptime(start, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc).timestamp()
+        jobs = [job for job in self.jobs.values() if self.is_in_listing and job.endpoint == query["endpoint_id"]]
+        jobs = [job for job in jobs if job.sent_at >= earliest]
+        items = [*self.other_jobs, *({"request_id": job.request_id, "json_input": job.arguments} for job in jobs)]
+        first, size = int(query.get("cursor", 0)), min(int(query["limit"]), self.page_size)
+        last = first + size
+        more = last < len(items)
+        return _json({"items": items[first:last], "has_more": more, "next_cursor": str(last) if more else None})
 
 
 def _service(host: str) -> str:
@@ -306,8 +319,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         fake, call = self.server.fake, self._call()
         fault = fake.take_fault(call)
-        fake.log.append(call)
         kind = fault.kind if fault else ""
+        call.body = self._read_body(int(call.headers.get("content-length", 0)), fault)
+        fake.log.append(call)
         if kind in ("drop_before", "hang"):
             return self._drop(fault.seconds if kind == "hang" else 0)
         reply = Reply(fault.status, _bytes(fault.body), fault.headers) if kind == "status" else fake.answer(call)
@@ -315,23 +329,33 @@ class _Handler(BaseHTTPRequestHandler):
             return self._drop(fault.seconds if kind == "hang_after" else 0)
         if kind == "slow":
             fake.withhold(fault.seconds)
-        return self._send(reply, kind)
+        return self._send(reply, fault)
 
     do_POST = do_PUT = do_GET
 
+    def _read_body(self, length: int, fault: Fault | None) -> bytes:
+        if fault is None or fault.kind != "slow_read":
+            return self.rfile.read(length)
+        body = b""
+        while len(body) < length and not self.server.fake.released.wait(0.05):
+            body += self.rfile.read(min(round(0.05 * fault.rate), length - len(body)))
+        return body
+
     def _call(self) -> Call:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.rfile.read(int(headers.get("content-length", 0)))
         host, path = (self.tunnel or headers.get("host", "")), self.path
         service = _service(host)
         first, _, rest = path.lstrip("/").partition("/")
         if not self.tunnel and first in PLAIN_SERVICES:
             service, path = first, f"/{rest}"
-        return Call(self.command, host, service, path, headers, body)
+        return Call(self.command, host, service, path, headers, b"")
 
-    def _send(self, reply: Reply, kind: str) -> None:
-        half = reply.body[: len(reply.body) // 2]
-        self.send_response(reply.status)
+    def _send(self, reply: Reply, fault: Fault | None) -> None:
+        kind, half = fault.kind if fault else "", reply.body[: len(reply.body) // 2]
+        self.send_response_only(reply.status)
+        clock_s = self.server.fake.clock_s
+        if clock_s is not None:
+            self.send_header("Date", self.date_time_string(time.time() + clock_s))
         for name, value in reply.headers.items():
             self.send_header(name, value)
         if kind == "short":
@@ -339,10 +363,21 @@ class _Handler(BaseHTTPRequestHandler):
         elif "Content-Length" not in reply.headers:
             self.send_header("Content-Length", str(len(reply.body)))
         self.end_headers()
-        self.wfile.write(half if kind in ("short", "truncate") else reply.body)
+        if kind == "drip":
+            self._drip(reply.body, fault.rate)
+        else:
+            self.wfile.write(half if kind in ("short", "truncate") else reply.body)
         if kind in ("short", "truncate"):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_WR)
+
+    def _drip(self, body: bytes, rate: float) -> None:
+        size = max(1, round(0.05 * rate))
+        for start in range(0, len(body), size):
+            if self.server.fake.released.wait(size / rate):
+                self.close_connection = True
+                return
+            self.wfile.write(body[start : start + size])
 
     def _drop(self, seconds: float) -> None:
         """A real reset, after a silence."""

@@ -11,12 +11,18 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from multitalk_pack.pipeline.audio.waveform import Sound
 from multitalk_pack.pipeline.config import Acceleration, GenerationConfig
 from multitalk_pack.pipeline.host import Host, Progress
-from multitalk_pack.pipeline.remote import generate, media, payload
-from multitalk_pack.pipeline.remote.client import THREAD_NAME
+from multitalk_pack.pipeline.remote import media
 from multitalk_pack.pipeline.remote.collect import RemoteVideo
 from multitalk_pack.pipeline.remote.context import RemoteContext
+from multitalk_pack.pipeline.remote.endpoints import AI_AVATAR, Endpoint
+from multitalk_pack.pipeline.remote.exchange import EXCHANGE_THREAD_NAME, THREAD_NAME
+from multitalk_pack.pipeline.remote.job import Job, JobMonitor
+from multitalk_pack.pipeline.remote.ledger import Ledger, Row
+from multitalk_pack.pipeline.remote.purchase import Resume, run
+from multitalk_pack.pipeline.remote.request import RemoteRequest
 
 RATE_HZ = 8000
 NUM_FRAMES = 145
@@ -34,16 +40,22 @@ def write_video(path: Path, num_frames: int, level: int = 128, size: int = 32) -
         file.mux(stream.encode())
 
 
-def make_request(prompt: str = "a woman talks", shade: float = 0.5, **changes: object) -> payload.RemoteRequest:
-    """A request of one grey portrait and one tone; `changes` are of the endpoint and the configuration."""
-    options = {"num_frames": NUM_FRAMES, "acceleration": Acceleration.REGULAR, **changes}
-    seed, endpoint = options.pop("seed", 42), options.pop("endpoint", payload.AI_AVATAR)
-    config = GenerationConfig(seed=seed, **options)
+def make_request(
+    prompt: str = "a woman talks", shade: float = 0.5, endpoint: Endpoint = AI_AVATAR, **changes: object
+) -> RemoteRequest:
+    """A request of one grey portrait and one tone; `changes` are of the configuration."""
+    config = GenerationConfig(**{"num_frames": NUM_FRAMES, "acceleration": Acceleration.REGULAR, **changes})
+    duration_s = config.num_frames / 25
     files = {
         "image_url": media.encode_image(torch.full((1, 16, 16, 3), shade)),
-        "audio_url": media.encode_sound(tone(7), RATE_HZ, config.num_frames),
+        endpoint.voices[0]: media.encode_sound(voice(7), duration_s),
     }
-    return payload.RemoteRequest(endpoint, prompt, config, files)
+    return RemoteRequest(endpoint, prompt, config, files, duration_s)
+
+
+def voice(duration_s: float, rate_hz: int = RATE_HZ) -> Sound:
+    """A tone as a sound of one channel."""
+    return Sound(tone(duration_s, rate_hz)[0], rate_hz)
 
 
 def tone(duration_s: float, rate_hz: int = RATE_HZ) -> torch.Tensor:
@@ -64,9 +76,29 @@ def remote_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == THREAD_NAME]
 
 
-def generate_with_host(request: payload.RemoteRequest, context: RemoteContext, host: Host) -> RemoteVideo:
+def exchange_threads() -> list[str]:
+    """Threads of HTTP exchanges that still live."""
+    return [thread.name for thread in threading.enumerate() if thread.name == EXCHANGE_THREAD_NAME]
+
+
+def start(request: RemoteRequest, context: RemoteContext, resume: Resume = Resume.AUTO) -> Job[RemoteVideo]:
+    """A run of a request in a thread of its own."""
+    return Job(lambda monitor: run(request, context, resume, monitor))
+
+
+def buy(context: RemoteContext, resume: Resume = Resume.AUTO, **changes: object) -> RemoteVideo:
+    """The video of `make_request(**changes)`."""
+    return run(make_request(**changes), context, resume, JobMonitor())
+
+
+def newest(context: RemoteContext, **changes: object) -> Row | None:
+    """The ledger's last row of `make_request(**changes)`."""
+    return Ledger(context.private).newest(make_request(**changes).job_key(context.key.fingerprint))
+
+
+def run_on_host(request: RemoteRequest, context: RemoteContext, host: Host) -> RemoteVideo:
     """The video of a request; `host` is told of it as a node is, and leaving this early stops the job."""
-    job = generate.start(request, context)
+    job = start(request, context)
     try:
         while job.alive:
             host.check_cancelled()

@@ -7,9 +7,9 @@ import ssl
 from pathlib import Path
 
 import pytest
-from multitalk_pack.pipeline.remote.client import Backoff
 from multitalk_pack.pipeline.remote.context import Caps, RemoteContext
 from multitalk_pack.pipeline.remote.credentials import Key
+from multitalk_pack.pipeline.remote.exchange import Backoff
 from support.fake_fal import KEY, FakeFal
 from support.remote import write_video
 

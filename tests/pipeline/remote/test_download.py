@@ -1,21 +1,19 @@
 """The finished video: only from fal's hosts, only a video, only whole, and never half-written."""
 
+import errno
+import os
+
 import pytest
-from multitalk_pack.pipeline.errors import RemoteError
-from multitalk_pack.pipeline.remote import download, generate
+from multitalk_pack.pipeline.errors import MultiTalkError, RemoteError
+from multitalk_pack.pipeline.remote import download
 from multitalk_pack.pipeline.remote.answers import JobUncertain
 from multitalk_pack.pipeline.remote.download import check_url, file_hosts
-from multitalk_pack.pipeline.remote.generate import Resume
-from multitalk_pack.pipeline.remote.job import JobMonitor
-from multitalk_pack.pipeline.remote.ledger import Ledger, State
+from multitalk_pack.pipeline.remote.ledger import State
+from multitalk_pack.pipeline.remote.purchase import Resume
 from support.fake_fal import KEY
-from support.remote import make_request
+from support.remote import buy, newest
 
 VIDEO = "^GET cdn"
-
-
-def buy(context):
-    return generate.run(make_request(), context, Resume.AUTO, JobMonitor())
 
 
 def refused(fal, context, match="."):
@@ -23,7 +21,7 @@ def refused(fal, context, match="."):
     with pytest.raises(RemoteError, match=match) as error:
         buy(context)
     assert not [path for path in context.output.rglob("*") if path.is_file()]
-    row = Ledger(context.private).newest(make_request().job_key(context.key.fingerprint))
+    row = newest(context)
     assert row.state is State.SUBMITTED and len(fal.submits) == 1 and not fal.cancels
     return str(error.value)
 
@@ -39,9 +37,9 @@ RECOVERABLE = {
 
 
 @pytest.mark.parametrize("fault", RECOVERABLE.values(), ids=RECOVERABLE)
-@pytest.mark.parametrize("size_told", [True, False])
-def test_a_bad_transfer_is_tried_again(fal, context, fault, size_told):
-    if size_told:
+@pytest.mark.parametrize("size_known", [True, False])
+def test_a_bad_transfer_is_tried_again(fal, context, fault, size_known):
+    if size_known:
         fal.result["video"]["file_size"] = len(fal.video)
     fal.fault(VIDEO, **fault)
     assert buy(context).path.read_bytes() == fal.video
@@ -73,7 +71,7 @@ def test_what_is_no_video_is_refused_at_once(fal, context, body, headers):
 
 def test_what_only_begins_like_a_video_is_refused(fal, context):
     fal.video = b"\0\0\0\x18ftypisom" + bytes(4000)
-    refused(fal, context, "not a video that can be opened")
+    refused(fal, context, "cannot be read as a video")
 
 
 def test_more_than_the_cap_is_refused_by_header_and_by_count(fal, context, monkeypatch):
@@ -127,7 +125,7 @@ def test_a_redirect_within_the_file_hosts_is_followed_and_a_circle_is_not(fal, c
     assert buy(context).path.exists()
     fal.redirects["/files/there.mp4"] = "https://v3b.fal.media/files/there.mp4"
     with pytest.raises(RemoteError, match="redirected more than 3 times"):
-        generate.run(make_request(), context, Resume.ALWAYS_NEW, JobMonitor())
+        buy(context, Resume.ALWAYS_NEW)
 
 
 def test_a_host_can_be_allowed(monkeypatch):
@@ -180,3 +178,58 @@ def test_the_file_host_never_sees_the_key(fal, context):
     buy(context)
     assert all("authorization" not in call.headers for call in fal.calls(VIDEO))
     assert not [call for call in fal.calls("^(GET|POST) cdn") if KEY in str(call.headers)]
+
+
+def test_a_size_that_the_result_overstates_is_not_believed(fal, context):
+    fal.result["video"]["file_size"] = len(fal.video) + 1
+    assert buy(context).path.read_bytes() == fal.video and len(fal.calls(VIDEO)) == 1
+
+
+@pytest.mark.parametrize("status", [300, 302, 304, 307])
+def test_a_redirect_without_an_address_is_a_refusal(fal, context, status):
+    fal.fault(VIDEO, "status", times=99, status=status)
+    assert f"refused the video (HTTP {status})" in refused(fal, context)
+
+
+def make_file(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("notes")
+
+
+FOLDERS = {
+    "the output folder is a file": lambda output: make_file(output),
+    "our folder is a file": lambda output: make_file(output / "multitalk"),
+    "a link that leads nowhere": lambda output: output.symlink_to("/proc/nowhere"),
+}
+
+
+@pytest.mark.parametrize("make", FOLDERS.values(), ids=FOLDERS)
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_bought(fal, context, make):
+    make(context.output)
+    with pytest.raises(MultiTalkError, match=r"cannot be written|is not a folder|leads out"):
+        buy(context)
+    assert not fal.submits and not fal.calls("^POST cdn")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_no_video_is_said_before_anything_is_bought(fal, context, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(MultiTalkError, match=rf"cannot be written \({os.strerror(number)}\)"):
+        buy(context)
+    assert not fal.submits and not fal.calls("^POST cdn")
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_the_paid_row(fal, context, monkeypatch):
+    fetch_once = download._fetch_once
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(download, "_fetch_once", refuse)
+    message = refused(fal, context, r"could not be written to .*No space left")
+    assert next(iter(fal.jobs)) in message and "paid for" in message
+    monkeypatch.setattr(download, "_fetch_once", fetch_once)
+    assert buy(context).path.exists() and len(fal.submits) == 1

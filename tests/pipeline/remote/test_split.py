@@ -9,16 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from multitalk_pack.pipeline.audio.waveform import Sound
+from multitalk_pack.pipeline.config import GenerationConfig
 from multitalk_pack.pipeline.errors import AudioError, RemoteError
 from multitalk_pack.pipeline.media.sound import read_sound
-from multitalk_pack.pipeline.remote import media, split
-from multitalk_pack.pipeline.remote.answers import JobFailed, JobStopped
+from multitalk_pack.pipeline.remote import split
+from multitalk_pack.pipeline.remote.answers import JobFailed, JobInterrupted
 from multitalk_pack.pipeline.remote.context import Caps
-from multitalk_pack.pipeline.remote.generate import Resume
-from multitalk_pack.pipeline.remote.job import JobMonitor
+from multitalk_pack.pipeline.remote.endpoints import AI_AVATAR
+from multitalk_pack.pipeline.remote.generate import run_request
+from multitalk_pack.pipeline.remote.job import Job, JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger
+from multitalk_pack.pipeline.remote.purchase import Resume
 from support.fake_fal import COMPLETED
-from support.remote import make_request, remote_threads, tone, until, write_video
+from support.remote import remote_threads, tone, until, write_video
 
 RATE_HZ = 8000
 
@@ -29,12 +32,6 @@ def speech(duration_s: float, pauses: dict[float, float]) -> Sound:
     for start_s, end_s in pauses.items():
         samples[:, round(start_s * RATE_HZ) : round(end_s * RATE_HZ)] = 0
     return Sound(samples, RATE_HZ)
-
-
-def make(sound: Sound, num_frames: int):
-    request = make_request(num_frames=num_frames)
-    voice = media.encode_sound(sound.samples[None], sound.rate_hz, num_frames)
-    return replace(request, media={**request.media, "audio_url": voice})
 
 
 @pytest.fixture
@@ -50,14 +47,22 @@ def long_video(tmp_path_factory) -> bytes:
     return path.read_bytes()
 
 
-def run(context, sound, resume=Resume.AUTO):
-    return split.run_split(sound, make, context, resume, JobMonitor())
+def run(context, sound, resume=Resume.AUTO, endpoint=AI_AVATAR, monitor=None):
+    picture = torch.full((1, 16, 16, 3), 0.5)
+    config = GenerationConfig(145)
+    return run_request(
+        picture, [sound], "a woman talks", config, endpoint, context, resume, True, monitor or JobMonitor()
+    )
+
+
+def start(context, sound):
+    return Job(lambda monitor: run(context, sound, monitor=monitor))
 
 
 def test_a_cut_falls_into_the_latest_pause():
     parts = split.plan_parts(speech(16, {6.0: 6.4, 8.0: 8.4}))
     assert [part.start for part in parts] == [0, parts[0].num_frames]
-    assert 8.1 < parts[0].num_frames / 25 < 8.3 and parts[0].requested == parts[0].num_frames
+    assert 8.1 < parts[0].num_frames / 25 < 8.3 and parts[0].request_frames == parts[0].num_frames
     assert sum(part.num_frames for part in parts) == 400
 
 
@@ -74,17 +79,17 @@ def test_the_parts_cover_the_sound_and_none_is_too_long(num_samples, seed):
     parts = split.plan_parts(Sound(noise, 400))
     assert sum(part.num_frames for part in parts) == max(1, round(num_samples / 400 * 25))
     assert [part.start for part in parts[1:]] == list(np.cumsum([part.num_frames for part in parts])[:-1])
-    assert all(part.requested in range(41, 242, 4) and part.requested >= part.num_frames for part in parts)
+    assert all(part.request_frames in range(41, 242, 4) and part.request_frames >= part.num_frames for part in parts)
     assert all(part.num_frames >= 41 for part in parts[1:])
-    assert all(part.requested == part.num_frames for part in parts[:-1])
+    assert all(part.request_frames == part.num_frames for part in parts[:-1])
 
 
 def test_a_part_hears_its_own_sound_and_then_silence():
     sound = speech(10, {})
-    heard = split.piece(sound, split.Part(200, 50))
-    assert heard.samples.shape[1] == round(53 / 25 * RATE_HZ)
-    assert torch.equal(heard.samples[:, : 2 * RATE_HZ], sound.samples[:, 8 * RATE_HZ :])
-    assert not heard.samples[:, 2 * RATE_HZ :].any()
+    sound_of_video = split.part_sound(sound, split.Part(200, 50, 53))
+    assert sound_of_video.samples.shape[1] == round(53 / 25 * RATE_HZ)
+    assert torch.equal(sound_of_video.samples[:, : 2 * RATE_HZ], sound.samples[:, 8 * RATE_HZ :])
+    assert not sound_of_video.samples[:, 2 * RATE_HZ :].any()
 
 
 def test_a_short_sound_is_one_plain_request(fal, context):
@@ -106,12 +111,12 @@ def test_long_sound_is_bought_in_parts_and_joined_exactly(fal, context, long_vid
     video = run(context, sound)
     assert len(fal.submits) == 2 and video.units == 14.5 and "$2.90" in video.info
     assert video.properties.num_frames == 350 and video.properties.has_sound
-    heard = read_sound(video.path)
-    assert heard.rate_hz == RATE_HZ and abs(heard.duration_s - 14) < 0.15
-    quiet = heard.samples[:, round(6.05 * RATE_HZ) : round(6.35 * RATE_HZ)]
+    sound_of_video = read_sound(video.path)
+    assert sound_of_video.rate_hz == RATE_HZ and abs(sound_of_video.duration_s - 14) < 0.15
+    quiet = sound_of_video.samples[:, round(6.05 * RATE_HZ) : round(6.35 * RATE_HZ)]
     assert quiet.abs().max() < 0.02
     lags = torch.nn.functional.conv1d(
-        heard.samples[None, :, : 8000 + 80], sound.samples[None, :, 40 : 8000 + 40]
+        sound_of_video.samples[None, :, : 8000 + 80], sound.samples[None, :, 40 : 8000 + 40]
     ).flatten()
     assert int(lags.argmax()) == 40
     first = split.plan_parts(sound)[0].num_frames
@@ -130,17 +135,17 @@ def test_a_failed_part_costs_only_that_one(fal, rich_context):
     fal.fault("^GET queue .*/status", "status", status=200, body='{"status": "COMPLETED", "error": "no face"}')
     with pytest.raises(JobFailed, match=r"Part \d of 3 failed: .*no face.*only what is missing"):
         run(rich_context, sound)
-    bought = len(fal.submits)
+    num_jobs = len(fal.submits)
     run(rich_context, sound)
-    assert bought in (2, 3) and len(fal.submits) == 4
-    asked = len(fal.log)
+    assert num_jobs in (2, 3) and len(fal.submits) == 4
+    num_calls = len(fal.log)
     run(rich_context, sound)
-    assert len(fal.log) == asked
+    assert len(fal.log) == num_calls
 
 
 def test_no_more_than_two_run_at_once(fal, rich_context):
     fal.script = [{"status": "IN_PROGRESS"}] * 20 + [COMPLETED]
-    job = split.start_split(speech(33, {}), make, rich_context)
+    job = start(rich_context, speech(33, {}))
     most = 0
     while job.alive:
         most = max(most, len(remote_threads()) - 1)
@@ -150,10 +155,10 @@ def test_no_more_than_two_run_at_once(fal, rich_context):
 
 def test_a_stop_cancels_every_running_part_once(fal, rich_context):
     fal.script = [{"status": "IN_PROGRESS"}]
-    job = split.start_split(speech(33, {}), make, rich_context)
+    job = start(rich_context, speech(33, {}))
     until(lambda: len({call.path for call in fal.calls("^GET queue .*/status")}) == 2)
     job.monitor.stop()
-    with pytest.raises(JobStopped):
+    with pytest.raises(JobInterrupted):
         job.result()
     assert len(fal.submits) == 2 and len(fal.cancels) == 2 == len({call.path for call in fal.cancels})
     until(lambda: not remote_threads())
@@ -165,4 +170,4 @@ def test_long_sound_is_off_above_five_dollars_unless_a_cap_says_otherwise(fal, c
         run(replace(context, caps=Caps()), sound)
     with pytest.raises(RemoteError, match="last 24 hours"):
         run(replace(context, caps=Caps(run_usd=20, day_usd=6)), sound)
-    assert fal.log == [] and Ledger(context.private).spent_usd() == 0
+    assert fal.log == [] and Ledger(context.private).spending_usd() == 0

@@ -8,34 +8,26 @@ import pytest
 from multitalk_pack.pipeline.config import Resolution
 from multitalk_pack.pipeline.errors import ConfigError, RemoteError
 from multitalk_pack.pipeline.host import Progress, TorchHost
-from multitalk_pack.pipeline.remote import answers, client, generate
+from multitalk_pack.pipeline.remote import answers, client, exchange
 from multitalk_pack.pipeline.remote.context import Caps, RemoteContext
-from multitalk_pack.pipeline.remote.generate import Resume
 from multitalk_pack.pipeline.remote.job import JobMonitor
-from multitalk_pack.pipeline.remote.ledger import Ledger, State
+from multitalk_pack.pipeline.remote.ledger import State
+from multitalk_pack.pipeline.remote.purchase import Resume, run
 from support.fake_fal import COMPLETED, KEY
-from support.remote import generate_with_host, make_request, remote_threads, until
+from support.remote import buy, make_request, newest, remote_threads, run_on_host, until
 
 SUBMIT = "^POST queue"
 
 
-def buy(context: RemoteContext, resume: Resume = Resume.AUTO, **changes):
-    return generate.run(make_request(**changes), context, resume, JobMonitor())
-
-
-def newest(context: RemoteContext, **changes):
-    return Ledger(context.private).newest(make_request(**changes).job_key(context.key.fingerprint))
-
-
 class Listener(TorchHost):
-    """A host that keeps what it is told."""
+    """A host that keeps its reports."""
 
     def __init__(self):
         super().__init__("cpu")
-        self.progress: list[Progress] = []
+        self.reports: list[Progress] = []
 
     def report(self, progress, latents=None):
-        self.progress.append(progress)
+        self.reports.append(progress)
 
 
 QUEUE_AND_LOGS = [
@@ -54,15 +46,15 @@ QUEUE_AND_LOGS = [
 def test_a_video_is_bought_and_fetched(door, request, context, caplog):
     fal, host = request.getfixturevalue(door), Listener()
     fal.script = QUEUE_AND_LOGS
-    context = replace(context, backoff=client.Backoff(0.15))
+    context = replace(context, backoff=exchange.Backoff(0.15))
     caplog.set_level("INFO", "multitalk_pack")
-    video = generate_with_host(make_request(), context, host)
-    texts = [progress.stage for progress in host.progress]
+    video = run_on_host(make_request(), context, host)
+    texts = [progress.stage for progress in host.reports]
     assert any("2 ahead" in text and "about $1.45" in text for text in texts) and any(
         "0 ahead" in text for text in texts
     )
     assert [record.message for record in caplog.records].count("fal: loading") == 1
-    fractions = [progress.fraction for progress in host.progress]
+    fractions = [progress.fraction for progress in host.reports]
     assert fractions == sorted(fractions) and max(fractions) > 0.35
     assert video.path.read_bytes() == fal.video and video.path.parent == context.output.resolve() / "multitalk"
     assert (video.seed, video.units, video.billed_usd) == (42, 7.25, 1.45)
@@ -72,15 +64,15 @@ def test_a_video_is_bought_and_fetched(door, request, context, caplog):
 
 
 def test_the_price_is_told_before_anything_is_sent(fal, context):
-    told = []
+    reports = []
 
     class Listened(JobMonitor):
         def report(self, text, fraction):
-            told.append((text, len(fal.calls("^POST"))))
+            reports.append((text, len(fal.calls("^POST"))))
             super().report(text, fraction)
 
-    generate.run(make_request(), context, Resume.AUTO, Listened())
-    assert next(sent for text, sent in told if "$" in text) == 0
+    run(make_request(), context, Resume.AUTO, Listened())
+    assert next(num_posts for text, num_posts in reports if "$" in text) == 0
 
 
 def test_the_request_is_what_the_card_wants(fal, context):
@@ -92,8 +84,8 @@ def test_the_request_is_what_the_card_wants(fal, context):
     assert body["image_url"].endswith("/portrait.png") and body["audio_url"].endswith("/speech.wav")
     upload = fal.calls("^POST cdn")[0]
     assert json.loads(upload.headers["x-fal-object-lifecycle"]) == {"expiration_duration_seconds": 86400}
-    (look,) = fal.calls("^GET queue .*/status")
-    assert look.path.startswith("/fal-ai/ai-avatar/requests/") and look.path.endswith("/status?logs=1")
+    (poll,) = fal.calls("^GET queue .*/status")
+    assert poll.path.startswith("/fal-ai/ai-avatar/requests/") and poll.path.endswith("/status?logs=1")
 
 
 LOST_ANSWERS = {
@@ -123,13 +115,13 @@ def test_a_job_whose_answer_was_lost_is_found_again_by_its_inputs(fal, context):
         buy(context)
     video = buy(context)
     assert len(fal.jobs) == 1 and len(fal.submits) == 1 and video.request_id in fal.jobs
-    assert newest(context).state is State.DONE
+    assert newest(context).state is State.FINISHED
 
 
 def test_silence_after_acceptance_is_a_lost_answer(fal, context, monkeypatch):
     monkeypatch.setattr(client, "SUBMIT_S", 0.3)
     fal.fault(SUBMIT, "hang_after", seconds=3)
-    with pytest.raises(answers.JobUncertain, match="ReadTimeout"):
+    with pytest.raises(answers.JobUncertain, match="no end within"):
         buy(context)
     buy(context)
     assert len(fal.jobs) == 1 and len(fal.submits) == 1
@@ -152,9 +144,9 @@ def test_a_connection_that_fails_twice_is_tried_a_third_time(fal, context, fault
 
 def test_a_host_that_cannot_be_reached_costs_nothing(fal, context):
     fal.fault("^CONNECT queue", "drop_before", times=99)
-    with pytest.raises(answers.JobNotSent, match=r"Nothing was bought\. Look at the network"):
+    with pytest.raises(answers.JobUnsent, match=r"Nothing was bought\. Look at the network"):
         buy(context)
-    assert not fal.submits and newest(context).state is State.NOT_SENT
+    assert not fal.submits and newest(context).state is State.UNSENT
     fal.faults.clear()
     buy(context)
     assert len(fal.submits) == 1
@@ -181,20 +173,21 @@ REFUSALS = {
     401: ('{"detail": "no"}', "key from the test"),
     402: ('{"detail": "pay"}', "no credit"),
     403: ('{"detail": "User is locked. Exhausted balance"}', "no credit"),
-    404: ('{"detail": "not found"}', "fal-ai/infinitalk takes the same inputs"),
-    422: (json.dumps(FIELD_ERRORS), "num_frames: too long"),
+    404: ('{"detail": "not found"}', "no longer serves fal-ai/ai-avatar"),
+    422: (json.dumps(FIELD_ERRORS), "for its content: HTTP 422 num_frames: too long"),
     307: ("", "refused the job"),
 }
 
 
 @pytest.mark.parametrize("status", REFUSALS)
 def test_a_refusal_is_told_in_a_sentence_and_not_repeated(fal, context, status):
-    body, wanted = REFUSALS[status]
+    body, message = REFUSALS[status]
     fal.fault(SUBMIT, "status", status=status, body=body, headers={"Location": "https://queue.fal.run/elsewhere"})
-    with pytest.raises(RemoteError, match=wanted) as refused:
+    with pytest.raises(RemoteError, match=message) as refusal:
         buy(context)
-    assert "AAAA" not in str(refused.value) and KEY not in str(refused.value)
-    assert len(fal.submits) == 1 and newest(context).state is State.REJECTED
+    assert "AAAA" not in str(refusal.value) and KEY not in str(refusal.value)
+    state = State.CONTENT_REJECTED if status == 422 else State.REJECTED
+    assert len(fal.submits) == 1 and newest(context).state is state
 
 
 def test_a_cap_of_a_dollar_stops_145_frames_before_any_request(fal, context):
@@ -215,19 +208,19 @@ def test_the_days_cap_counts_what_was_bought_before(fal, context):
     fal.units = "10"  # fal bills $2.00
     context = replace(context, caps=Caps(day_usd=3))
     buy(context)
-    asked = len(fal.log)
+    num_calls = len(fal.log)
     with pytest.raises(RemoteError, match=r"\$2\.00 went to fal in the last 24 hours"):
         buy(context, seed=43)
-    assert len(fal.log) == asked
+    assert len(fal.log) == num_calls
     buy(context)  # what is here costs nothing
     assert len(fal.submits) == 1
 
 
 def test_a_refused_job_does_not_count_against_the_day(fal, context):
     fal.fault(SUBMIT, "status", status=422, body="{}")
-    with pytest.raises(answers.JobRejected):
+    with pytest.raises(answers.ContentRejected):
         buy(context)
-    buy(replace(context, caps=Caps(day_usd=1.5)))
+    buy(replace(context, caps=Caps(day_usd=1.5)), seed=43)
 
 
 @pytest.mark.parametrize("text", ["two", "-1", "nan"])
@@ -268,7 +261,7 @@ def test_an_upload_that_keeps_failing_buys_nothing_and_is_not_repeated_later(fal
         body='{"access_url": "https://v3.fal.media/files/in/x/portrait.png"}',
     )
     fal.fault("^POST cdn", "status", times=3, status=500)
-    with pytest.raises(answers.JobNotSent, match=r"speech\.wav could not be sent"):
+    with pytest.raises(answers.JobUnsent, match=r"speech\.wav could not be sent"):
         buy(context)
     assert not fal.submits and not fal.calls("gcs") and newest(context) is None
     buy(context)

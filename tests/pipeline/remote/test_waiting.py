@@ -6,26 +6,16 @@ import threading
 import pytest
 from multitalk_pack.pipeline.errors import RemoteError
 from multitalk_pack.pipeline.host import TorchHost
-from multitalk_pack.pipeline.remote import answers, client, collect, generate
-from multitalk_pack.pipeline.remote.generate import Resume
-from multitalk_pack.pipeline.remote.job import JobMonitor
-from multitalk_pack.pipeline.remote.ledger import Ledger, State
+from multitalk_pack.pipeline.remote import answers, client, collect, exchange
+from multitalk_pack.pipeline.remote.ledger import State
 from support.fake_fal import COMPLETED, Reply
-from support.remote import generate_with_host, make_request, remote_threads, until
+from support.remote import buy, make_request, newest, remote_threads, run_on_host, start, until
 
-LOOK, RESULT = "^GET queue .*/status", r"^GET queue .*/requests/[^/]+$"
+POLL, RESULT = "^GET queue .*/status", r"^GET queue .*/requests/[^/]+$"
 RUNNING = {"status": "IN_PROGRESS", "logs": []}
 
 
-def buy(context, resume=Resume.AUTO):
-    return generate.run(make_request(), context, resume, JobMonitor())
-
-
-def newest(context):
-    return Ledger(context.private).newest(make_request().job_key(context.key.fingerprint))
-
-
-BAD_LOOKS = {
+BAD_POLLS = {
     "500 three times": {"kind": "status", "status": 500, "times": 3},
     "dropped twice": {"kind": "drop_before", "times": 2},
     "cut": {"kind": "truncate", "times": 2},
@@ -38,9 +28,9 @@ BAD_LOOKS = {
 }
 
 
-@pytest.mark.parametrize("fault", BAD_LOOKS.values(), ids=BAD_LOOKS)
-def test_a_bad_look_is_not_the_end(fal, context, fault):
-    fal.fault(LOOK, **fault)
+@pytest.mark.parametrize("fault", BAD_POLLS.values(), ids=BAD_POLLS)
+def test_a_bad_poll_is_not_the_end(fal, context, fault):
+    fal.fault(POLL, **fault)
     buy(context)
     assert len(fal.submits) == 1 and not fal.cancels and not [c for c in fal.log if "evil" in c.host]
 
@@ -49,15 +39,15 @@ def test_a_bad_look_is_not_the_end(fal, context, fault):
     ("status", "error", "state"), [(401, answers.AccessDenied, State.SUBMITTED), (404, answers.JobLost, State.LOST)]
 )
 def test_a_key_refused_or_a_job_forgotten_ends_the_wait(fal, context, status, error, state):
-    fal.fault(LOOK, "status", status=status, body='{"detail": "no"}', times=99)
+    fal.fault(POLL, "status", status=status, body='{"detail": "no"}', times=99)
     with pytest.raises(error):
         buy(context)
-    assert len(fal.calls(LOOK)) == 1 and newest(context).state is state and not fal.cancels
+    assert len(fal.calls(POLL)) == 1 and newest(context).state is state and not fal.cancels
 
 
 def test_a_service_that_stays_silent_is_given_up_and_the_job_kept(fal, context, monkeypatch):
     monkeypatch.setattr(collect, "SILENCE_UNITS", 10)
-    fal.fault(LOOK, "status", status=500, times=99)
+    fal.fault(POLL, "status", status=500, times=99)
     with pytest.raises(RemoteError, match="run again to collect it"):
         buy(context)
     assert newest(context).state is State.SUBMITTED and not fal.cancels
@@ -88,7 +78,8 @@ def test_a_result_that_is_a_failure_is_told_and_not_bought_again(fal, context, s
     with pytest.raises(answers.JobFailed, match="image_url: no face found") as failed:
         buy(context)
     assert "SECRET INPUT" not in str(failed.value)
-    assert newest(context).state is State.FAILED and len(fal.submits) == 1
+    state = State.CONTENT_REJECTED if status == 422 else State.FAILED
+    assert newest(context).state is state and len(fal.submits) == 1
 
 
 def test_a_result_that_is_late_is_asked_for_again(fal, context):
@@ -102,18 +93,18 @@ def test_a_result_that_is_late_is_asked_for_again(fal, context):
 STAGES = {
     "sending the inputs": ("^POST cdn", "slow", lambda fal: fal.calls("^POST cdn"), 0, None),
     "in the POST": ("^POST queue", "slow", lambda fal: fal.submits, 1, State.CANCEL_REQUESTED),
-    "busy": ("^POST queue", "busy", lambda fal: fal.submits, 0, State.NOT_SENT),
-    "in the queue": (LOOK, "queued", lambda fal: len(fal.calls(LOOK)) > 1, 1, State.CANCEL_REQUESTED),
-    "while it runs": (LOOK, "running", lambda fal: len(fal.calls(LOOK)) > 1, 1, State.CANCEL_REQUESTED),
-    "in a look that hangs": (LOOK, "hang", lambda fal: fal.calls(LOOK), 1, State.CANCEL_REQUESTED),
-    "in a row of bad looks": (LOOK, "bad", lambda fal: len(fal.calls(LOOK)) > 1, 1, State.CANCEL_REQUESTED),
+    "busy": ("^POST queue", "busy", lambda fal: fal.submits, 0, State.UNSENT),
+    "in the queue": (POLL, "queued", lambda fal: len(fal.calls(POLL)) > 1, 1, State.CANCEL_REQUESTED),
+    "while it runs": (POLL, "running", lambda fal: len(fal.calls(POLL)) > 1, 1, State.CANCEL_REQUESTED),
+    "in a poll that hangs": (POLL, "hang", lambda fal: fal.calls(POLL), 1, State.CANCEL_REQUESTED),
+    "in a row of bad polls": (POLL, "bad", lambda fal: len(fal.calls(POLL)) > 1, 1, State.CANCEL_REQUESTED),
     "while it is fetched": ("^GET cdn", "slow", lambda fal: fal.calls("^GET cdn"), 1, State.CANCEL_REQUESTED),
 }
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stop_frees_the_user_at_once_and_sends_one_cancel(fal, context, stage):
-    pattern, kind, reached, num_cancels, state = STAGES[stage]
+    pattern, kind, is_there, num_cancels, state = STAGES[stage]
     fal.script = {"queued": [{"status": "IN_QUEUE", "queue_position": 1}], "running": [RUNNING]}.get(kind, [COMPLETED])
     if kind in ("slow", "hang"):
         fal.fault(pattern, kind, seconds=60)
@@ -127,17 +118,17 @@ def test_a_stop_frees_the_user_at_once_and_sends_one_cancel(fal, context, stage)
 
     class Host(TorchHost):
         def check_cancelled(self):
-            if reached(fal):
-                self.num_looks = len(fal.calls(LOOK))
+            if is_there(fal):
+                self.num_polls = len(fal.calls(POLL))
                 raise Interrupted
 
     host = Host("cpu")
     with pytest.raises(Interrupted):
-        generate_with_host(make_request(), context, host)
+        run_on_host(make_request(), context, host)
     until(lambda: fal.withheld == (kind in ("slow", "hang")))  # nobody has waited for that answer
     fal.released.set()
     until(lambda: not remote_threads())
-    assert len(fal.calls(LOOK)) <= host.num_looks + 1  # one may have been under way
+    assert len(fal.calls(POLL)) <= host.num_polls + 1  # one may have been under way
     assert len(fal.cancels) == num_cancels and len(fal.submits) == (0 if stage == "sending the inputs" else 1)
     assert (newest(context).state if state else newest(context)) is state
     assert not list(context.output.rglob("*.part"))
@@ -147,18 +138,18 @@ def test_a_cancel_without_an_answer_is_sent_once_more(fal, context, monkeypatch)
     monkeypatch.setattr(client, "CANCEL_S", 1)
     fal.script = [RUNNING]
     fal.fault("^PUT queue", "hang", seconds=60)
-    job = generate.start(make_request(), context)
-    until(lambda: fal.calls(LOOK))
+    job = start(make_request(), context)
+    until(lambda: fal.calls(POLL))
     job.monitor.stop()
-    with pytest.raises(answers.JobStopped):
+    with pytest.raises(answers.JobInterrupted):
         job.result()
     assert len(fal.cancels) == 2 and newest(context).state is State.CANCEL_REQUESTED
 
 
 def stopped_while_running(fal, context):
     fal.script = [RUNNING]
-    job = generate.start(make_request(), context)
-    until(lambda: fal.calls(LOOK))
+    job = start(make_request(), context)
+    until(lambda: fal.calls(POLL))
     job.monitor.stop()
     return job
 
@@ -168,7 +159,7 @@ def test_a_cancelled_job_that_finished_anyhow_is_collected(fal, context):
     stopped_while_running(fal, context).join()
     fal.script = [COMPLETED]
     video = buy(context)
-    assert list(fal.jobs) == [video.request_id] and len(fal.cancels) == 1 and newest(context).state is State.DONE
+    assert list(fal.jobs) == [video.request_id] and len(fal.cancels) == 1 and newest(context).state is State.FINISHED
 
 
 @pytest.mark.parametrize("on_cancel", ["removed", "failed"])
@@ -185,7 +176,7 @@ def test_cancel_and_queue_again_joins_the_thread_that_is_ending(fal, context):
     fal.fault("^PUT queue", "slow", seconds=0.3)
     first = stopped_while_running(fal, context)
     fal.script = [COMPLETED]
-    second = generate.start(make_request(), context)
+    second = start(make_request(), context)
     until(lambda: second.monitor.text == "waiting for the same job")
     assert second.result().request_id in fal.jobs
     assert not first.alive and len(fal.submits) == 1 and len(fal.cancels) == 1
@@ -194,7 +185,7 @@ def test_cancel_and_queue_again_joins_the_thread_that_is_ending(fal, context):
 def test_no_thread_and_no_connection_is_left(fal, context):
     buy(context)
     fal.on_cancel = "failed"
-    job = generate.start(make_request(seed=43), context)
+    job = start(make_request(seed=43), context)
     job.monitor.stop()
     job.join()
     gc.collect()  # fal-client leaves the closing of its upload connections to it
@@ -202,6 +193,6 @@ def test_no_thread_and_no_connection_is_left(fal, context):
     assert all("FAL_CLIENT" not in thread.name for thread in threading.enumerate())
 
 
-def test_looks_become_rarer():
-    pace = client.Backoff()
-    assert [pace.poll(waited) for waited in (0, 29, 31, 299, 301, 5000)] == [1, 1, 2, 2, 5, 5]
+def test_polls_become_rarer():
+    pace = exchange.Backoff()
+    assert [pace.poll(elapsed_s) for elapsed_s in (0, 29, 31, 299, 301, 5000)] == [1, 1, 2, 2, 5, 5]
