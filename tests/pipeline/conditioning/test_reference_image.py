@@ -1,6 +1,6 @@
 import logging
+import math
 
-import numpy as np
 import pytest
 import torch
 from multitalk_pack.pipeline.conditioning.reference_image import (
@@ -8,13 +8,14 @@ from multitalk_pack.pipeline.conditioning.reference_image import (
     bucket,
     check_size,
     fit,
+    fit_frames,
     fit_mask,
 )
 from multitalk_pack.pipeline.config import Resolution
 from multitalk_pack.pipeline.errors import ConfigError, ImageError
-from multitalk_pack.pipeline.media.picture import read_image, to_rgb
-from PIL import Image
+from multitalk_pack.pipeline.media.pixels import from_uint8
 from support.golden import Golden
+from torch.nn.functional import interpolate
 
 GOLDEN = Golden("resize")
 CLASSES = {Resolution.P480: "480", Resolution.P720: "720"}
@@ -63,91 +64,27 @@ def test_a_huge_picture_is_fitted_and_the_loss_is_told(caplog):
     assert fit(torch.zeros(3000, 12000, 3, dtype=torch.uint8), (320, 1216)).shape == (3, 320, 1216)
 
 
-def test_grey_becomes_rgb():
-    grey = torch.randint(0, 256, (20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(to_rgb(grey), grey[..., None].expand(-1, -1, 3))
-    assert torch.equal(to_rgb(grey[..., None]), to_rgb(grey))
+def test_a_picture_too_long_to_be_scaled_is_refused():
+    with pytest.raises(ImageError, match=r"The image is 100000x16, and 1216x320 would be cut from 2000000x320"):
+        fit(torch.zeros(16, 100_000, 3, dtype=torch.uint8), (320, 1216))
 
 
-def test_floats_are_the_levels_they_came_from():
-    levels = torch.arange(256, dtype=torch.uint8).reshape(16, 16, 1).expand(-1, -1, 3)
-    assert torch.equal(to_rgb(levels.float() / 255), levels)
+def test_the_frames_of_a_video_are_fitted_one_by_one_in_bytes():
+    frames = torch.randint(0, 256, (5, 40, 60, 3), dtype=torch.uint8)
+    fitted = fit_frames(iter(frames), 5, (32, 64))
+    assert fitted.shape == (5, 32, 64, 3)
+    for bytes_, frame in zip(fitted, frames, strict=True):
+        assert torch.equal(from_uint8(bytes_).permute(2, 0, 1), fit(frame, (32, 64)))
 
 
-def test_transparent_parts_become_white_and_the_log_says_so(caplog):
-    image = torch.tensor([200, 100, 0, 255], dtype=torch.uint8).repeat(16, 16, 1)
-    with caplog.at_level(logging.INFO):
-        assert to_rgb(image)[0, 0].tolist() == [200, 100, 0]
-    assert not caplog.records
-    image[0, 0, 3], image[0, 1, 3] = 0, 51
-    with caplog.at_level(logging.INFO):
-        assert to_rgb(image)[0, :2].tolist() == [[255, 255, 255], [244, 224, 204]]
-    assert "put on white" in caplog.text
-
-
-def test_of_a_batch_the_first_is_taken_and_the_log_says_so(caplog):
-    batch = torch.stack([torch.full((16, 16, 3), level, dtype=torch.uint8) for level in (7, 9)])
-    with caplog.at_level(logging.INFO):
-        assert (to_rgb(batch) == 7).all()
-    assert "batch of 2" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (torch.zeros(1, 1, 3), r"1x1 pixels. Both sides must be at least 16"),
-        (torch.zeros(0, 5, 3), r"5x0 pixels"),
-        (torch.zeros(0, 16, 16, 3), r"got the shape \(0, 16, 16, 3\)"),
-        (torch.zeros(3, 16, 16), r"got the shape \(3, 16, 16\)"),
-        (torch.zeros(16, 16, 3, dtype=torch.int64), r"uint8 or float, got torch.int64"),
-        (torch.full((16, 16, 3), 200.0), r"must be in 0..1, got 200..200"),
-        (torch.full((16, 16, 3), torch.nan), r"NaN or infinity"),
-    ],
-)
-def test_what_is_no_picture_is_refused(image, message):
-    with pytest.raises(ImageError, match=message):
-        to_rgb(image)
-
-
-def test_a_photo_is_turned_upright(tmp_path):
-    pixels = np.zeros((20, 40, 3), np.uint8)
-    pixels[:, :20, 0] = 255  # the left half is red
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held so that the left edge is the top
-    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
-    image = read_image(tmp_path / "photo.png")
-    assert image.shape == (40, 20, 3) and image.dtype == torch.uint8
-    assert (image[:20, :, 0] == 255).all() and (image[20:] == 0).all()
-
-
-@pytest.mark.parametrize(
-    ("mode", "level", "want"),
-    [
-        ("L", 100, [100, 100, 100]),
-        ("LA", (100, 0), [255, 255, 255]),
-        ("RGBA", (10, 20, 30, 255), [10, 20, 30]),
-        ("I;16", 25700, [100, 100, 100]),
-        ("1", 1, [255, 255, 255]),
-        ("P", 0, [0, 0, 0]),
-    ],
-)
-def test_every_kind_of_png_is_read(tmp_path, mode, level, want):
-    Image.new(mode, (20, 16), level).save(tmp_path / "image.png")
-    assert read_image(tmp_path / "image.png")[3, 5].tolist() == want
-
-
-def test_a_palette_with_a_transparent_colour_is_put_on_white(tmp_path):
-    Image.new("P", (20, 16), 0).save(tmp_path / "image.png", transparency=0)
-    assert (read_image(tmp_path / "image.png") == 255).all()
-
-
-def test_files_that_are_no_picture_are_refused(tmp_path):
-    with pytest.raises(ImageError, match="There is no file"):
-        read_image(tmp_path / "missing.png")
-    (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(ImageError, match="not an image"):
-        read_image(tmp_path / "text.png")
-    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
-    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1000])
-    with pytest.raises(ImageError, match="damaged"):
-        read_image(tmp_path / "half.png")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+@pytest.mark.parametrize(("source", "size"), [((90, 121), (64, 48)), ((17, 400), (96, 96)), ((333, 517), (640, 1024))])
+def test_masks_are_fitted_as_pytorchs_nearest_interpolation_does(source, size, dtype):
+    mask = (torch.rand(3, *source) > 0.5).to(dtype)
+    scale = max(size[0] / source[0], size[1] / source[1])
+    rows, columns = math.ceil(scale * source[0]), math.ceil(scale * source[1])
+    top, left = round((rows - size[0]) / 2), round((columns - size[1]) / 2)
+    scaled = interpolate(mask[None].float(), (rows, columns), mode="nearest")[0].to(dtype)
+    fitted = fit_mask(mask, size)
+    assert fitted.dtype is dtype
+    assert torch.equal(fitted, scaled[:, top : top + size[0], left : left + size[1]])
