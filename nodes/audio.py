@@ -18,7 +18,7 @@ from ..pipeline.weights import handles
 from ..pipeline.weights.handles import Lazy
 from . import sockets
 from .comfy_host import ComfyHost, at_work, show_text
-from .conversions import from_audio
+from .conversions import from_audio, from_kijai
 
 if TYPE_CHECKING:  # imports of seconds
     from transformers import Wav2Vec2Model
@@ -194,14 +194,7 @@ class MultiTalkEmbedsFromKijai(io.ComfyNode):
 
     @classmethod
     def execute(cls, multitalk_embeds: dict) -> io.NodeOutput:
-        features = multitalk_embeds["audio_features"]
-        people = [features] if isinstance(features, torch.Tensor) else list(features)
-        lengths = {len(person) for person in people}
-        if len(lengths) != 1:
-            raise AudioError(
-                f"The speakers' embeds have different lengths ({sorted(lengths)} frames). Encode them together."
-            )
-        embeds = AudioEmbeds(torch.stack([person.float() for person in people]), lengths.pop())
+        embeds = from_kijai(multitalk_embeds)
         return io.NodeOutput(embeds, embeds.num_frames)
 
 

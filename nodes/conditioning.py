@@ -19,7 +19,16 @@ from ..pipeline.preflight.checks import check_masks
 from ..pipeline.weights.handles import Lazy
 from . import sockets
 from .comfy_host import ComfyHost, at_work
-from .conversions import CoreVae, from_conditioning, from_image, from_masks, to_image
+from .conversions import (
+    CoreVae,
+    from_clip_vision,
+    from_conditioning,
+    from_image,
+    from_mask,
+    from_masks,
+    from_speakers,
+    to_image,
+)
 
 if TYPE_CHECKING:
     from comfy.clip_vision import Output
@@ -75,8 +84,8 @@ class MultiTalkSpeaker(io.ComfyNode):
         if mask is None:
             place = Place(box=(left, top, right, bottom), percent=True)
         else:
-            place = Place(mask=from_masks(mask)[0])
-        return io.NodeOutput((*(speakers or ()), place))
+            place = Place(mask=from_mask(mask, "mask"))
+        return io.NodeOutput((*from_speakers(speakers), place))
 
 
 class MultiTalkCondition(io.ComfyNode):
@@ -192,7 +201,7 @@ class MultiTalkCondition(io.ComfyNode):
             negative_embeds=negative_embeds,
             vae=vae.model if isinstance(vae, Lazy) else CoreVae(vae),
             image_encoder=image_encoder.model if isinstance(image_encoder, Lazy) else None,
-            image_embeds=None if isinstance(image_encoder, Lazy) else _penultimate(image_encoder),
+            image_embeds=None if isinstance(image_encoder, Lazy) else from_clip_vision(image_encoder, "image_encoder"),
             speaker_masks=masks,
             image_hw=(rows, columns),
         )
@@ -213,9 +222,9 @@ def target_size(resolution: str, width: int, height: int, rows: int, columns: in
 
 def places_of(speakers: tuple[Place, ...] | None, masks: Tensor | None) -> tuple[Place, ...]:
     """The speakers' places, or the masks; none where neither is given."""
-    if speakers:
-        return speakers
-    return () if masks is None else tuple(Place(mask=mask) for mask in from_masks(masks))
+    if speakers or masks is None:
+        return from_speakers(speakers)
+    return tuple(Place(mask=mask) for mask in from_masks(masks, "ref_target_masks"))
 
 
 def _encode_prompts(
@@ -237,11 +246,6 @@ def _encode_prompts(
     with at_work(encoder.model, host):
         encoded, negative_encoded = encode_prompts(encoder, prompt, negative_prompt)
     return prompts or encoded, negative_encoded if negative_embeds is None else negative_embeds
-
-
-def _penultimate(output: Output) -> Tensor:
-    """The image tokens `i d` of CLIP_VISION_OUTPUT: those before the last block."""
-    return output["penultimate_hidden_states"][0].float().cpu()
 
 
 def _draw(picture: Tensor, masks: Tensor) -> Tensor:

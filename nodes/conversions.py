@@ -1,16 +1,23 @@
-"""Core's IMAGE, AUDIO, MASK, CONDITIONING and VAE <-> engine tensors; alone in knowing both ranges and axis orders."""
+"""Other nodes' IMAGE, AUDIO, MASK, CONDITIONING, VAE and embeds <-> engine tensors; alone in knowing both.
+
+A value of another kind is refused in a sentence that names the input and what came.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..pipeline.audio.waveform import Sound
+from ..pipeline.audio.embeds import AudioEmbeds
+from ..pipeline.audio.waveform import Sound, check, to_float
+from ..pipeline.conditioning.speakers import Place
 from ..pipeline.errors import AudioError, ConfigError, ImageError
 from ..pipeline.shapes import LATENT_CHANNELS, num_latent_frames
 
@@ -20,20 +27,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def from_audio(audio: dict | None, name: str) -> Sound:
-    """AUDIO (`b c n`, one of the batch) to a sound.
+def from_audio(audio: object, name: str) -> Sound:
+    """AUDIO to a sound: of a batch `b c n` the first, or one recording `c n` or `n`.
 
     Raises:
-        AudioError: there is none, as from a video without sound.
+        AudioError: there is none, as from a video without sound, or it is of another shape, range or rate.
     """
-    if audio is not None and not isinstance(audio, Mapping):
-        raise AudioError(f"{name} must be a sound, got {audio!r}. Connect an AUDIO.")
-    if audio is None or audio["waveform"].numel() == 0:
+    if audio is None:
         raise AudioError(f"{name} has no sound. Connect an audio, or a video that has sound.")
-    waveform = audio["waveform"]
-    if waveform.shape[0] > 1:
-        logger.info("%s is a batch of %d; the first is used.", name, waveform.shape[0])
-    return Sound(waveform[0].float().cpu(), int(audio["sample_rate"]))
+    if not isinstance(audio, Mapping):
+        raise AudioError(f"{name} must be a sound, got {describe(audio)}. Connect an AUDIO.")
+    waveform, rate_hz = audio.get("waveform"), audio.get("sample_rate")
+    if not isinstance(waveform, Tensor) or waveform.ndim not in (1, 2, 3):
+        raise AudioError(f"{name} must have a waveform `b c n`, got {describe(waveform)}. Connect an AUDIO.")
+    if not waveform.numel():
+        raise AudioError(f"{name} has no sound: its waveform has the shape {tuple(waveform.shape)}. Connect an audio.")
+    if not isinstance(rate_hz, Real) or not math.isfinite(rate_hz):
+        raise AudioError(f"{name} must have a sample_rate in Hz, got {describe(rate_hz)}. Connect an AUDIO.")
+    if waveform.ndim == 3 and len(waveform) > 1:
+        logger.info("%s is a batch of %d; the first is used.", name, len(waveform))
+    recording = waveform[0] if waveform.ndim == 3 else waveform.reshape(-1, waveform.shape[-1])
+    sound = Sound(to_float(recording.detach().cpu(), name), round(float(rate_hz)))
+    check(sound, name)
+    return sound
 
 
 def to_audio(sound: Sound) -> dict:
@@ -41,17 +57,15 @@ def to_audio(sound: Sound) -> dict:
     return {"waveform": sound.samples[None], "sample_rate": sound.rate_hz}
 
 
-def from_image(image: Tensor) -> Tensor:
-    """IMAGE (`b h w c`, 0..1) to the engine's pictures: uint8 `b h w c`.
+def from_image(image: object, name: str = "image") -> Tensor:
+    """IMAGE, `b h w c`, as `to_rgb` takes each picture of it.
 
     Raises:
-        ImageError: the batch is empty, or holds NaN or infinity.
+        ImageError: it is no batch of pictures.
     """
-    if image.ndim != 4 or image.shape[0] == 0:
-        raise ImageError(f"image must be a batch of pictures, got the shape {tuple(image.shape)}. Connect an IMAGE.")
-    if not image.isfinite().all():
-        raise ImageError("The image holds NaN or infinity. Whatever made it went wrong.")
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    if not isinstance(image, Tensor) or image.ndim != 4 or 0 in image.shape or image.shape[-1] > 4:
+        raise ImageError(f"{name} must be a batch of pictures `b h w c`, got {describe(image)}. Connect an IMAGE.")
+    return image.detach()
 
 
 def to_image(frames: Tensor) -> Tensor:
@@ -59,12 +73,44 @@ def to_image(frames: Tensor) -> Tensor:
     return rearrange((frames + 1) / 2, "c f h w -> f h w c").clamp(0, 1).contiguous()
 
 
-def from_masks(mask: Tensor) -> list[Tensor]:
-    """MASK (`b h w` or `h w`, 0..1) to one `h w` for each speaker."""
-    return list(mask[None] if mask.ndim == 2 else mask)
+def from_masks(mask: object, name: str) -> list[Tensor]:
+    """MASK (`b h w` or `h w`, 0..1) to one `h w` for each speaker.
+
+    Raises:
+        ImageError: it is no mask, or the masks are those of a video's frames, which are all of one person.
+    """
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or 0 in mask.shape or mask.is_complex():
+        raise ImageError(f"{name} must be a mask `h w` or masks `b h w`, got {describe(mask)}. Connect a MASK.")
+    masks = list(mask.detach() if mask.ndim == 3 else mask.detach()[None])
+    if len(masks) > 2 and all(_overlap(masks[0], other) for other in masks[1:]):
+        raise ImageError(
+            f"{name} has {len(masks)} masks of the same place, as of the frames of a video. Give one for each speaker."
+        )
+    return masks
 
 
-def from_conditioning(conditioning: list, name: str) -> Tensor:
+def from_mask(mask: object, name: str) -> Tensor:
+    """MASK to one mask `h w`: of those of a video's frames the first."""
+    if isinstance(mask, Tensor) and mask.ndim == 3 and len(mask) > 1:
+        logger.info("%s is a batch of %d; the first is used.", name, len(mask))
+        mask = mask[:1]
+    return from_masks(mask, name)[0]
+
+
+def from_speakers(speakers: object) -> tuple[Place, ...]:
+    """The places of a chain of MultiTalk Speaker nodes; none of None.
+
+    Raises:
+        ImageError: it is something else.
+    """
+    if speakers is None:
+        return ()
+    if not isinstance(speakers, tuple) or not all(isinstance(place, Place) for place in speakers):
+        raise ImageError(f"speakers must come from MultiTalk Speaker, got {describe(speakers)}. Connect that node.")
+    return speakers
+
+
+def from_conditioning(conditioning: object, name: str) -> Tensor:
     """CONDITIONING of Wan's text encoder to prompt embeddings `n d`; the rows of zeros that pad it are cut off.
 
     Raises:
@@ -72,11 +118,14 @@ def from_conditioning(conditioning: list, name: str) -> Tensor:
     """
     from ..pipeline.models.text_encoder import TEXT_LEN  # imports transformers, which takes seconds
 
-    if not conditioning:
-        raise ConfigError(f"{name} is empty. Connect CLIP Text Encode with the Wan text encoder.")
-    if len(conditioning) > 1:
-        logger.info("%s has %d parts; the first is used.", name, len(conditioning))
-    embeds = conditioning[0][0][0].float().cpu()
+    parts = conditioning if isinstance(conditioning, list | tuple) else []
+    embeds = parts[0][0] if parts and isinstance(parts[0], list | tuple) and parts[0] else None
+    if not isinstance(embeds, Tensor) or embeds.ndim != 3 or 0 in embeds.shape or not embeds.is_floating_point():
+        came = describe(conditioning if embeds is None else embeds)
+        raise ConfigError(f"{name} must hold a prompt's tokens `b n d`, got {came}. Connect CLIP Text Encode.")
+    if len(parts) > 1:
+        logger.info("%s has %d parts; the first is used.", name, len(parts))
+    embeds = embeds[0].detach().float().cpu()
     tokens = embeds.abs().sum(1).nonzero()
     num_tokens = int(tokens[-1]) + 1 if len(tokens) else 1
     if num_tokens > TEXT_LEN:
@@ -84,10 +133,64 @@ def from_conditioning(conditioning: list, name: str) -> Tensor:
     return embeds[: min(num_tokens, TEXT_LEN)]
 
 
+def from_clip_vision(output: object, name: str) -> Tensor:
+    """CLIP_VISION_OUTPUT to image tokens `i d`: those before the last block.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    tokens = getattr(output, "penultimate_hidden_states", None)
+    if not isinstance(tokens, Tensor) or tokens.ndim != 3 or 0 in tokens.shape:
+        came = describe(output if tokens is None else tokens)
+        raise ConfigError(f"{name} must be CLIP's tokens of a picture, got {came}. Connect CLIP Vision Encode.")
+    return tokens[0].detach().float().cpu()
+
+
+def from_kijai(embeds: object) -> AudioEmbeds:
+    """WanVideoWrapper's `multitalk_embeds` to speech features: `n layers channels`, or one of them for each speaker.
+
+    Raises:
+        AudioError: they are of another kind, or of different shapes.
+    """
+    features = embeds.get("audio_features") if isinstance(embeds, Mapping) else None
+    people = [features] if isinstance(features, Tensor) else features
+    if not isinstance(people, list | tuple) or not people or not all(map(_is_features, people)):
+        came = describe(people[0] if isinstance(people, list | tuple) and people else features)
+        raise AudioError(
+            f"multitalk_embeds must hold audio_features `n layers channels`, got {came}. Connect WanVideoWrapper's "
+            f"MultiTalk node."
+        )
+    shapes = [tuple(person.shape) for person in people]
+    if len(set(shapes)) > 1:
+        raise AudioError(f"The speakers' embeds have different shapes ({shapes}). Encode them together.")
+    return AudioEmbeds(torch.stack([person.detach().float().cpu() for person in people]), len(people[0]))
+
+
+def describe(value: object) -> str:
+    """A value in a few words, for messages: the type and shape of a tensor, the type of anything else."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of the shape {tuple(value.shape)}"
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)[:40]
+    return f"a {type(value).__name__}"
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    """True for two masks that mark mostly the same pixels."""
+    first, second = first > 0.5, second > 0.5
+    return bool(2 * (first & second).sum() > torch.minimum(first.sum(), second.sum()))
+
+
+def _is_features(person: object) -> bool:
+    return isinstance(person, Tensor) and person.ndim == 3 and 0 not in person.shape and not person.is_complex()
+
+
 class CoreVae:
     """ComfyUI's own VAE, as the engine's coder of frames. Its latents are Wan's before their normalisation."""
 
     def __init__(self, vae: VAE):
+        if not all(hasattr(vae, name) for name in ("encode", "decode", "first_stage_model")):
+            raise ConfigError(f"vae must be a VAE, got {describe(vae)}. Connect MultiTalk Load VAE or core's Load VAE.")
         from ..pipeline.models.vae.video_vae import LATENT_MEAN, LATENT_STD  # imports diffusers, which takes seconds
 
         self._vae = vae

@@ -82,8 +82,8 @@ def peak_of(samples: Tensor) -> float:
     """The largest magnitude, NaN where a sample is none; 0 where there are no samples."""
     if not samples.numel():
         return 0.0
-    lowest, highest = samples.aminmax()
-    return torch.maximum(-lowest, highest).item()
+    edges = [edge for piece in samples.split(PIECE, dim=-1) for edge in piece.aminmax()]
+    return torch.stack(edges).abs().max().item()
 
 
 def to_float(samples: Tensor, name: str = "The audio") -> Tensor:

@@ -218,5 +218,6 @@ def _with_channels(samples: np.ndarray, num_channels: int) -> np.ndarray:
     """`n c` with more channels."""
     if samples.shape[1] == num_channels:
         return samples
-    wider = expand_channels(torch.from_numpy(samples).T, num_channels).T
-    return wider.clone(memory_format=torch.contiguous_format).numpy()
+    wider = np.empty((len(samples), num_channels), np.float32)
+    wider[:] = expand_channels(torch.from_numpy(samples).T, num_channels).T
+    return wider

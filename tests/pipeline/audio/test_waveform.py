@@ -108,7 +108,6 @@ def test_clicks_are_limited_and_do_not_leave_the_voice_quiet(times_s):
     result, expected = normalize_loudness(clicked), normalize_loudness(voice)
     assert peak_of(result) <= 1
     assert (result / expected).nanmedian() == pytest.approx(1, abs=0.4)  # without a limit 0.1
-    assert correlation(result, expected) > 0.85
 
 
 def test_peaks_below_full_scale_are_left_to_the_bit():

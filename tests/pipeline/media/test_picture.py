@@ -11,7 +11,7 @@ import torch
 from multitalk_pack.pipeline.errors import ImageError
 from multitalk_pack.pipeline.media.picture import is_picture, read_image, to_rgb
 from PIL import Image, ImageCms, PngImagePlugin
-from support.peak import linux_only, told_by
+from support.peak import linux_only, run_script
 
 SKIN, LIPS = (224, 172, 150), (196, 90, 96)
 
@@ -158,7 +158,7 @@ DISPLAY_P3 = profile_of((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189)
 def test_the_colours_of_a_phones_photo_are_converted_to_srgb(tmp_path, suffix, mode, level, expected):
     if suffix == "jpg" and mode == "RGBA":
         pytest.skip("JPEG has no alpha")
-    options = {"quality": 100} if suffix in ("jpg", "webp") else {}
+    options = {"jpg": {"quality": 100}, "webp": {"lossless": True}}.get(suffix, {})
     picture = Image.new("RGB", (32, 32), level).convert(mode)
     image = read_image(saved(tmp_path / f"photo.{suffix}", picture, icc_profile=DISPLAY_P3, **options))
     assert (image.int() - torch.tensor(expected)).abs().max() <= 2
@@ -243,7 +243,7 @@ print(json.dumps(peak.megabytes()))
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 def test_the_largest_picture_takes_less_than_a_gigabyte(tmp_path, mode):
     path = saved(tmp_path / "large.png", Image.new(mode, (8000, 8000)), compress_level=1)
-    assert told_by(READING, path) < 1000
+    assert run_script(READING, path) < 1000
 
 
 def test_kinds_that_run_programs_or_are_no_pictures_are_not_opened(tmp_path):

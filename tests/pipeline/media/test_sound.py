@@ -13,7 +13,7 @@ from multitalk_pack.pipeline.errors import AudioError
 from multitalk_pack.pipeline.media import sound as sound_module
 from multitalk_pack.pipeline.media.sound import probe_sound, read_sound
 from support.media import correlation, hum, lag, sweep, write_sound, write_tracks, write_video
-from support.peak import linux_only, told_by
+from support.peak import linux_only, run_script
 
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "7.0", 8: "7.1"}
 LOSSLESS = [("wav", "pcm_s16le"), ("wav", "pcm_f32le"), ("flac", "flac")]
@@ -281,5 +281,5 @@ print(json.dumps([*sizes, peak.megabytes(), sound.samples.numel() * 4 / 2**20]))
 def test_a_sound_is_held_once(tmp_path, max_s):
     noise = Sound(0.1 * torch.randn(2, 300 * 44100), 44100)
     path = write_sound(tmp_path / "long.mp3", noise, "mp3", "stereo")
-    reading, arranging, mixing, size = told_by(READING, path, max_s)
+    reading, arranging, mixing, size = run_script(READING, path, max_s)
     assert max(reading, arranging, mixing) < 1.5 * size + 30  # and what decoders and filters take
