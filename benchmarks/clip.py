@@ -48,7 +48,7 @@ def _render(files: TinySet, num_frames: int, steps: int, acceleration: Accelerat
     sound = Sound(torch.randn(1, num_frames * SAMPLE_RATE_HZ // 25, generator=random) * 0.1, SAMPLE_RATE_HZ)
     text = build.load_text_encoder(files.text_encoder)
     conditioning = Conditioning(
-        source=torch.rand(3, 1, SIDE, SIDE, generator=random) * 2 - 1,
+        source=torch.randint(0, 256, (1, SIDE, SIDE, 3), dtype=torch.uint8, generator=random),
         prompt_embeds=(text.encode("a person talks"),),
         negative_embeds=text.encode("blurred"),
         vae=build.load_vae(files.vae),

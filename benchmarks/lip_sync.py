@@ -77,7 +77,7 @@ class DemoModel:
             host: gets the progress; None takes a CPU's without any.
             guidance: scales and projection, in place of the model's.
         """
-        portrait = _to_tensor(scene.frames()[:1])
+        portrait = torch.from_numpy(scene.frames()[:1])
         sounds = [Speech(Sound(torch.from_numpy(sound)[None], SAMPLE_RATE_HZ)) for sound in scene.sounds]
         size = (HEIGHT, scene.width)
         masks = speaker_masks([Place()] * len(sounds), size, size) if len(sounds) > 1 else None
@@ -307,10 +307,6 @@ def _alternate(sounds: list[np.ndarray]) -> list[np.ndarray]:
 def correlation(video: Frames, scene: Scene) -> float:
     """Correlation of the first person's lips with its voice, at the best lag."""
     return measure(mouth_openings(video)[0], implied_mouth(scene.sounds[0]).opening).correlation
-
-
-def _to_tensor(frames: Frames) -> torch.Tensor:
-    return torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
 
 
 def _at_least(metric: str, value: float, limit: float) -> Row:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..pipeline.conditioning.reference_image import BUCKETS, bucket, check_size, fit, to_rgb
+from ..pipeline.conditioning.reference_image import BUCKETS, bucket, check_size, fit_frames
 from ..pipeline.conditioning.speakers import Place, draw_places
 from ..pipeline.config import Resolution
 from ..pipeline.errors import ConfigError, Problems
 from ..pipeline.host import Progress
-from ..pipeline.media.pixels import from_uint8, to_uint8
+from ..pipeline.media.pixels import from_uint8
 from ..pipeline.preflight.checks import check_masks
 from ..pipeline.weights.handles import Lazy
 from . import sockets
@@ -27,7 +26,6 @@ from .conversions import (
     from_mask,
     from_masks,
     from_speakers,
-    to_image,
 )
 
 if TYPE_CHECKING:
@@ -184,8 +182,8 @@ class MultiTalkCondition(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..pipeline.conditioning.conditioning import Conditioning  # imports diffusers, which takes seconds
 
-        pictures = [to_rgb(picture) for picture in from_image(image)[: None if dub_video else 1]]
-        rows, columns = pictures[0].shape[:2]
+        pictures = from_image(image)[: None if dub_video else 1]
+        rows, columns = pictures.shape[1:3]
         target = target_size(resolution, width, height, rows, columns)
         places = places_of(speakers, ref_target_masks)
         if len(places) == 1:
@@ -193,7 +191,7 @@ class MultiTalkCondition(io.ComfyNode):
         problems = Problems()
         masks = check_masks(places, (rows, columns), target, problems)
         problems.raise_errors()
-        fitted = torch.stack([fit(picture, target) for picture in pictures], 1)
+        fitted = fit_frames(pictures, len(pictures), target)
         prompts, negative_embeds = _encode_prompts(text_encoder, prompt, negative_prompt, positive, negative)
         conditioning = Conditioning(
             source=fitted,
@@ -205,8 +203,9 @@ class MultiTalkCondition(io.ComfyNode):
             speaker_masks=masks,
             image_hw=(rows, columns),
         )
-        preview = to_image(fitted[:, :1]) if masks is None else _draw(fitted[:, 0], masks)
-        return io.NodeOutput(conditioning, to_image(fitted), ui=ui.PreviewImage(preview, cls=cls))
+        preview = fitted[:1] if masks is None else draw_places(fitted[0], masks)[None]
+        preview = ui.PreviewImage(from_uint8(preview, low=0.0), cls=cls)
+        return io.NodeOutput(conditioning, from_uint8(fitted, low=0.0), ui=preview)
 
 
 def target_size(resolution: str, width: int, height: int, rows: int, columns: int) -> tuple[int, int]:
@@ -246,8 +245,3 @@ def _encode_prompts(
     with at_work(encoder.model, host):
         encoded, negative_encoded = encode_prompts(encoder, prompt, negative_prompt)
     return prompts or encoded, negative_encoded if negative_embeds is None else negative_embeds
-
-
-def _draw(picture: Tensor, masks: Tensor) -> Tensor:
-    """IMAGE of the fitted picture (`c h w`, -1..1) with the speakers' places drawn over it."""
-    return from_uint8(draw_places(to_uint8(picture).permute(1, 2, 0), masks), low=0.0)[None]

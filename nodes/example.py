@@ -7,10 +7,10 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..pipeline.choice import Choice
-from ..pipeline.conditioning.reference_image import fit
 from ..pipeline.media.picture import read_image
+from ..pipeline.media.pixels import from_uint8
 from ..pipeline.media.sound import read_sound
-from .conversions import to_audio, to_image
+from .conversions import to_audio
 
 ASSETS = Path(__file__).parents[1] / "demo" / "assets"
 
@@ -59,5 +59,6 @@ class MultiTalkExample(io.ComfyNode):
     def execute(cls, example: str) -> io.NodeOutput:
         picture, *voices = Example(example).files
         pixels = read_image(ASSETS / picture)
-        frames = fit(pixels, (pixels.shape[0], pixels.shape[1]))[:, None]
-        return io.NodeOutput(to_image(frames), *(to_audio(read_sound(ASSETS / voice)) for voice in voices))
+        return io.NodeOutput(
+            from_uint8(pixels, low=0.0)[None], *(to_audio(read_sound(ASSETS / voice)) for voice in voices)
+        )

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..pipeline.audio.dialogue import Arrangement
 from ..pipeline.audio.embeds import AudioEmbeds
-from ..pipeline.conditioning.reference_image import to_rgb
 from ..pipeline.conditioning.speakers import Place
 from ..pipeline.config import GenerationConfig
 from ..pipeline.errors import Problems
 from ..pipeline.generation.run_spec import make_run_spec
+from ..pipeline.media.picture import to_rgb
 from ..pipeline.model_files import ModelFiles
 from ..pipeline.preflight.checks import RunInputs, check_masks, check_run, check_voices, describe
 from ..pipeline.weights.handles import Lazy, TransformerFiles

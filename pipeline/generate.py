@@ -70,6 +70,7 @@ def generate(
         placed(transformer, memory or MemoryConfig(), first, host, kept_bytes) as placement,
     ):
         coders = Coders(conditioning, placement, vae_bytes, host)
+        portrait = conditioning.source_frame(0)[:, 0]
         for window in spec.windows:
             size, report = spec.latent_size(window), WindowReport(host, spec, window)
             finished = store.load(window.index, (window.num_frames, conditioning.height, conditioning.width))
@@ -93,8 +94,8 @@ def generate(
                 del start, inputs, cache, forwards  # keys and values leave the device before the VAE comes
                 report.stage("decode", DENOISING)
                 frames = coders.run(_decode, latents, host)
-                check_frames(frames, conditioning.source, window.index)
-                frames = postprocess(frames, conditioning.source[:, 0], motion_frames, window.overlap, spec.postprocess)
+                check_frames(frames, portrait, window.index)
+                frames = postprocess(frames, portrait, motion_frames, window.overlap, spec.postprocess)
                 report.stage("done", 1.0, frames)
                 finished = store.save(window.index, frames, spec.windows_config.motion_frames)
                 del frames

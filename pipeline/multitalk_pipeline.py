@@ -14,7 +14,7 @@ from torch import Tensor
 from .acceleration.presets import AccelerationOptions
 from .audio.embeds import AudioEmbeds, encode_audio
 from .audio.waveform import Sound
-from .conditioning.reference_image import fit
+from .conditioning.reference_image import fit_frames
 from .config import GenerationConfig
 from .errors import Problems
 from .generation.recipes import RECIPES, find_recipe
@@ -261,7 +261,7 @@ class MultiTalkPipeline:
         with resident(encoder.model, self.host):
             prompts, negative = encode_prompts(encoder, run.request.prompt, run.request.negative_prompt)
         return Conditioning(
-            source=torch.stack([fit(frame, size) for frame in frames], 1),
+            source=fit_frames(frames, len(frames), size),
             prompt_embeds=prompts,
             negative_embeds=negative,
             vae=handles.vae(files.vae).model,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..media.pixels import from_uint8
 from ..models.image_encoder import ImageEncoder
 from ..models.vae.tiling import Tiling
 from ..models.vae.video_vae import VideoCoder, VideoVae
@@ -18,7 +19,7 @@ class Conditioning:
     """A fitted portrait, its encoded prompts, and the coders that later windows need again.
 
     Attributes:
-        source: `c f h w`, -1..1, fitted. One frame is a still image; more are a video to dub (InfiniteTalk).
+        source: uint8 `f h w c`, fitted. One frame is a still image; more are a video to dub (InfiniteTalk).
         prompt_embeds: one `n d` for each window, unpadded; the last serves all windows that follow.
         negative_embeds: `n d`, unpadded.
         vae: turns frames into latents and back.
@@ -49,12 +50,12 @@ class Conditioning:
     @property
     def height(self) -> int:
         """Pixels."""
-        return self.source.shape[-2]
+        return self.source.shape[1]
 
     @property
     def width(self) -> int:
         """Pixels."""
-        return self.source.shape[-1]
+        return self.source.shape[2]
 
     @property
     def num_places(self) -> int:
@@ -78,9 +79,9 @@ class Conditioning:
         return self.prompt_embeds[min(window, len(self.prompt_embeds) - 1)]
 
     def source_frame(self, frame: int) -> Tensor:
-        """`c 1 h w`: what the source shows at video frame `frame`; past its end the last frame stays."""
-        index = min(frame, self.source.shape[1] - 1)
-        return self.source[:, index : index + 1]
+        """`c 1 h w`, -1..1: the source at video frame `frame`; past its end the last frame stays."""
+        levels = self.source[min(frame, len(self.source) - 1)]
+        return from_uint8(levels).permute(2, 0, 1)[:, None].contiguous()
 
     def image_tokens(self, frame: Tensor) -> Tensor:
         """`i d`: CLIP's tokens of `frame` (`c h w`, -1..1), or those that were given for all windows."""

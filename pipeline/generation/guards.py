@@ -23,7 +23,7 @@ def check_frames(frames: Tensor, source: Tensor, window: int) -> None:
     """Raises `NumericalError` for frames (`c f h w`, -1..1) that show nothing though the picture does.
 
     Args:
-        source: `c f h w`, the picture.
+        source: `c h w`, the picture.
         window: number of the window, from 0.
     """
     if not torch.isfinite(frames).all():

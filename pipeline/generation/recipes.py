@@ -50,7 +50,7 @@ class ReferenceCache:
 
     def encode(self, conditioning: Conditioning, window: Window) -> tuple[Tensor, Tensor]:
         """The condition `20 t h w` and the image tokens `i d` of the frame that is shown as `window` starts."""
-        frame = min(window.start, conditioning.source.shape[1] - 1)
+        frame = min(window.start, len(conditioning.source) - 1)
         key = (frame, window.num_frames)
         if self._encoded is None or self._key != key:
             picture = conditioning.source_frame(frame)

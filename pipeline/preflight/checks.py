@@ -87,7 +87,7 @@ class RunInputs:
     @classmethod
     def encoded(cls, audio_embeds: AudioEmbeds | None, conditioning: Conditioning) -> RunInputs:
         """Those of a picture that is encoded."""
-        return cls(conditioning.num_places, conditioning.source.shape[1], audio_embeds, conditioning)
+        return cls(conditioning.num_places, len(conditioning.source), audio_embeds, conditioning)
 
 
 def check_run(spec: RunSpec, inputs: RunInputs, setup: RunSetup, problems: Problems, host: Host) -> RunEstimate | None:

@@ -258,7 +258,7 @@ def test_an_endpoint_that_speaks_a_text_takes_no_voice(nodes):
 def test_encoded_inputs_stand_in_for_raw_ones(nodes, loaded):
     embeds = sys.modules[f"{pack.NAME}.pipeline.audio.embeds"].AudioEmbeds(torch.zeros(1, 60, 2, 128), 50)
     conditioning = importlib.import_module(f"{pack.NAME}.pipeline.conditioning.conditioning").Conditioning(
-        torch.zeros(3, 1, 64, 64), (torch.zeros(7, TEXT_DIM),), torch.zeros(9, TEXT_DIM), vae=None,
+        torch.zeros(1, 64, 64, 3, dtype=torch.uint8), (torch.zeros(7, TEXT_DIM),), torch.zeros(9, TEXT_DIM), vae=None,
         image_embeds=torch.zeros(5, IMAGE_DIM),
     )  # fmt: skip
     given = dict(image=None, audio_1=None, audio_embeds=embeds, conditioning=conditioning)

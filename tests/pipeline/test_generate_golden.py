@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from multitalk_pack.pipeline.audio.embeds import AudioEmbeds
 from multitalk_pack.pipeline.conditioning.conditioning import Conditioning
-from multitalk_pack.pipeline.conditioning.reference_image import fit
+from multitalk_pack.pipeline.conditioning.reference_image import fit_frames
 from multitalk_pack.pipeline.config import GenerationConfig, Recipe, WindowPlan
 from multitalk_pack.pipeline.host import TorchHost
 from multitalk_pack.pipeline.models.image_encoder import ImageEncoder
@@ -94,7 +94,7 @@ def make_conditioning(golden: Golden, case: str) -> Conditioning:
     pictures = golden[video] if video in golden else golden["in.image_uint8"][None]
     text = load_text_encoder(golden)
     return Conditioning(
-        source=torch.stack([fit(picture, target) for picture in pictures], 1),
+        source=fit_frames(pictures, len(pictures), target),
         prompt_embeds=(encode_ids(text, golden["in.prompt.ids"], golden["in.prompt.mask"]),),
         negative_embeds=encode_ids(text, golden["in.negative_prompt.ids"], golden["in.negative_prompt.mask"]),
         vae=VideoVae(load_vae(golden)),

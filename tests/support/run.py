@@ -15,6 +15,7 @@ from multitalk_pack.pipeline.config import GenerationConfig, Recipe
 from multitalk_pack.pipeline.generation.run_spec import RunSpec, make_run_spec
 from multitalk_pack.pipeline.generation.store import WindowStore
 from multitalk_pack.pipeline.host import Host, Progress, TorchHost
+from multitalk_pack.pipeline.media.pixels import to_uint8
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.models.vae.video_vae import VideoVae
 from torch import Tensor
@@ -66,7 +67,7 @@ def conditioning(model, num_speakers: int = 1, seed: int = 6) -> Conditioning:
         for speaker, columns in enumerate(torch.arange(WIDTH).chunk(num_speakers)):
             masks[speaker, :, columns] = 1
     return Conditioning(
-        source=random((3, 1, HEIGHT, WIDTH), seed).clamp(-1, 1),
+        source=to_uint8(random((1, HEIGHT, WIDTH, 3), seed)),
         prompt_embeds=(random((5, model.config.text_dim), seed + 1),),
         negative_embeds=random((4, model.config.text_dim), seed + 2),
         vae=vae(),

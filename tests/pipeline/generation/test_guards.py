@@ -119,6 +119,6 @@ def test_black_frames_stop_the_run_after_the_first_window(model):
 
 def test_a_black_picture_may_give_black_frames(model):
     conditioning = run.conditioning(model)
-    black = torch.full_like(conditioning.source, -1.0)
+    black = torch.zeros_like(conditioning.source)
     conditioning = dataclasses.replace(conditioning, vae=BlackVae(conditioning.vae), source=black)
     assert frames_of(model, 9, conditioning=conditioning).max() == -1

@@ -63,7 +63,7 @@ def tokens(channels):
 def conditioning(prompts=(64,), image=160, frames=1):
     """Encoded tokens of these channels for a picture or a video."""
     return Conditioning(
-        torch.zeros(3, frames, 64, 64), tuple(map(tokens, prompts)), tokens(prompts[-1]), vae=None,
+        torch.zeros(frames, 64, 64, 3, dtype=torch.uint8), tuple(map(tokens, prompts)), tokens(prompts[-1]), vae=None,
         image_embeds=tokens(image),
     )  # fmt: skip
 
