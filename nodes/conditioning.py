@@ -20,6 +20,7 @@ from . import sockets
 from .comfy_host import ComfyHost, at_work
 from .conversions import (
     CoreVae,
+    describe,
     from_clip_vision,
     from_conditioning,
     from_image,
@@ -238,7 +239,10 @@ def _encode_prompts(
     negative_embeds = None if negative is None else from_conditioning(negative, "negative")
     if prompts is not None and negative_embeds is not None:
         return prompts, negative_embeds
-    assert text_encoder is not None, "or both are given"
+    if not isinstance(text_encoder, Lazy):
+        raise ConfigError(
+            f"text_encoder must be one, got {describe(text_encoder)}. Connect MultiTalk Load Text Encoder."
+        )
     host = ComfyHost()
     host.report(Progress("prompt", 0))
     encoder = text_encoder.model

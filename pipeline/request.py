@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .audio.dialogue import Arrangement, Speech
+from .audio.embeds import decode_duration_s
 from .audio.waveform import Sound
 from .conditioning.speakers import Place
 from .config import Acceleration, GenerationConfig, Resolution, WindowPlan
@@ -142,12 +144,15 @@ def read_media(request: Request, problems: Problems) -> RequestMedia:
         frames = problems.attempt("image", _frames, request.image)
     if not request.voices:
         problems.add("audio", "There is none. Name a voice with --audio, once for each speaker.")
-    speeches = [problems.attempt("audio", _speech, voice) for voice in request.voices]
+    num_frames = request.config.num_frames
+    duration_s = decode_duration_s(num_frames) if num_frames else math.inf
+    speeches = [problems.attempt("audio", _speech, voice, duration_s) for voice in request.voices]
+    soundtrack = request.soundtrack
     places = [problems.attempt("box", Place, None, voice.box, voice.box is not None) for voice in request.voices]
     return RequestMedia(
         frames=frames,
         speeches=[speech for speech in speeches if speech is not None],
-        soundtrack=None if request.soundtrack is None else problems.attempt("soundtrack", _sound, request.soundtrack),
+        soundtrack=None if soundtrack is None else problems.attempt("soundtrack", _sound, soundtrack, duration_s),
         places=[place for place in places if place is not None],
     )
 
@@ -161,12 +166,12 @@ def _frames(image: Path | Tensor) -> Tensor:
     return read_image(image)[None]
 
 
-def _speech(voice: Voice) -> Speech:
-    return Speech(None if voice.sound is None else _sound(voice.sound), voice.start_s)
+def _speech(voice: Voice, max_duration_s: float) -> Speech:
+    return Speech(None if voice.sound is None else _sound(voice.sound, max_duration_s), voice.start_s)
 
 
-def _sound(sound: Path | Sound) -> Sound:
-    return sound if isinstance(sound, Sound) else read_sound(sound)
+def _sound(sound: Path | Sound, max_duration_s: float) -> Sound:
+    return sound if isinstance(sound, Sound) else read_sound(sound, max_duration_s)
 
 
 def _config(choices: dict[str, Any], problems: Problems) -> GenerationConfig:

@@ -74,11 +74,11 @@ def plan_turns(speeches: Sequence[Speech], arrangement: Arrangement) -> list[Tur
     """
     if not speeches:
         raise AudioError("There is no speaker. Give the audio of at least one.")
-    longest_s = max((speech.sound.duration_s for speech in speeches if speech.sound is not None), default=0.0)
+    longest_s = max((speech.sound.full_duration_s for speech in speeches if speech.sound is not None), default=0.0)
     is_timeline = any(speech.start_s is not None for speech in speeches)
     turns, end_s = [], 0.0
     for speech in speeches:
-        duration_s = longest_s if speech.sound is None else speech.sound.duration_s
+        duration_s = longest_s if speech.sound is None else speech.sound.full_duration_s
         turns.append(Turn((speech.start_s or 0.0) if is_timeline else end_s, duration_s))
         if arrangement is Arrangement.IN_TURN:
             end_s = turns[-1].end_s

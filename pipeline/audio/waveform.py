@@ -40,6 +40,7 @@ class Sound:
 
     samples: Tensor  # channels n, float32, -1..1
     rate_hz: int
+    source_s: float | None = None  # length of a file whose beginning alone was read
 
     @property
     def num_channels(self) -> int:
@@ -50,6 +51,11 @@ class Sound:
     def duration_s(self) -> float:
         """Length in seconds."""
         return self.samples.shape[-1] / self.rate_hz
+
+    @property
+    def full_duration_s(self) -> float:
+        """Length in seconds with what was not read."""
+        return self.duration_s if self.source_s is None else max(self.duration_s, self.source_s)
 
     def first(self, duration_s: float) -> Sound:
         """The beginning, of at most `duration_s`; a view."""

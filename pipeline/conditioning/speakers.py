@@ -125,8 +125,8 @@ def _from_mask(mask: Tensor, index: int, image_hw: tuple[int, int]) -> Tensor:
     mask = mask[0] if mask.ndim == 3 and len(mask) else mask
     if mask.ndim != 2 or 0 in mask.shape or mask.is_complex():
         raise ImageError(
-            f"The mask of speaker {index + 1} must be h w in 0..1, got {mask.dtype} of the shape {tuple(mask.shape)}. "
-            f"Give one mask for each speaker."
+            f"The mask of speaker {index + 1} must be h w, got the shape {tuple(mask.shape)} of {mask.dtype}. Give one "
+            f"mask for each speaker."
         )
     inside = (mask if mask.dtype == torch.bool else mask > 0.5).cpu()
     if not inside.any():

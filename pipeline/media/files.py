@@ -137,6 +137,8 @@ def check_output(path: str | Path) -> None:
             for folder in missing:
                 with suppress(OSError):
                     folder.rmdir()
+    except FileExistsError as reason:
+        raise ConfigError(f"{path} cannot be written ({_reason(reason)}). Name a file, such as video.mp4.") from None
     except (OSError, ValueError) as reason:  # ValueError: a null character
         raise ConfigError(
             f"{path} cannot be written ({_reason(reason)}). Make room, or choose another folder or name."

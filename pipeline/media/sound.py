@@ -73,7 +73,8 @@ def read_sound(path: str | Path, max_duration_s: float = math.inf) -> Sound:
         facts = _facts(container, track)
         _check_size(facts.num_bytes(max_duration_s), name)
         sound = _decode(container, track, name, max_duration_s)
-    sound = Sound(to_float(sound.samples, name), sound.rate_hz)
+    is_whole = facts.duration_s is None or sound.duration_s < max_duration_s
+    sound = Sound(to_float(sound.samples, name), sound.rate_hz, None if is_whole else facts.duration_s)
     check(sound, name)
     return sound
 

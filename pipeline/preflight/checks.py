@@ -18,7 +18,7 @@ from torch import Tensor
 from ..acceleration.presets import FEW_STEPS
 from ..audio.dialogue import Arrangement, Speech, Turn, plan_turns
 from ..audio.embeds import TAIL_FRAMES, AudioEmbeds, check_fps, num_frames_of
-from ..audio.waveform import check
+from ..audio.waveform import SILENT, check, peak_of
 from ..conditioning.reference_image import check_size
 from ..conditioning.speakers import Place, speaker_masks
 from ..conditioning.tokens import check_image, check_prompt
@@ -28,6 +28,7 @@ from ..generation.rules import check_audio_features, check_dubbing, check_places
 from ..generation.run_spec import RunSpec
 from ..generation.store import kept_bytes
 from ..host import Host
+from ..media.video import check_video_path
 from ..memory.placement import GB, MemoryConfig, MemoryLimit, Placement, plan_placement
 from ..model_files import ModelFiles
 from ..shapes import FPS, LatentSize
@@ -38,7 +39,6 @@ from .timings import Timings, run_kind
 if TYPE_CHECKING:  # imports diffusers, which takes seconds
     from ..conditioning.conditioning import Conditioning
 
-SILENT = 1e-4  # below -80 dB nothing is heard
 SHORTEST_VOICE_S = 0.4
 SAME_PLACE = 0.9  # of the smaller place, covered by another
 FLOAT_FRAME_BYTES = 2 * 3 * 4  # a pixel of an IMAGE, twice: the windows and what they are joined to
@@ -100,6 +100,8 @@ def check_run(spec: RunSpec, inputs: RunInputs, setup: RunSetup, problems: Probl
     if facts is not None:
         _check_encoded(inputs, facts, problems)
     _note_steps(spec, setup.files, problems)
+    if setup.output is not None:
+        problems.attempt("output", check_video_path, setup.output)
     if spec.size is None or spec.num_frames is None or options is None:
         return None
     if problems.attempt("num_frames", lambda: spec.windows) is None:
@@ -188,7 +190,7 @@ def check_voices(
 
 def _note_voice(number: int, speech: Speech, problems: Problems) -> None:
     """Notes a voice that moves no lips."""
-    if speech.sound is None or max(map(abs, speech.sound.samples.aminmax())) < SILENT:
+    if speech.sound is None or peak_of(speech.sound.samples) < SILENT:
         problems.note(f"Voice {number} is silent: its lips will stay closed.")
     elif speech.sound.duration_s < SHORTEST_VOICE_S:
         problems.note(f"Voice {number} lasts {speech.sound.duration_s:.2f} s; speech needs about half a second.")
@@ -319,7 +321,7 @@ def _run_kind(run: RunEstimate, spec: RunSpec, host: Host) -> str:
 
 
 def _with_disk(run: RunEstimate, setup: RunSetup, problems: Problems) -> RunEstimate:
-    """Room for the finished windows, where they are kept, and whether the video's file can be written."""
+    """Room for the finished windows, where they are kept."""
     if setup.store is None:
         run = replace(run, disk_bytes=0)
     else:
@@ -331,18 +333,7 @@ def _with_disk(run: RunEstimate, setup: RunSetup, problems: Problems) -> RunEsti
                 f"Finished windows need up to {run.disk_bytes / GB:.2f} GB in {setup.store}, {free / GB:.2f} GB are "
                 f"free. Make room, or turn resuming off.",
             )
-    if setup.output is not None:
-        check_output(setup.output, problems)
     return run
-
-
-def check_output(output: Path, problems: Problems) -> None:
-    """Adds a problem where a file cannot be written."""
-    nearest = _nearest("output", output, problems)
-    if nearest is not None and nearest != output.absolute():
-        _check_folder("output", nearest, problems)
-    elif nearest is not None and nearest.is_dir():
-        problems.add("output", f"{output} is a folder. Name a file in it, such as video.mp4.")
 
 
 def _free_disk(folder: Path, problems: Problems) -> int | None:

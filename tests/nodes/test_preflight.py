@@ -129,7 +129,7 @@ def test_all_problems_are_told_at_once_and_none_is_raised(nodes, loaded):
     assert not can_run
     for text in (
         "This cannot run:\n- ", "image: width must be a multiple of 16, got 65", "audio: start_times must be seconds",
-        "audio: Voice 1 holds NaN", "acceleration: High acceleration with 2 steps",
+        "audio: audio_1 holds NaN", "acceleration: High acceleration with 2 steps",
     ):  # fmt: skip
         assert text in report, report
 
@@ -272,7 +272,9 @@ def test_encoded_inputs_stand_in_for_raw_ones(nodes, loaded):
     assert (
         not can_run and "The audio embeds have (12, 768) layers x channels, the audio weights take (2, 128)" in report
     )
-    video = dataclasses.replace(conditioning, source=torch.zeros(3, 9, 64, 64), image_embeds=torch.zeros(257, 1024))
+    video = dataclasses.replace(
+        conditioning, source=torch.zeros(9, 64, 64, 3, dtype=torch.uint8), image_embeds=torch.zeros(257, 1024)
+    )
     report, can_run = ask(nodes, loaded, **given | {"conditioning": video}).args
     assert not can_run and "A video of 9 frames" in report and "The tokens of the image have 1024 channels" in report
 

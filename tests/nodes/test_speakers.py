@@ -1,5 +1,7 @@
 """Boxes and masks go through the nodes and come out as the published program's masks, and as what it makes of them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from multitalk_pack.pipeline.conditioning.speakers import to_latent_masks, to_token_masks
@@ -21,12 +23,15 @@ def nodes(tmp_path_factory):
     return pack.node_classes(pack.load(folder, folder))
 
 
+VAE = SimpleNamespace(encode=None, decode=None, first_stage_model=None)  # it encodes nothing here
+
+
 def condition(nodes, image_hw, resolution, **speakers):
     """What the node makes of a picture of `image_hw` for `resolution`, which is a name or a height and a width."""
     height, width = (480, 832) if isinstance(resolution, str) else resolution
     text = [[torch.ones(1, 3, 8), {}]]
-    seen = {"penultimate_hidden_states": torch.ones(1, 257, 8)}
-    given = {"dub_video": False, "prompt": "", "negative_prompt": "", "vae": object()} | speakers
+    seen = SimpleNamespace(penultimate_hidden_states=torch.ones(1, 257, 8))
+    given = {"dub_video": False, "prompt": "", "negative_prompt": "", "vae": VAE} | speakers
     conditioning, *_ = (
         nodes["MultiTalkCondition"]
         .execute(
