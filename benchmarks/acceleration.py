@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.acceleration.presets import AccelerationOptions, CacheKind
 from pipeline.config import Acceleration
-from pipeline.host import Progress, TorchHost
+from pipeline.host import Preview, Progress, TorchHost
 from pipeline.models.transformer.model import MultiTalkTransformer
 
 from .lip_sync import MODELS_FOLDER, DemoModel, Frames, correlation, held_out
@@ -76,12 +76,12 @@ class ForwardCounter(TorchHost):
             for handle in handles:
                 handle.remove()
 
-    def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
+    def report(self, progress: Progress, preview: Preview | None = None) -> None:
         """Stops the clock after a window's last step."""
         if progress.step == progress.num_steps:
             self.denoising_s += self._clock() - self._start_s
             self._start_s = None
-            self.latents.append(latents.flatten())
+            self.latents.append(preview.latents.flatten())
 
     def _start(self, *_: object) -> None:
         self._start_s = self._start_s or self._clock()

@@ -15,11 +15,11 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor, nn
 
-from ..pipeline.host import Progress, RemainingTime
+from ..pipeline.host import Preview, Progress, RemainingTime
+from ..pipeline.media.pixels import to_uint8
 from ..pipeline.memory.placement import num_bytes, resident
-from .preview import frame_preview, latent_preview
 
-PREVIEW_SIDE = 512
+PREVIEW_SIDE = 512  # pixels, to which ComfyUI scales a picture bilinearly
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -47,12 +47,10 @@ class ComfyHost:
         """False where ComfyUI was started with `--disable-pinned-memory`."""
         return not cli_args.disable_pinned_memory
 
-    def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
+    def report(self, progress: Progress, preview: Preview | None = None) -> None:
         """Moves the bar, and shows the time left and the present picture."""
-        picture = None if latents is None else latent_preview(latents)
-        picture = picture if frames is None else frame_preview(frames)
-        preview = None if picture is None else ("JPEG", Image.fromarray(picture.numpy()), PREVIEW_SIDE)
-        self._bar.update_absolute(round(progress.fraction * 1000), 1000, preview)
+        picture = None if preview is None else ("JPEG", _to_pillow(preview.picture()), PREVIEW_SIDE)
+        self._bar.update_absolute(round(progress.fraction * 1000), 1000, picture)
         show_text(progress.describe(self._remaining.left_s(progress.fraction)))
         self._progress = progress
 
@@ -130,6 +128,10 @@ def running_graph() -> Mapping[str, Any]:
 
     running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
     return running[0][2] if running else {}
+
+
+def _to_pillow(picture: Tensor) -> Image.Image:
+    return Image.fromarray(to_uint8(picture).permute(1, 2, 0).contiguous().numpy())
 
 
 @contextmanager

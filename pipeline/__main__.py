@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .choice import Choice
 from .config import Acceleration, GenerationConfig, Recipe, Resolution
 from .errors import MultiTalkError, Problems
-from .host import Progress, RemainingTime, TorchHost
+from .host import Preview, Progress, RemainingTime, TorchHost
 from .memory.placement import MemoryLimit
 from .model_files import ModelFiles, parse_lora
 from .multitalk_pipeline import MultiTalkPipeline
@@ -37,7 +36,7 @@ class TerminalHost(TorchHost):
         super().__init__(device)
         self._remaining = RemainingTime()
 
-    def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
+    def report(self, progress: Progress, preview: Preview | None = None) -> None:
         """Rewrites the line."""
         filled = round(progress.fraction * 30)
         bar = "#" * filled + "-" * (30 - filled)

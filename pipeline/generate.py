@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,19 +15,21 @@ from .audio.embeds import AudioEmbeds
 from .conditioning.conditioning import Conditioning
 from .generation.guards import check_frames, check_latents
 from .generation.passes import PassForwards, prepare_passes
-from .generation.recipes import ReferenceCache
+from .generation.preview import FramePreview, LatentPreview
+from .generation.recipes import ReferenceCache, WindowStart
 from .generation.recovery import Coders, attention_attempts
 from .generation.rules import check_inputs
 from .generation.run_spec import RunSpec
 from .generation.store import NoStore, RunKeys, WindowStore
 from .generation.windows import Window
-from .host import Host, Progress
+from .host import Host, Preview, Progress
 from .memory.placement import Footprint, MemoryConfig, decode_bytes, num_bytes, placed
 from .models.transformer.model import MultiTalkTransformer
 from .postprocess.apply import postprocess
 from .sampling.denoise import denoise
 from .sampling.noise import Noise, NoiseSource
 from .sampling.samplers import EulerSampler
+from .shapes import MASK_CHANNELS
 
 DENOISING = 0.9  # a window's share of progress that its steps take; the rest is the VAE's
 
@@ -79,6 +81,7 @@ def generate(
                 for attempt in attention_attempts(transformer, host):
                     with attempt:
                         start = coders.run(spec.model.start_window, window, motion_frames, noise, reference)
+                        report = replace(report, start=start)
                         placement.place()
                         guidance = spec.new_guidance()
                         inputs = prepare_passes(
@@ -91,12 +94,13 @@ def generate(
                             forwards, latents, timesteps, guidance, start.anchor, EulerSampler(), report.step
                         )
                         check_latents(latents, "after the last step")
+                report = replace(report, start=None)
                 del start, inputs, cache, forwards  # keys and values leave the device before the VAE comes
                 report.stage("decode", DENOISING)
                 frames = coders.run(_decode, latents, host)
                 check_frames(frames, portrait, window.index)
                 frames = postprocess(frames, portrait, motion_frames, window.overlap, spec.postprocess)
-                report.stage("done", 1.0, frames)
+                report.stage("done", 1.0, FramePreview(frames))
                 finished = store.save(window.index, frames, spec.windows_config.motion_frames)
                 del frames
             motion_frames, frames = finished.motion, finished.frames[:, window.keep]
@@ -129,24 +133,25 @@ class WindowReport:
     host: Host
     spec: RunSpec
     window: Window
+    start: WindowStart | None = None  # None until it is encoded
 
-    def stage(self, stage: str, share: float, frames: Tensor | None = None) -> None:
-        """The stage that begins, after `share` (0..1) of the window, with its frames where they are finished."""
-        self._report(stage, share, frames=frames)
+    def stage(self, stage: str, share: float, preview: Preview | None = None) -> None:
+        """The stage that begins, after `share` (0..1) of the window."""
+        self._report(stage, share, preview=preview)
 
     def step(self, step: int, clean: Tensor) -> None:
         """The end of step number `step`, from 0, with the present guess of the clean latents."""
         if step == 0:
             check_latents(clean, "after the first step")
-        self._report("sampling", DENOISING * (step + 1) / self.spec.steps, step + 1, clean)
+        assert self.start is not None, "steps follow the start"
+        preview = LatentPreview(clean, self.start.condition[MASK_CHANNELS:, 0], self.start.picture)
+        self._report("sampling", DENOISING * (step + 1) / self.spec.steps, step + 1, preview)
 
-    def _report(
-        self, stage: str, share: float, step: int = 0, latents: Tensor | None = None, frames: Tensor | None = None
-    ) -> None:
+    def _report(self, stage: str, share: float, step: int = 0, preview: Preview | None = None) -> None:
         count = len(self.spec.windows)
         fraction = (self.window.index + share) / count
         progress = Progress(stage, fraction, self.window.index + 1, count, step, self.spec.steps)
-        self.host.report(progress, latents, frames)
+        self.host.report(progress, preview)
         self.host.check_cancelled()
 
 

@@ -30,6 +30,14 @@ class Progress:
         return ", ".join(filter(None, (self.stage, window, step, left)))
 
 
+class Preview(Protocol):
+    """The run as it stands, made into a picture only where a host wants one."""
+
+    def picture(self) -> Tensor:
+        """`c h w`, -1..1, on the CPU; of latents it is as small as they are."""
+        ...
+
+
 class Host(Protocol):
     """Runs the engine: a command line, a test, or a node of ComfyUI."""
 
@@ -43,13 +51,8 @@ class Host(Protocol):
         """Permission to pin the machine's memory, which makes copies to the device faster."""
         ...
 
-    def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
-        """Shows the progress, with a preview where there is one.
-
-        Args:
-            latents: `c t h w`, the present estimate of the clean ones.
-            frames: `c f h w`, -1..1, a finished window's.
-        """
+    def report(self, progress: Progress, preview: Preview | None = None) -> None:
+        """Shows the progress, with the picture of `preview` where there is one."""
 
     def check_cancelled(self) -> None:
         """Raises the host's own exception when the user wants the run to end."""
@@ -75,7 +78,7 @@ class TorchHost:
         """Always."""
         return True
 
-    def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
+    def report(self, progress: Progress, preview: Preview | None = None) -> None:
         """Shows nothing."""
 
     def check_cancelled(self) -> None:

@@ -32,11 +32,13 @@ class WindowStart:
 
     Attributes:
         condition: `20 t h w`, the mask and the latents of the known frames.
+        picture: `c h w`, -1..1, the first known frame, which the first latent frame of the condition encodes.
         image_embeds: `i d`, the image tokens.
         anchor: how the known frames enter the noisy latents.
     """
 
     condition: Tensor
+    picture: Tensor
     image_embeds: Tensor
     anchor: Anchor
 
@@ -89,7 +91,7 @@ def continue_motion(
     if motion_frames is not None:
         latents = conditions[MASK_CHANNELS:, : num_latent_frames(motion_frames.shape[1])]
         anchor = NoisedMotion(latents, noise.motion(window.index, latents.shape))
-    return WindowStart(conditions, conditioning.image_tokens(frames[:, -1]), anchor)
+    return WindowStart(conditions, frames[:, 0], conditioning.image_tokens(frames[:, -1]), anchor)
 
 
 def return_to_reference(
@@ -106,7 +108,8 @@ def return_to_reference(
         latents = conditions[MASK_CHANNELS:, :1]
     else:
         latents = motion_latents(conditioning.vae, motion_frames)
-    return WindowStart(conditions, image_embeds, CleanMotion(latents))
+    picture = conditioning.source_frame(window.start)[:, 0]
+    return WindowStart(conditions, picture, image_embeds, CleanMotion(latents))
 
 
 @dataclass(frozen=True)

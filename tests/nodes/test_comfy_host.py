@@ -1,5 +1,6 @@
 """Ours and other nodes' models make room for each other through ComfyUI's model management."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,16 +80,18 @@ def test_a_node_tells_in_words_what_is_left_and_shows_the_finished_window(host_m
     updates, server = sys.modules["comfy.utils"].ProgressBar.updates, sys.modules["server"].PromptServer.instance
     updates.clear()
     progress = sys.modules[f"{pack.NAME}.pipeline.host"].Progress
-    host = host_module.ComfyHost()
-    host.report(progress("sampling", 0.0, 1, 2, 1, 4), latents=torch.zeros(16, 3, 4, 4))
+    previews = importlib.import_module(f"{pack.NAME}.pipeline.generation.preview")
+    host, latents = host_module.ComfyHost(), torch.zeros(16, 3, 4, 4)
+    preview = previews.LatentPreview(latents, latents[:, 0], torch.zeros(3, 32, 32))
+    host.report(progress("sampling", 0.0, 1, 2, 1, 4), preview)
     green = torch.full((3, 5, 8, 12), -1.0)
     green[1] = 1.0
-    host.report(progress("done", 0.5, 1, 2), frames=green)
+    host.report(progress("done", 0.5, 1, 2), previews.FramePreview(green))
     (node, said), (again, later) = server.texts[-2:]
     assert (node, again) == ("1", "1") and said == "sampling, window 1 of 2, step 1 of 4"
     assert later.startswith("done, window 1 of 2, about ") and later.endswith(" left")
     (_, _, latents), (value, total, (kind, picture, _)) = updates[-2:]
-    assert (value, total, kind, latents[1].size) == (500, 1000, "JPEG", (32, 32))
+    assert (value, total, kind, latents[1].size) == (500, 1000, "JPEG", (4, 4))  # the smaller one is scaled by ComfyUI
     assert picture.size == (12, 8) and picture.getpixel((3, 3)) == (0, 255, 0)
 
 

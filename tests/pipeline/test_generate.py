@@ -6,6 +6,7 @@ import pytest
 import torch
 from multitalk_pack.pipeline.config import Recipe
 from multitalk_pack.pipeline.errors import ConfigError, NumericalError
+from multitalk_pack.pipeline.generation.preview import FramePreview
 from multitalk_pack.pipeline.memory.placement import MemoryConfig, MemoryLimit
 from support import run
 
@@ -155,8 +156,9 @@ def test_every_step_of_every_window_is_told_and_every_finished_window_shown(mode
     frames = frames_of(model, 13, host=host, config=run.config(steps=3))
     steps = [(progress.window, progress.step) for progress in host.progress if progress.step]
     assert steps == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
-    first, second = host.previews
+    first, second = (preview.frames for preview in host.previews if isinstance(preview, FramePreview))
     assert torch.equal(first, frames[:, :9]) and torch.equal(second[:, -4:], frames[:, 9:])
+    assert {preview.picture().shape for preview in host.previews} == {(3, 4, 6), (3, run.HEIGHT, run.WIDTH)}
 
 
 def test_bad_numbers_stop_the_run_with_a_cause(model):

@@ -14,7 +14,7 @@ from multitalk_pack.pipeline.conditioning.conditioning import Conditioning
 from multitalk_pack.pipeline.config import GenerationConfig, Recipe
 from multitalk_pack.pipeline.generation.run_spec import RunSpec, make_run_spec
 from multitalk_pack.pipeline.generation.store import WindowStore
-from multitalk_pack.pipeline.host import Host, Progress, TorchHost
+from multitalk_pack.pipeline.host import Host, Preview, Progress, TorchHost
 from multitalk_pack.pipeline.media.pixels import to_uint8
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.models.vae.video_vae import VideoVae
@@ -31,13 +31,13 @@ class RecordingHost(TorchHost):
     def __init__(self, cancel_after: int | None = None):
         super().__init__("cpu")
         self.progress: list[Progress] = []
-        self.previews: list[Tensor] = []
+        self.previews: list[Preview] = []
         self.cancel_checks = 0
         self.cancel_after = cancel_after
 
-    def report(self, progress: Progress, latents: Tensor | None = None, frames: Tensor | None = None) -> None:
+    def report(self, progress: Progress, preview: Preview | None = None) -> None:
         self.progress.append(progress)
-        self.previews += [] if frames is None else [frames]
+        self.previews += [] if preview is None else [preview]
 
     def check_cancelled(self) -> None:
         self.cancel_checks += 1

@@ -26,7 +26,7 @@ class Listener(TorchHost):
         super().__init__("cpu")
         self.reports: list[Progress] = []
 
-    def report(self, progress, latents=None):
+    def report(self, progress, preview=None):
         self.reports.append(progress)
 
 
