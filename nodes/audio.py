@@ -35,6 +35,7 @@ class MultiTalkEncodeAudio(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkEncodeAudio",
             display_name="MultiTalk Encode Audio",
+            search_aliases=["talking", "lip sync", "lipsync", "speech", "voice", "dialogue", "song", "wav2vec2"],
             category=CATEGORY,
             description="Encodes one voice or several. The video sounds as the voices came, only cut or padded.",
             inputs=[
@@ -142,6 +143,7 @@ class MultiTalkEmbedsToKijai(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkEmbedsToKijai",
             display_name="MultiTalk Embeds to WanVideoWrapper",
+            search_aliases=["wanvideo multitalk embeds"],
             category=f"{CATEGORY}/interop",
             description="Turns audio embeds into the multitalk_embeds that WanVideoWrapper's sampler takes.",
             inputs=[
@@ -183,6 +185,7 @@ class MultiTalkEmbedsFromKijai(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkEmbedsFromKijai",
             display_name="MultiTalk Embeds from WanVideoWrapper",
+            search_aliases=["wanvideo multitalk embeds"],
             category=f"{CATEGORY}/interop",
             description="Takes the multitalk_embeds of WanVideoWrapper. Its scales are set on our sampler instead.",
             inputs=[sockets.KijaiEmbeds.Input("multitalk_embeds", tooltip="From WanVideoWrapper's MultiTalk nodes.")],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 CATEGORY = "MultiTalk"
 CUSTOM = "custom"
 
-logger = logging.getLogger(__name__)
-
 
 class MultiTalkSpeaker(io.ComfyNode):
     """One speaker's place in the picture."""
@@ -47,6 +44,7 @@ class MultiTalkSpeaker(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkSpeaker",
             display_name="MultiTalk Speaker",
+            search_aliases=["talking", "speech", "who speaks", "two people", "dialogue"],
             category=CATEGORY,
             description="A speaker's place: a mask, or a box in percent of the image. Chain one for each voice. Where "
             "one of several people speaks, one place is enough.",
@@ -95,6 +93,7 @@ class MultiTalkCondition(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkCondition",
             display_name="MultiTalk Condition",
+            search_aliases=["talking head", "portrait", "avatar", "dub", "lip sync"],
             category=CATEGORY,
             description="Resizes and centre-crops the image and encodes the prompt. Core's encoders may be connected "
             "instead of ours.",
@@ -187,8 +186,6 @@ class MultiTalkCondition(io.ComfyNode):
         rows, columns = pictures.shape[1:3]
         target = target_size(resolution, width, height, rows, columns)
         places = places_of(speakers, ref_target_masks)
-        if len(places) == 1:
-            logger.warning("The only speaker's place is not used: one voice moves the mouth wherever it is.")
         problems = Problems()
         masks = check_masks(places, (rows, columns), target, problems)
         problems.raise_errors()

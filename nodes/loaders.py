@@ -26,6 +26,7 @@ class MultiTalkLoadModel(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkLoadModel",
             display_name="MultiTalk Load Model",
+            search_aliases=["multitalk", "infinitetalk", "talking", "lip sync", "avatar", "wan2.1 i2v"],
             category=CATEGORY,
             description="Wan2.1 I2V 14B and the MultiTalk or InfiniteTalk audio weights, in any packaging.",
             inputs=[
@@ -109,6 +110,7 @@ class MultiTalkLoadLora(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkLoadLora",
             display_name="MultiTalk Load LoRA",
+            search_aliases=["lightx2v", "fusionx", "few steps"],
             category=CATEGORY,
             description="Adds a Wan2.1 LoRA, for example lightx2v or FusionX for few steps. Chain it for several.",
             inputs=[
@@ -140,6 +142,7 @@ class MultiTalkLoadTextEncoder(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkLoadTextEncoder",
             display_name="MultiTalk Load Text Encoder",
+            search_aliases=["umt5", "t5"],
             category=CATEGORY,
             description="umT5-XXL. CLIP Text Encode with the Wan text encoder may be used instead.",
             inputs=[
@@ -165,6 +168,7 @@ class MultiTalkLoadImageEncoder(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkLoadImageEncoder",
             display_name="MultiTalk Load Image Encoder",
+            search_aliases=["clip vision"],
             category=CATEGORY,
             description="CLIP ViT-H. The output of core's CLIP Vision Encode may be used instead.",
             inputs=[
@@ -190,6 +194,7 @@ class MultiTalkLoadVAE(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkLoadVAE",
             display_name="MultiTalk Load VAE",
+            search_aliases=["wan vae"],
             category=CATEGORY,
             description="Wan2.1's video VAE. Core's Load VAE may be used instead; this one decodes in constant memory.",
             inputs=[
@@ -211,6 +216,7 @@ class MultiTalkLoadAudioEncoder(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkLoadAudioEncoder",
             display_name="MultiTalk Load Audio Encoder",
+            search_aliases=["wav2vec2", "speech", "voice", "lip sync"],
             category=CATEGORY,
             description="chinese-wav2vec2-base, which MultiTalk was trained with.",
             inputs=[

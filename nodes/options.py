@@ -43,6 +43,7 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkLongVideoOptions",
             display_name="MultiTalk Long Video Options",
+            search_aliases=["infinitetalk", "windows", "resume", "deflicker", "color"],
             category=CATEGORY,
             description="Windows, motion frames, colours, flicker, resuming, and a first look at a long run.",
             inputs=[
@@ -131,6 +132,7 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkAccelerationOptions",
             display_name="MultiTalk Acceleration Options",
+            search_aliases=["teacache", "magcache", "easycache", "sage attention", "compile"],
             category=CATEGORY,
             description="Replaces the sampler's acceleration preset by single knobs.",
             inputs=[

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..pipeline.audio.dialogue import Arrangement
 from ..pipeline.audio.embeds import AudioEmbeds
-from ..pipeline.conditioning.speakers import Place
+from ..pipeline.conditioning.speakers import Place, count_speakers
 from ..pipeline.config import GenerationConfig
 from ..pipeline.errors import Problems
 from ..pipeline.generation.run_spec import make_run_spec
@@ -43,6 +43,7 @@ class MultiTalkPreflight(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkPreflight",
             display_name="MultiTalk Preflight",
+            search_aliases=["estimate", "check", "how long", "memory"],
             category="MultiTalk",
             description="Looks at a whole run in a second or two and reads no weights. Length, size and steps are "
             "those of the nodes in the graph. Connect the picture, the voices and the loaders to hear of everything "
@@ -111,18 +112,20 @@ class MultiTalkPreflight(io.ComfyNode):
         places = places_of(speakers, ref_target_masks)
         length, num_voices = _speech(audio_embeds, voices, audio, problems)
         if conditioning is not None:
-            conditioning = conditioning.for_speakers(num_voices)
             size, inputs = (conditioning.height, conditioning.width), RunInputs.encoded(audio_embeds, conditioning)
+            num_places = 0 if conditioning.speaker_masks is None else conditioning.num_places
         else:
             size = None if image is None else problems.attempt("image", _size, image, condition, places, problems)
-            inputs = RunInputs(num_places=len(places) or num_voices, audio_embeds=audio_embeds)
+            inputs, num_places = RunInputs(audio_embeds=audio_embeds), len(places)
+        num_speakers, num_places = count_speakers(num_voices, num_places)
+        inputs = replace(inputs, num_places=num_places)
         if length is None or size is None:
             problems.note("Connect image and audio_1, or conditioning and audio_embeds, to see what the run takes.")
         if audio_embeds is not None:
             audio |= {"num_frames": 0, "fps": float(audio_embeds.fps)}
         widgets = {"num_frames": audio["num_frames"], "fps": audio["fps"], **sampler}
         config = problems.attempt("sampler", lambda: sampling_config(options, **widgets)) or GenerationConfig()
-        spec = make_run_spec(config, model.recipe, size, length, num_voices, acceleration=options.acceleration)
+        spec = make_run_spec(config, model.recipe, size, length, num_speakers, acceleration=options.acceleration)
         estimate = check_run(spec, inputs, setup, problems, PreflightHost())
         if problems.errors:
             _refusals[executing_node_id()] += 1

@@ -40,6 +40,18 @@ class MultiTalkSampler(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkSampler",
             display_name="MultiTalk Sampler",
+            search_aliases=[
+                "multitalk",
+                "infinitetalk",
+                "talking",
+                "talking head",
+                "lip sync",
+                "lipsync",
+                "avatar",
+                "speech",
+                "portrait",
+                "dub",
+            ],
             category=CATEGORY,
             description="Samples the video window by window. An interrupted run goes on where it stopped.",
             inputs=[
@@ -121,9 +133,11 @@ class MultiTalkSampler(io.ComfyNode):
         options: SamplerOptions | None = None,
         **widgets: Any,
     ) -> io.NodeOutput:
+        from ..pipeline.conditioning.conditioning import match_speakers  # imports diffusers, which takes seconds
+
         options = options or SamplerOptions()
         host = ComfyHost(keeps_windows=options.resume)
-        conditioning = conditioning.for_speakers(audio_embeds.num_speakers)
+        audio_embeds, conditioning = match_speakers(audio_embeds, conditioning)
         talk = MultiTalkPipeline(model, host=host)
         config = sampling_config(options, fps=float(audio_embeds.fps), **widgets)
         spec = talk.make_spec(config, audio_embeds, conditioning, options.acceleration)

@@ -15,6 +15,7 @@ from .acceleration.presets import AccelerationOptions
 from .audio.embeds import AudioEmbeds, encode_audio
 from .audio.waveform import Sound
 from .conditioning.reference_image import fit_frames
+from .conditioning.speakers import count_speakers
 from .config import GenerationConfig
 from .errors import Problems
 from .generation.recipes import RECIPES, find_recipe
@@ -163,8 +164,7 @@ class MultiTalkPipeline:
             ConfigError: all that is wrong with the request, at once.
         """
         run = self.check(Request.of(image, audio, prompt, **options))
-        audio_embeds = self.encode_audio(run)
-        return self.sample(audio_embeds, self.encode_conditioning(run), run.spec)
+        return self.sample(*self.encode(run), run.spec)
 
     @torch.inference_mode()
     def render(
@@ -197,8 +197,7 @@ class MultiTalkPipeline:
         """
         request = Request.of(image, audio, prompt, problems=problems, **options)
         run = self.check(request, Path(output), None if resume_folder is None else Path(resume_folder), problems)
-        audio_embeds = self.encode_audio(run)
-        conditioning = self.encode_conditioning(run)
+        audio_embeds, conditioning = self.encode(run)
         return self.write(audio_embeds, conditioning, run.spec, run.setup, run.estimate, restart=restart)
 
     def check(
@@ -224,13 +223,21 @@ class MultiTalkPipeline:
             if size is not None:
                 masks = check_masks(media.places, (height, width), size, problems)
         num_frames = check_voices(media.speeches, request.arrangement, config.num_frames, config.fps, problems)
-        spec = make_run_spec(config, self.model.recipe, size, num_frames, max(1, len(request.voices)))
+        num_boxes = sum(voice.box is not None for voice in request.voices)
+        num_speakers, num_places = count_speakers(len(request.voices), num_boxes)
+        spec = make_run_spec(config, self.model.recipe, size, num_frames, max(1, num_speakers))
         setup = RunSetup(self.files, self.model.dtype, self.model.memory, resume_folder, resume_folder, output)
-        inputs = RunInputs(len(request.voices), 1 if media.frames is None else len(media.frames))
+        inputs = RunInputs(num_places, 1 if media.frames is None else len(media.frames))
         estimate = check_run(spec, inputs, setup, problems, self.host)
         problems.raise_errors()
         logger.log(logging.WARNING if problems.notes else logging.INFO, "%s", describe(problems, estimate))
         return CheckedRequest(request, media, spec, masks, setup, estimate)
+
+    def encode(self, run: CheckedRequest) -> tuple[AudioEmbeds, Conditioning]:
+        """The encoded inputs: a place for each voice, a voice for each place."""
+        from .conditioning.conditioning import match_speakers  # imports diffusers
+
+        return match_speakers(self.encode_audio(run), self.encode_conditioning(run))
 
     def encode_audio(self, run: CheckedRequest) -> AudioEmbeds:
         """The speech features and the soundtrack; the encoder is read for them and dropped again."""
@@ -267,6 +274,7 @@ class MultiTalkPipeline:
             vae=handles.vae(files.vae).model,
             image_encoder=handles.image_encoder(files.image_encoder).model,
             speaker_masks=run.masks,
+            image_hw=(frames.shape[1], frames.shape[2]),
         )
 
     def sample(self, audio_embeds: AudioEmbeds, conditioning: Conditioning, spec: RunSpec) -> Iterator[Tensor]:

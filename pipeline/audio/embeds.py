@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ class AudioEmbeds:
     fps: Fraction = Fraction(FPS)  # of the finished video
     num_output_frames: int | None = None  # of the finished video, at `fps`; None at 25 a second
     soundtrack: Sound | None = None  # of the finished video, which silence continues; None is silent
+    silence: Tensor | None = None  # layers channels, of a silent moment, for a listener beside an only speaker
 
     def __post_init__(self) -> None:
         if not math.isfinite(peak_of(self.features)):
@@ -47,6 +48,12 @@ class AudioEmbeds:
     def num_speakers(self) -> int:
         """Speakers, the silent ones too."""
         return self.features.shape[0]
+
+    def with_listener(self) -> AudioEmbeds:
+        """The same with one more speaker, who keeps silent; `silence` must be there."""
+        assert self.silence is not None
+        listener = self.silence.expand(1, *self.features.shape[1:])
+        return replace(self, features=torch.cat((self.features, listener)))
 
     def window(self, feature_frames: Tensor) -> Tensor:
         """
@@ -130,7 +137,10 @@ def encode_audio(
         features.append(encode(model, waveform, num_features, normalize_input))
     sources = speeches if soundtrack is None else [Speech(soundtrack)]
     sound = mix_soundtrack(sources, arrangement, num_output_frames, _exact(fps))
-    return AudioEmbeds(torch.stack(features), num_frames, _exact(fps), num_output_frames, sound)
+    silence = None
+    if len(tracks) == 1:
+        silence = encode(model, torch.zeros(SAMPLE_RATE_HZ), FPS, normalize_input)[FPS // 2]  # far from both ends
+    return AudioEmbeds(torch.stack(features), num_frames, _exact(fps), num_output_frames, sound, silence)
 
 
 def _num_frames_from_audio(speeches: Sequence[Speech], arrangement: Arrangement, fps: Fraction | float) -> int:

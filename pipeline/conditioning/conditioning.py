@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
+from ..audio.embeds import AudioEmbeds
 from ..errors import ConfigError
 from ..media.pixels import from_uint8
 from ..models.image_encoder import ImageEncoder
 from ..models.vae.tiling import Tiling
 from ..models.vae.video_vae import VideoCoder, VideoVae
 from .speakers import Place, speaker_masks
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Conditioning:
         vae: turns frames into latents and back.
         image_encoder: tells a window's image; None where `image_embeds` is given.
         image_embeds: `i d`, the same for all windows, from a node that encoded the image already.
-        speaker_masks: `classes h w` at pixel size, the speakers and then the background; None for one speaker.
+        speaker_masks: `classes h w` at pixel size, the speakers and then the background; None where nobody is placed.
         image_hw: height and width of the picture before it was fitted; None where it was not.
     """
 
@@ -61,13 +66,6 @@ class Conditioning:
     def num_places(self) -> int:
         """Speakers that are told apart in the picture; 1 where nobody is."""
         return 1 if self.speaker_masks is None else len(self.speaker_masks) - 1
-
-    def for_speakers(self, num_voices: int) -> Conditioning:
-        """The same for so many voices: where nobody was told apart they share the width, from left to right."""
-        if num_voices < 2 or self.speaker_masks is not None:
-            return self
-        size = (self.height, self.width)
-        return replace(self, speaker_masks=speaker_masks([Place()] * num_voices, self.image_hw or size, size))
 
     @property
     def all_prompts(self) -> tuple[Tensor, ...]:
@@ -105,3 +103,24 @@ class Conditioning:
         """The same with a VAE that works on tiles."""
         assert isinstance(self.vae, VideoVae), "asked of `can_tile` first"
         return replace(self, vae=VideoVae(self.vae.model, Tiling()))
+
+
+def match_speakers(audio_embeds: AudioEmbeds, conditioning: Conditioning) -> tuple[AudioEmbeds, Conditioning]:
+    """A place for each voice, and a voice for each place.
+
+    Several voices without places share the width, from left to right. One voice with a place moves this mouth alone:
+    the rest of the picture is a listener whose voice is silent.
+    """
+    num_voices, masks = audio_embeds.num_speakers, conditioning.speaker_masks
+    if masks is None and num_voices > 1:
+        size = (conditioning.height, conditioning.width)
+        shares = speaker_masks([Place()] * num_voices, conditioning.image_hw or size, size)
+        return audio_embeds, replace(conditioning, speaker_masks=shares)
+    if masks is None or num_voices > 1:
+        return audio_embeds, conditioning
+    if audio_embeds.silence is None:
+        logger.warning("The only speaker's place is not used: these audio embeds know no silence for a listener.")
+        return audio_embeds, replace(conditioning, speaker_masks=None)
+    speaker = masks[:1]
+    with_listener = torch.cat((speaker, 1 - speaker, torch.zeros_like(speaker)))
+    return audio_embeds.with_listener(), replace(conditioning, speaker_masks=with_listener)

@@ -39,6 +39,11 @@ class Place:
     box: tuple[float, float, float, float] | None = None
     percent: bool = False
 
+    @property
+    def is_marked(self) -> bool:
+        """The place is more than a share of the width."""
+        return self.mask is not None or self.box is not None
+
     def __post_init__(self) -> None:
         if self.mask is not None and self.box is not None:
             raise ImageError("A speaker has a mask and a box. Give one of them.")
@@ -49,6 +54,13 @@ class Place:
             raise ImageError(
                 f"A box is left, top, right, bottom with left < right and top < bottom, got {tuple(self.box)}."
             )
+
+
+def count_speakers(num_voices: int, num_places: int) -> tuple[int, int]:
+    """Speakers and places of a run, as `conditioning.match_speakers` makes them of voices and places."""
+    if num_voices == 1 and num_places:
+        return 2, 2
+    return num_voices, num_places or num_voices
 
 
 def speaker_masks(places: Sequence[Place], image_hw: tuple[int, int], target_hw: tuple[int, int]) -> Tensor:

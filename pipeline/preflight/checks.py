@@ -138,8 +138,8 @@ def describe(problems: Problems, run: RunEstimate | None) -> str:
 def check_masks(
     places: Sequence[Place], image_hw: tuple[int, int], target: tuple[int, int], problems: Problems
 ) -> Tensor | None:
-    """The speakers' masks; None for one speaker, or where they cannot be made."""
-    if len(places) < 2:
+    """The speakers' masks; None where nobody is placed, or where they cannot be made."""
+    if not places or (len(places) == 1 and not places[0].is_marked):
         return None
     masks = problems.attempt("speakers", speaker_masks, places, image_hw, target)
     if masks is None:
@@ -218,11 +218,6 @@ def _check_fit(spec: RunSpec, inputs: RunInputs, files: ModelFiles, problems: Pr
         problems.attempt("size", check_size, *spec.size)
     problems.attempt("speakers", check_places, spec.num_speakers, inputs.num_places)
     problems.attempt("image", check_dubbing, inputs.num_source_frames, spec.model)
-    if spec.num_speakers == 1 < inputs.num_places and spec.num_frames is not None:
-        problems.note(
-            f"{inputs.num_places} places, one voice: the places are not used, and all lips follow it. Give whoever "
-            f"listens a silent voice."
-        )
     embeds = inputs.audio_embeds
     if embeds is not None and spec.num_frames is not None and spec.num_frames > embeds.num_frames + TAIL_FRAMES:
         problems.note(

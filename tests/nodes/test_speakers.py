@@ -1,5 +1,7 @@
 """Boxes and masks go through the nodes and come out as the published program's masks, and as what it makes of them."""
 
+import dataclasses
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -75,6 +77,13 @@ def published_boxes(facts):
     return [(int(share * margin + x), top, int(share * (1 - margin) + x), bottom) for x in (0, share)]
 
 
+def matched(conditioning, num_voices, silence=None):
+    """Embeds of voices and the conditioning, as the sampler makes them fit each other."""
+    audio = sys.modules[f"{pack.NAME}.pipeline.audio.embeds"].AudioEmbeds(torch.zeros(num_voices, 5, 12, 8), 5)
+    match_speakers = sys.modules[f"{pack.NAME}.pipeline.conditioning.conditioning"].match_speakers
+    return match_speakers(dataclasses.replace(audio, silence=silence), conditioning)
+
+
 def latent_masks(conditioning):
     return to_latent_masks(conditioning.speaker_masks, LatentSize.of_video(1, conditioning.height, conditioning.width))
 
@@ -94,9 +103,26 @@ def test_a_voice_that_has_no_sound_is_told_and_nobody_takes_its_place(nodes):
         nodes["MultiTalkEncodeAudio"].execute(audio_encoder=None, audio_1=voice, audio_2=None, audio_3=voice, **widgets)
 
 
-def test_the_place_of_an_only_speaker_is_told_to_be_of_no_use(nodes, caplog):
+def test_beside_an_only_speaker_with_a_place_the_rest_of_the_picture_listens_in_silence(nodes):
+    one = nodes["MultiTalkSpeaker"].execute(50.0, 0.0, 100.0, 100.0).args[0]
+    conditioning = condition(nodes, (64, 64), (64, 64), speakers=one)
+    silence = torch.randn(12, 8)
+    audio, conditioning = matched(conditioning, num_voices=1, silence=silence)
+    right = torch.zeros(64, 64)
+    right[:, 32:] = 1
+    assert torch.equal(conditioning.speaker_masks, torch.stack((right, 1 - right, torch.zeros(64, 64))))
+    assert not audio.features[0].any() and torch.equal(audio.features[1], silence.expand(5, 12, 8))
+
+
+def test_an_only_speaker_without_a_place_needs_no_listener(nodes):
+    audio, conditioning = matched(condition(nodes, (64, 64), (64, 64)), num_voices=1, silence=torch.zeros(12, 8))
+    assert conditioning.speaker_masks is None and audio.num_speakers == 1
+
+
+def test_embeds_that_know_no_silence_tell_that_the_place_is_not_used(nodes, caplog):
     one = nodes["MultiTalkSpeaker"].execute(0.0, 0.0, 50.0, 100.0).args[0]
-    assert condition(nodes, (64, 64), (64, 64), speakers=one).speaker_masks is None
+    audio, conditioning = matched(condition(nodes, (64, 64), (64, 64), speakers=one), num_voices=1)
+    assert conditioning.speaker_masks is None and audio.num_speakers == 1
     assert "The only speaker's place is not used" in caplog.text
 
 
@@ -111,7 +137,7 @@ def test_places_become_the_published_masks(nodes, case, way):
 
 def test_speakers_without_places_have_the_published_shares(nodes):
     facts = REF_MASKS.cases["two_default"]
-    conditioning = condition(nodes, tuple(facts["image_hw"]), "480p").for_speakers(2)
+    _, conditioning = matched(condition(nodes, tuple(facts["image_hw"]), "480p"), num_voices=2)
     REF_MASKS.assert_close(latent_masks(conditioning), "out.two_default.masks")
 
 

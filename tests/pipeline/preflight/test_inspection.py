@@ -205,8 +205,6 @@ def test_what_runs_but_perhaps_not_as_meant_is_noted(files):
     assert any("made for few steps; 20 cost time" in note for note in checked(files=few)[0].notes)
     assert any("blurred" in note for note in checked(spec(GenerationConfig(steps=4)), files=weights(files))[0].notes)
     assert not checked(spec(recipe=Recipe.INFINITETALK), inputs=RunInputs(num_source_frames=9))[0].errors
-    notes = checked(inputs=RunInputs(num_places=2))[0].notes
-    assert any("2 places, one voice: the places are not used" in note for note in notes)
     single = files.folder / "infinitetalk-single.safetensors"
     shutil.copy(files.adapter, single)
     notes = checked(spec(num_speakers=2), files=ModelFiles(base=files.base, adapter=single))[0].notes
