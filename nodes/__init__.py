@@ -7,7 +7,6 @@ from comfy_api.latest import ComfyExtension, io
 from . import folders
 from .audio import MultiTalkEmbedsFromKijai, MultiTalkEmbedsToKijai, MultiTalkEncodeAudio
 from .conditioning import MultiTalkCondition, MultiTalkSpeaker
-from .example import MultiTalkExample
 from .loaders import (
     MultiTalkLoadAudioEncoder,
     MultiTalkLoadImageEncoder,
@@ -24,7 +23,6 @@ from .sampler import MultiTalkSampler
 from .sockets import take_links_only
 
 NODES: list[type[io.ComfyNode]] = [
-    MultiTalkExample,
     MultiTalkLoadModel,
     MultiTalkLoadLora,
     MultiTalkLoadTextEncoder,
@@ -51,6 +49,7 @@ class MultiTalkExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes."""
         folders.register_folders()
+        folders.copy_examples()
         for node in NODES:
             take_links_only(node)
             show_refusals(node)

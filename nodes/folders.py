@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,6 +12,9 @@ import folder_paths
 from ..pipeline.errors import WeightsError
 from ..pipeline.model_files import BUNDLED_WEIGHTS
 
+logger = logging.getLogger(__name__)
+
+EXAMPLES = Path(__file__).parents[1] / "demo" / "assets"
 NONE = "none"
 BUNDLED = "multitalk_bundled_{}"  # keys of our own: the lists of core's loaders are none of our business
 
@@ -43,6 +48,19 @@ def register_folders() -> None:
             folder_paths.folder_names_and_paths[key] = (paths, extensions)
     for folder in BUNDLED_WEIGHTS.glob("*"):
         folder_paths.folder_names_and_paths[BUNDLED.format(folder.name)] = ([str(folder)], {".safetensors"})
+
+
+def copy_examples() -> None:
+    """Puts the bundled pictures and voices into ComfyUI's input folder, where Load Image and Load Audio list them."""
+    inputs = Path(folder_paths.get_input_directory())
+    try:
+        inputs.mkdir(parents=True, exist_ok=True)
+        for file in (file for file in EXAMPLES.iterdir() if file.suffix in (".jpg", ".png", ".wav")):
+            example = inputs / f"multitalk_{file.name}"
+            if not example.exists():
+                shutil.copyfile(file, example)
+    except OSError as error:
+        logger.warning("The example pictures and voices are not in %s (%s).", inputs, error.strerror)
 
 
 def names(keys: tuple[str, ...]) -> list[str]:

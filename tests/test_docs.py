@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 import re
+from urllib.parse import unquote
 
 import pytest
 from support.pack import PACK
@@ -124,7 +125,7 @@ def test_troubleshooting_has_an_answer_for_every_message():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert [link for link in links if not (page.parent / unquote(link)).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import quote
 
 import make_workflows
 import torch
@@ -89,14 +90,14 @@ def files() -> str:
 
 
 def workflows() -> str:
-    """The workflow files, with their thumbnails where there are some."""
+    """The workflow files with their pictures."""
     rows = []
-    for name, graph in make_workflows.build().items():
-        title, _, note = graph.note.partition("\n")
+    for graph in make_workflows.build().values():
+        _, _, note = graph.note.partition("\n")
         last = note.strip().split("\n\n")[-1].replace("\n", " ")
-        pictures = [f"![{name}](workflows/{file.name})" for file in _pictures(name)]
-        rows.append((f"[{name}.json](workflows/{name}.json)", title.removeprefix("# "), last, " ".join(pictures)))
-    return table(("File", "What", "Note", "Picture"), rows)
+        link = f"workflows/{quote(graph.stem)}"
+        rows.append((f"[{graph.name}]({link}.json)", last, f'<img src="{link}.jpg" width="128" alt="{graph.name}">'))
+    return table(("Workflow", "What to know", "Picture"), rows)
 
 
 def prices() -> str:
@@ -148,10 +149,6 @@ def _machine(facts: dict[str, Any]) -> str:
     device = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores"
     load = f"load {facts['load_1_min']:.1f} at its end"
     return f"Measured on {device}, torch {facts['torch']}, {load}, {facts['time'][:10]}."
-
-
-def _pictures(name: str) -> list[Path]:
-    return [file for ending in ("png", "jpg", "webp") for file in (PACK / "workflows").glob(f"{name}.{ending}")]
 
 
 def _test_module(name: str) -> ModuleType:

@@ -41,7 +41,7 @@ def test_it_holds_what_runs_and_nothing_else(archive):
     names, demo = {name.split("/")[0] for name in held}, [name for name in held if name.startswith("demo/")]
     assert names == {
         "LICENSE", "README.md", "__init__.py", "demo", "docs", "nodes", "pipeline", "pyproject.toml",
-        "requirements.txt", "versions.py", "web", "workflows",
+        "requirements.txt", "subgraphs", "versions.py", "web", "workflows",
     }  # fmt: skip
     assert [name for name in held if name.startswith("docs/") and not name.endswith(".md")] == []
     assert demo and all(name.startswith(("demo/assets/", "demo/weights/")) for name in demo)

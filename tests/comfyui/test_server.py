@@ -5,6 +5,7 @@ import itertools
 import json
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import av
 import numpy as np
@@ -71,10 +72,21 @@ def test_the_start_has_no_message_of_ours(server):
 
 def test_the_workflows_are_listed_as_templates_with_their_pictures(server):
     templates = server.call("/workflow_templates")[1]["comfyui-multitalk"]
-    assert sorted(templates) == sorted(path.stem for path in API.glob("*.json"))
-    for name in templates:
+    assert sorted(templates) == sorted(path.stem for path in API.parent.glob("*.json"))
+    for name in map(quote, templates):
         for ending in ("json", "jpg"):
             assert server.call(f"/api/workflow_templates/comfyui-multitalk/{name}.{ending}")[0] == 200
+
+
+def test_the_blueprints_are_listed(server):
+    listed = {entry["name"] for entry in server.call("/global_subgraphs")[1].values()}
+    assert listed >= {path.stem for path in (pack.PACK / "subgraphs").glob("*.json")}
+
+
+def test_cores_lists_hold_no_file_of_ours(server):
+    for kind, inputs in server.call("/object_info")[1].items():
+        if not kind.startswith("MultiTalk"):
+            assert "_demo.safetensors" not in json.dumps(inputs), kind
 
 
 def test_every_node_has_a_help_page_in_the_place_where_the_page_looks(server):

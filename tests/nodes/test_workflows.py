@@ -1,17 +1,24 @@
 """Every shipped workflow, on the real node classes with tiny weights in the places of the real files."""
 
 import json
+import sys
 
 import av
 import pytest
 from multitalk_pack.pipeline.config import Recipe
 from multitalk_pack.pipeline.generation.recipes import find_recipe
 from support import pack
-from support.workflow_files import VOICE_S, inputs_of, small, with_own_files, write_inputs, write_models
+from support.workflow_files import PICTURE, VOICE_S, inputs_of, small, with_own_files, write_inputs, write_models
 from support.workflow_runner import Rejected, Runner, check
 
+sys.path.append(str(pack.PACK / "tools"))
+import make_workflows
+import workflow_graph
+
 PACK = pack.PACK
-WORKFLOWS = sorted((PACK / "workflows" / "api").glob("*.json"))
+API = PACK / "workflows" / "api"
+WORKFLOWS = sorted(API.glob("*.json"))
+BLUEPRINTS = sorted((PACK / "subgraphs").glob("*.json"))
 LOCAL = [path for path in WORKFLOWS if path.stem != "remote"]
 
 
@@ -53,7 +60,7 @@ def test_a_workflow_runs_to_a_video_with_sound(path, runner):
 
 
 def test_frames_of_encode_audio_cut_the_video(runner):
-    prompt = small(json.loads((PACK / "workflows" / "api" / "single_speaker_quality.json").read_text()), num_frames=9)
+    prompt = small(json.loads((API / "single_speaker_quality.json").read_text()), num_frames=9)
     sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
     frames, _, audio, _ = runner.run(with_own_files(prompt))[sampler]
     assert (len(frames), audio["waveform"].shape[-1]) == (9, round(9 / 25 * 16000))
@@ -61,7 +68,7 @@ def test_frames_of_encode_audio_cut_the_video(runner):
 
 def test_a_first_look_is_one_short_window_and_tells_what_the_long_run_will_take(nodes, tmp_path):
     prompt, runner = (
-        small(json.loads((PACK / "workflows" / "api" / "long_speech.json").read_text())),
+        small(json.loads((API / "long_speech.json").read_text())),
         Runner(nodes, tmp_path),
     )
     inputs_of(prompt, "MultiTalkSampler").update(steps=1, text_scale=1.0, audio_scale=1.0)
@@ -76,7 +83,7 @@ def test_a_first_look_is_one_short_window_and_tells_what_the_long_run_will_take(
 
 
 def test_the_small_workflow_leaves_every_choice_to_the_bundled_model():
-    prompt = json.loads((PACK / "workflows" / "api" / "small_model.json").read_text())
+    prompt = json.loads((API / "small_model.json").read_text())
     sampler, model = inputs_of(prompt, "MultiTalkSampler"), inputs_of(prompt, "MultiTalkLoadModel")
     assert (sampler["steps"], sampler["text_scale"], sampler["audio_scale"], sampler["shift"]) == (0, -1, -1, 0)
     assert "options" not in sampler and model["recipe"] == "auto"
@@ -84,7 +91,7 @@ def test_the_small_workflow_leaves_every_choice_to_the_bundled_model():
 
 
 def test_frames_video_and_sound_of_another_rate_are_equally_long(runner):
-    prompt = small(json.loads((PACK / "workflows" / "api" / "single_speaker_quality.json").read_text()))
+    prompt = small(json.loads((API / "single_speaker_quality.json").read_text()))
     with_own_files(prompt)
     inputs_of(prompt, "MultiTalkEncodeAudio").update(num_frames=9, fps=30.0)  # 0.36 s
     sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
@@ -96,7 +103,7 @@ def test_frames_video_and_sound_of_another_rate_are_equally_long(runner):
 
 def test_frames_that_the_published_plan_loses_are_missing_from_all_outputs(nodes, tmp_path):
     prompt, runner = (
-        small(json.loads((PACK / "workflows" / "api" / "long_speech.json").read_text())),
+        small(json.loads((API / "long_speech.json").read_text())),
         Runner(nodes, tmp_path),
     )
     inputs_of(prompt, "MultiTalkEncodeAudio").update(num_frames=22, fps=24.0)
@@ -110,17 +117,90 @@ def test_frames_that_the_published_plan_loses_are_missing_from_all_outputs(nodes
 
 
 def test_a_new_seed_runs_only_the_sampler_again(runner):
-    prompt = small(json.loads((PACK / "workflows" / "api" / "single_speaker_quality.json").read_text()))
+    prompt = small(json.loads((API / "single_speaker_quality.json").read_text()))
     runner.run(prompt)
     inputs_of(prompt, "MultiTalkSampler")["seed"] += 1
     runner.run(prompt)
     assert runner.ran == ["MultiTalkSampler", "SaveVideo"]
 
 
+def test_the_files_are_those_of_the_tool():
+    graphs, folders = make_workflows.build(), {folder: PACK / folder for folder in ("workflows", "subgraphs")}
+    pages = {f"{graph.stem}.json": graph.page() for graph in graphs.values()}
+    api = {f"{name}.json": graph.api() for name, graph in graphs.items()}
+    names = make_workflows.BLUEPRINTS.items()
+    blueprints = {f"{name}.json": make_workflows.blueprint(name, graphs[graph]) for name, graph in names}
+    for folder, files in ((folders["workflows"], pages), (API, api), (folders["subgraphs"], blueprints)):
+        assert {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")} == files
+
+
+@pytest.mark.parametrize("graph", make_workflows.build().values(), ids=lambda graph: graph.name)
+def test_an_app_shows_pictures_voices_prompt_and_seed_and_gives_the_video(graph):
+    if not graph.is_app:
+        pytest.skip("opens as a graph")
+    page = graph.page()
+    kinds = {str(node["id"]): node["type"] for node in page["nodes"]}
+    form = page["extra"]["linearData"]
+    shown = [(kinds[number], widget) for number, widget in form["inputs"]]
+    assert page["extra"]["linearMode"] and [kinds[number] for number in form["outputs"]] == ["SaveVideo"]
+    assert shown[-2:] == [("MultiTalkCondition", "prompt"), ("MultiTalkSampler", "seed")]
+    assert set(shown[:-2]) == {("LoadImage", "image"), ("LoadAudio", "audio")}
+    assert len(shown) == 2 + sum(kind in ("LoadImage", "LoadAudio") for kind in kinds.values())
+
+
+def unpacked(blueprint):
+    """The graph inside a blueprint as the queue has it, between nodes of core that feed it and take its video."""
+    (subgraph,), (outside,) = blueprint["definitions"]["subgraphs"], blueprint["nodes"]
+    values = dict(
+        zip([name for _, name in outside["properties"]["proxyWidgets"]], outside["widgets_values"], strict=True)
+    )
+    prompt = {}
+    for port in subgraph["inputs"]:
+        kind = {"IMAGE": ("LoadImage", "image", PICTURE), "AUDIO": ("LoadAudio", "audio", "speech.wav")}.get(
+            port["type"]
+        )
+        if kind:
+            prompt[port["name"]] = {"class_type": kind[0], "inputs": {kind[1]: kind[2]}}
+            values[port["name"]] = [port["name"], 0]
+    links = {link["id"]: link for link in subgraph["links"]}
+    for node in subgraph["nodes"]:
+        widgets = [widget for entry in workflow_graph.widgets_of(node["type"]) for widget in names_on_the_page(entry)]
+        inputs = dict(zip(widgets, node["widgets_values"], strict=True))
+        inputs = {name: value for name, value in inputs.items() if name}
+        for socket in node["inputs"]:
+            link = links.get(socket["link"])
+            if link is not None:
+                outer = subgraph["inputs"][link["origin_slot"]]["name"]
+                linked = values[outer] if link["origin_id"] == -10 else [str(link["origin_id"]), link["origin_slot"]]
+                inputs[socket["name"]] = linked
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    (video,) = (link for link in subgraph["links"] if link["target_id"] == -20)
+    prompt["save"] = {"class_type": "SaveVideo", "inputs": {"video": [str(video["origin_id"]), video["origin_slot"]]}}
+    return prompt
+
+
+def names_on_the_page(widget):
+    """A widget's places among a node's values on the page."""
+    return [widget["id"], None] if widget.get("control_after_generate") else [widget["id"]]
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_runs_to_a_video_with_what_is_set_on_its_face(path, runner):
+    blueprint = json.loads(path.read_text())
+    (outside,) = blueprint["nodes"]
+    seed = [name for _, name in outside["properties"]["proxyWidgets"]].index("seed")
+    outside["widgets_values"][seed] = 7
+    prompt = small(unpacked(blueprint))
+    assert inputs_of(prompt, "MultiTalkSampler")["seed"] == 7
+    (video,) = runner.run(prompt)["save"]
+    with av.open(video.path) as container:
+        assert len(list(container.decode(video=0))) == 9
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_the_page_and_the_queue_show_the_same_graph(path, nodes):
     api = json.loads(path.read_text())
-    page = json.loads((PACK / "workflows" / path.name).read_text())
+    page = make_workflows.build()[path.stem].page()
     check(api, nodes)
     kinds = {str(node["id"]): node for node in page["nodes"] if node["type"] != "MarkdownNote"}
     assert {number: node["type"] for number, node in kinds.items()} == {n: e["class_type"] for n, e in api.items()}
@@ -139,7 +219,7 @@ def test_the_page_and_the_queue_show_the_same_graph(path, nodes):
 
 
 def test_a_wrong_value_is_rejected_before_it_runs(nodes):
-    prompt = small(json.loads((PACK / "workflows" / "api" / "single_speaker_quality.json").read_text()))
+    prompt = small(json.loads((API / "single_speaker_quality.json").read_text()))
     inputs_of(prompt, "MultiTalkSampler")["steps"] = -1
     with pytest.raises(Rejected, match="steps"):
         check(prompt, nodes)

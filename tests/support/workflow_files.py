@@ -59,17 +59,13 @@ def write_inputs(folder: Path, duration_s: float = VOICE_S) -> None:
 
 
 def with_own_files(prompt: dict[str, Any]) -> dict[str, Any]:
-    """The workflow with core's loaders in the place of the bundled example, as its note tells people to do."""
-    example = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkExample")
-    prompt[example] = {"class_type": "LoadImage", "inputs": {"image": PICTURE}}
-    loaders = [example]
-    for voice in VOICES:
-        loaders.append(str(max(map(int, prompt)) + 1))
-        prompt[loaders[-1]] = {"class_type": "LoadAudio", "inputs": {"audio": voice}}
+    """The workflow with other files in Load Image and Load Audio than the bundled examples."""
+    voices = iter(VOICES)
     for entry in prompt.values():
-        for name, value in entry["inputs"].items():
-            if isinstance(value, list) and value[0] == example:
-                entry["inputs"][name] = [loaders[value[1]], 0]
+        if entry["class_type"] == "LoadImage":
+            entry["inputs"]["image"] = PICTURE
+        if entry["class_type"] == "LoadAudio":
+            entry["inputs"]["audio"] = next(voices)
     return prompt
 
 

@@ -133,6 +133,13 @@ class Runner:
             self.ran.append(entry["class_type"])
         return self.cache[key]
 
+    def _input(self, name: str) -> Path:
+        """A file that Load Image or Load Audio lists: the tests' own, or an example of the pack."""
+        files = [*self.folder.iterdir(), *Path(sys.modules["folder_paths"].get_input_directory()).iterdir()]
+        if name not in [file.name for file in files]:
+            raise Rejected(f"value_not_in_list {name!r}")
+        return next(file for file in files if file.name == name)
+
     def _key(self, number: str, prompt: dict[str, Any]) -> str:
         entry = prompt[number]
         inputs = [
@@ -143,10 +150,10 @@ class Runner:
 
     def _execute(self, kind: str, inputs: dict[str, Any]) -> tuple:
         if kind == "LoadImage":
-            picture = np.asarray(Image.open(self.folder / inputs["image"]).convert("RGB")).astype("float32") / 255
+            picture = np.asarray(Image.open(self._input(inputs["image"])).convert("RGB")).astype("float32") / 255
             return torch.from_numpy(picture)[None], torch.zeros(1, 64, 64)
         if kind == "LoadAudio":
-            sound = read_sound(self.folder / inputs["audio"])
+            sound = read_sound(self._input(inputs["audio"]))
             return ({"waveform": sound.samples[None], "sample_rate": sound.rate_hz},)
         if kind == "SaveVideo":
             return (inputs["video"],)
