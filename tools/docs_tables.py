@@ -1,24 +1,24 @@
-"""The tables of the README, each made from what it speaks about: schemas, tests, prices, stored measurements."""
+"""Generated tables of the pages, from schemas, tests, prices and stored measurements."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 from urllib.parse import quote
 
 import make_workflows
 import torch
-from multitalk_pack.benchmarks.report import Table
+from multitalk_pack.benchmarks.report import Table, machine_line
 from multitalk_pack.pipeline.config import Resolution
 from multitalk_pack.pipeline.memory.placement import GB, Footprint, MemoryConfig, plan_placement
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
-from multitalk_pack.pipeline.remote.payload import ENDPOINTS, PriceRule, dollars, estimate
+from multitalk_pack.pipeline.remote.endpoints import ENDPOINTS
+from multitalk_pack.pipeline.remote.pricing import PriceRule, dollars, estimate
 from multitalk_pack.pipeline.shapes import FPS, LatentSize
 from support.packagings import PACKAGINGS
 
@@ -48,7 +48,7 @@ def nodes(classes: dict[str, type]) -> str:
 
 
 def packagings() -> str:
-    """What the tests of the weights load, and compare with the plain file."""
+    """Packagings that the tests of the weights load and compare with the plain file."""
     components = _test_module("test_components.py")
     parts = {
         "Video VAE": _cases(components, "test_vae"),
@@ -65,17 +65,17 @@ def packagings() -> str:
     transformer = table(
         ("Transformer and audio adapter, from", "Packagings"), ((k, "; ".join(v)) for k, v in by_source.items())
     )
-    others = table(("Part", "Packagings"), ((part, "; ".join(cases)) for part, cases in parts.items()))
-    return f"{transformer}\n\n{others}"
+    encoders = table(("Part", "Packagings"), ((part, "; ".join(cases)) for part, cases in parts.items()))
+    return f"{transformer}\n\n{encoders}"
 
 
 def refusals() -> str:
-    """What is refused by name, from the tests of the refusals."""
+    """Files that are refused by name, from the tests of the refusals."""
     tests = _test_module("test_refusals.py")
-    chosen = {"Model": "a_wrong_base_is_named", "Adapter": "a_wrong_adapter_is_named",
+    test_names = {"Model": "a_wrong_base_is_named", "Adapter": "a_wrong_adapter_is_named",
               "Encoders and VAE": "a_wrong_part_is_named", "Damaged": "half_converted_files_are_refused",
               "LoRA": "a_lora_that_fits_nothing_is_refused"}  # fmt: skip
-    rows = ((part, "; ".join(_cases(tests, f"test_{test}"))) for part, test in chosen.items())
+    rows = ((part, "; ".join(_cases(tests, f"test_{test}"))) for part, test in test_names.items())
     return table(("Chosen as", "Refused by name"), rows)
 
 
@@ -101,7 +101,7 @@ def workflows() -> str:
 
 
 def prices() -> str:
-    """What fal asks, by the rules that the remote node itself goes by."""
+    """Prices of fal, by the rules of the remote node itself."""
     by_rule: dict[PriceRule, list[str]] = {}
     for endpoint in ENDPOINTS.values():
         by_rule.setdefault(endpoint.price, []).append(f"`{endpoint.id}`")
@@ -116,39 +116,34 @@ def prices() -> str:
 
 
 def placements() -> str:
-    """How many of the published network's blocks stay on cards of each size, by packaging, as `place` decides."""
+    """Number of the published network's blocks that stay on cards of each size, by packaging."""
     with torch.device("meta"):
         footprint = Footprint.of(MultiTalkTransformer().bfloat16())
-    packed = [replace(footprint, block_bytes=round(footprint.block_bytes * bits / 16)) for bits in BITS.values()]
-    return table(("Free memory", *BITS), ((f"{gb} GB", *(_stays(part, gb * GB) for part in packed)) for gb in CARDS_GB))
+    footprints = [replace(footprint, block_bytes=round(footprint.block_bytes * bits / 16)) for bits in BITS.values()]
+    rows = ((f"{gb} GB", *(_num_resident(packaging, gb * GB) for packaging in footprints)) for gb in CARDS_GB)
+    return table(("Free memory", *BITS), rows)
 
 
-def _stays(footprint: Footprint, free: int) -> str:
-    kept = footprint.constant_bytes(WINDOW_480P, num_prompts=2, num_voices=2)
-    placement = plan_placement(footprint, MemoryConfig(), WINDOW_480P, free, kept)
+def _num_resident(footprint: Footprint, free: int) -> str:
+    constants = footprint.constant_bytes(WINDOW_480P, num_prompts=2, num_voices=2)
+    placement = plan_placement(footprint, MemoryConfig(), WINDOW_480P, free, constants)
     if placement.estimate > free:
         return f"wants {placement.estimate / GB:.1f} GB"
     return str(placement.resident_blocks) if placement.streams else "all"
 
 
-def measured(is_wanted: Callable[[str], bool]) -> str:
-    """The stored tables of `python -m benchmarks` whose titles are wanted, each with the machine it was made on."""
+def measurements(*prefixes: str) -> str:
+    """Stored tables of `python -m benchmarks` whose titles start so, each with its machine."""
     parts = []
     for file in sorted(RESULTS.glob("*.json")):
         for title, part in json.loads(file.read_text(encoding="utf-8")).items():
-            if is_wanted(title):
-                parts.append(_bold_heads(Table(title, part["rows"]).markdown()) + "\n\n" + _machine(part["machine"]))
+            if title.startswith(prefixes):
+                parts += [_bold_heads(Table(title, part["rows"]).markdown()), machine_line(part["machine"])]
     return "\n\n".join(parts) or NOTHING_STORED
 
 
 def _bold_heads(text: str) -> str:
     return re.sub(r"(?m)^#+ (.*)$", r"**\1**", text.strip())
-
-
-def _machine(facts: dict[str, Any]) -> str:
-    device = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores"
-    load = f"load {facts['load_1_min']:.1f} at its end"
-    return f"Measured on {device}, torch {facts['torch']}, {load}, {facts['time'][:10]}."
 
 
 def _test_module(name: str) -> ModuleType:

@@ -1,8 +1,8 @@
-"""Fills the generated parts of the README and of the nodes' help pages: what stands between `<!-- begin:NAME -->` and
-`<!-- end:NAME -->`. A test asserts that nothing is out of date.
+"""Fills the generated parts of the README, of `docs/` and of the nodes' help pages, each between `<!-- begin:NAME -->`
+and `<!-- end:NAME -->`. A test asserts that nothing is out of date. A part may move from page to page with its marks.
 
 The rest of every page is written by hand. `docs/nodes.json` holds the Chinese words for the tooltips, each beside the
-English that it was made from; where a tooltip has changed since, this says so, and `--reviewed` takes the new English.
+English that it translates; where a tooltip has changed since, this says so, and `--reviewed` takes the new English.
 """
 
 from __future__ import annotations
@@ -44,27 +44,36 @@ def words() -> dict[str, Any]:
 
 
 def pages(classes: dict[str, type]) -> dict[Path, str]:
-    """Every page with its generated parts made anew.
+    """Every page with its generated parts as they should be today.
 
     Raises:
         FileNotFoundError: a node has no page yet; write one by hand, with the marks of the generated parts in it.
     """
-    spoken = words()
-    made = {}
+    translations = words()
+    pages_by_path = {}
     for name, node in classes.items():
         for locale in WORDS:
             path = PACK / "web" / "docs" / name / f"{locale}.md"
-            made[path] = fill(path.read_text(encoding="utf-8"), _help_sections(node, spoken.get(name, {}), locale))
-    readme = PACK / "README.md"
-    made[readme] = fill(readme.read_text(encoding="utf-8"), _readme_sections(classes))
-    return made
+            sections = _help_sections(node, translations.get(name, {}), locale)
+            pages_by_path[path] = fill(path.read_text(encoding="utf-8"), sections)
+    sections = _sections(classes)
+    for path in (PACK / "README.md", *sorted((PACK / "docs").glob("*.md"))):
+        text = path.read_text(encoding="utf-8")
+        pages_by_path[path] = fill(text, {name: sections.pop(name) for name in marks(text) if name in sections})
+    if sections:
+        raise ValueError(f"No page has marks for {sorted(sections)}.")
+    return pages_by_path
+
+
+def marks(text: str) -> list[str]:
+    """Names of the generated parts of a page."""
+    return re.findall(r"<!-- begin:(\w+) -->", text)
 
 
 def fill(text: str, sections: dict[str, str]) -> str:
     """`text` with every section between its marks; each section must have its marks, and each mark its section."""
-    marks = set(re.findall(r"<!-- begin:(\w+) -->", text))
-    if marks != set(sections):
-        raise ValueError(f"The marks are {sorted(marks)}, the sections are {sorted(sections)}.")
+    if set(marks(text)) != set(sections):
+        raise ValueError(f"The marks are {sorted(set(marks(text)))}, the sections are {sorted(sections)}.")
     for name, content in sections.items():
         pattern = rf"(<!-- begin:{name} -->\n).*?(<!-- end:{name} -->)"
         text, count = re.subn(pattern, lambda m, content=content: f"{m[1]}{content}\n{m[2]}", text, flags=re.DOTALL)
@@ -73,75 +82,74 @@ def fill(text: str, sections: dict[str, str]) -> str:
     return text
 
 
-def changed_tooltips(classes: dict[str, type], spoken: dict[str, Any]) -> list[str]:
-    """Inputs whose English is not that which their Chinese was made from."""
-    changed = []
+def changed_tooltips(classes: dict[str, type], translations: dict[str, Any]) -> list[str]:
+    """Inputs whose English has changed since their Chinese was written."""
+    stale = []
     for name, node in classes.items():
-        known = spoken.get(name, {}).get("inputs", {})
-        changed += [
-            f"{name}.{socket.id}"
-            for socket in node.GET_SCHEMA().inputs
-            if known.get(socket.id, {}).get("en") != socket.options["tooltip"]
-        ]
-    return changed
+        inputs = translations.get(name, {}).get("inputs", {})
+        tooltips = {socket.id: socket.options["tooltip"] for socket in node.GET_SCHEMA().inputs}
+        stale += [f"{name}.{key}" for key, text in tooltips.items() if inputs.get(key, {}).get("en") != text]
+    return stale
 
 
-def _help_sections(node: type, spoken: dict[str, Any], locale: str) -> dict[str, str]:
-    schema, facts, said = node.GET_SCHEMA(), pack.describe(node), WORDS[locale]
+def _help_sections(node: type, translations: dict[str, Any], locale: str) -> dict[str, str]:
+    schema, facts, labels = node.GET_SCHEMA(), pack.describe(node), WORDS[locale]
+    tooltips = translations.get("inputs", {})
     inputs = []
     for socket, fact in zip(schema.inputs, facts["inputs"], strict=True):
-        text = socket.options["tooltip"] if locale == "en" else spoken.get("inputs", {}).get(socket.id, {}).get(locale)
-        details = said["comma"].join(_details(fact, said))
+        text = socket.options["tooltip"] if locale == "en" else tooltips.get(socket.id, {}).get(locale)
+        details = labels["comma"].join(_details(fact, labels))
         inputs.append((f"`{socket.id}`", f"{text or ''}<br>*{details}*" if details else text or ""))
     outputs = []
     for _, output in facts["outputs"]:
-        outputs.append((f"`{output}`", spoken.get("outputs", {}).get(output, {}).get(locale, "")))
-    sections = {"inputs": tables.table(said["head"], inputs)}
-    return sections | ({"outputs": tables.table(said["out"], outputs)} if outputs else {})
+        outputs.append((f"`{output}`", translations.get("outputs", {}).get(output, {}).get(locale, "")))
+    sections = {"inputs": tables.table(labels["head"], inputs)}
+    return sections | ({"outputs": tables.table(labels["out"], outputs)} if outputs else {})
 
 
-def _details(fact: dict[str, Any], said: dict[str, Any]) -> Iterator[str]:
+def _details(fact: dict[str, Any], labels: dict[str, Any]) -> Iterator[str]:
     """An input's choices or range, its default, and that it may be left out."""
     if "options" in fact:
         yield from (f"`{choice}`" for choice in fact["options"])
     elif "min" in fact:
-        yield f"{fact['min']:g}{said['to']}{_number(fact['max'])}"
+        yield f"{fact['min']:g}{labels['to']}{_number(fact['max'])}"
     default = fact.get("default")
     if default not in (None, ""):
-        yield f"{said['default']} `{default}`"
+        yield f"{labels['default']} `{default}`"
     if fact["optional"]:
-        yield said["optional"]
+        yield labels["optional"]
 
 
 def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def _readme_sections(classes: dict[str, type]) -> dict[str, str]:
+def _sections(classes: dict[str, type]) -> dict[str, str]:
+    """Generated parts of the README and of `docs/`, by the names in their marks."""
     return {
         "nodes": tables.nodes(classes),
         "workflows": tables.workflows(),
         "files": tables.files(),
         "packagings": tables.packagings(),
         "refusals": tables.refusals(),
-        "acceleration": tables.measured(lambda title: title.startswith("acceleration")),
+        "acceleration": tables.measurements("acceleration"),
         "placements": tables.placements(),
-        "weights": tables.measured(lambda title: title.startswith("weights")),
-        "benchmarks": tables.measured(lambda title: not title.startswith(("acceleration", "weights", "lip sync"))),
-        "lip_sync": tables.measured(lambda title: title.startswith("lip sync")),
+        "weights": tables.measurements("weights"),
+        "benchmarks": tables.measurements("dit", "step", "vae", "audio", "ops", "clip"),
+        "lip_sync": tables.measurements("lip sync"),
         "prices": tables.prices(),
     }
 
 
 def _take_english(classes: dict[str, type]) -> None:
-    spoken = words()
+    translations = words()
     for name, node in classes.items():
-        known = spoken.setdefault(name, {}).setdefault("inputs", {})
-        spoken[name]["inputs"] = {
-            socket.id: {"en": socket.options["tooltip"], "zh": known.get(socket.id, {}).get("zh", "")}
+        inputs = translations.setdefault(name, {}).setdefault("inputs", {})
+        translations[name]["inputs"] = {
+            socket.id: {"en": socket.options["tooltip"], "zh": inputs.get(socket.id, {}).get("zh", "")}
             for socket in node.GET_SCHEMA().inputs
         }
-    NODES_FILE.write_text(json.dumps(spoken, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    NODES_FILE.write_text(json.dumps(translations, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:
@@ -151,10 +159,10 @@ def main(arguments: list[str]) -> int:
         _take_english(classes)
     for path, text in pages(classes).items():
         path.write_text(text, encoding="utf-8")
-    changed = changed_tooltips(classes, words())
-    if changed:
-        sys.stderr.write(f"Translate these anew in docs/nodes.json, then run with --reviewed: {', '.join(changed)}\n")
-    return 1 if changed else 0
+    stale = changed_tooltips(classes, words())
+    if stale:
+        sys.stderr.write(f"Translate these anew in docs/nodes.json, then run with --reviewed: {', '.join(stale)}\n")
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":
