@@ -28,7 +28,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def events(server):
-    """What the server tells during this test."""
+    """Messages of the server during this test."""
     events = Events(server.port)
     yield events
     events.close()

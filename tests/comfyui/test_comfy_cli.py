@@ -16,18 +16,18 @@ WORKFLOWS = sorted((pack.PACK / "workflows").glob("**/*.json"))
 def comfy(*arguments: str) -> dict:
     """The answer of a command of comfy-cli."""
     command = [Path(sys.executable).with_name("comfy"), "--skip-prompt", "--json", *arguments]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    return json.loads(told)
+    output = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    return json.loads(output)
 
 
-def validated(server, workflow: Path) -> dict:
-    """What comfy-cli says of a workflow file, in the page's form or the queue's, with the server's nodes and files."""
+def validation(server, workflow: Path) -> dict:
+    """Verdict of comfy-cli on a workflow file, in the page's form or the queue's, with the server's nodes and files."""
     return comfy("workflow", "validate", "--workflow", str(workflow), "--host", "127.0.0.1", "--port", str(server.port))
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.relative_to(pack.PACK).as_posix())
 def test_a_workflow_file_is_valid(workflow, server):
-    answer = validated(server, workflow)
+    answer = validation(server, workflow)
     assert answer["ok"] and answer["data"]["valid"], answer["data"]["errors"]
     assert answer["data"]["warnings"] == [] and not answer["data"]["spends_credits"]
 
@@ -37,5 +37,5 @@ def test_a_spoilt_workflow_is_not(server, tmp_path):
     sampler = next(entry for entry in prompt.values() if entry["class_type"] == "MultiTalkSampler")
     sampler["inputs"] |= {"model": ["1", 0], "acceleration": "reckless"}
     (tmp_path / "spoilt.json").write_text(json.dumps(prompt))
-    answer = validated(server, tmp_path / "spoilt.json")
+    answer = validation(server, tmp_path / "spoilt.json")
     assert not answer["ok"] and answer["data"]["error_count"] == 2

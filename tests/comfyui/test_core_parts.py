@@ -1,4 +1,4 @@
-"""What users loaded in core's nodes serves as well as our loaders; their models and ours make room for each other."""
+"""Core's loaders serve as well as ours; their models and ours make room for each other."""
 
 import io
 import json
@@ -66,9 +66,9 @@ def with_core(configs: dict[str, str], parts: tuple[str, ...], words: str = PROM
         condition["vae"] = ["vae", 0]
     if "image" in parts:
         prompt["tower"] = {"class_type": "TinyClipVision", "inputs": {"file": VISION, "config": configs["vision"]}}
-        seen = {"clip_vision": ["tower", 0], "image": ["fitted", 0], "crop": "none"}
-        prompt["seen"] = {"class_type": "CLIPVisionEncode", "inputs": seen}
-        condition["image_encoder"] = ["seen", 0]
+        inputs = {"clip_vision": ["tower", 0], "image": ["fitted", 0], "crop": "none"}
+        prompt["vision"] = {"class_type": "CLIPVisionEncode", "inputs": inputs}
+        condition["image_encoder"] = ["vision", 0]
     if "text" in parts:
         prompt["clip"] = {"class_type": "TinyClip", "inputs": {"file": TEXT, "config": configs["text"]}}
         for name, text in (("positive", words), ("negative", "worst")):
@@ -82,34 +82,36 @@ def pictures(server, prompt: dict) -> np.ndarray:
     """The frames `f h w c` that the graph makes."""
     history = server.wait(server.queue(prompt), RUN_S)
     assert history["status"]["status_str"] == "success", history["status"]["messages"]
-    saved = [entry for output in history["outputs"].values() for entry in output["images"] if entry["type"] == "output"]
-    files = [Path(server.base, "output", entry["subfolder"], entry["filename"]) for entry in saved]
+    images = [
+        entry for output in history["outputs"].values() for entry in output["images"] if entry["type"] == "output"
+    ]
+    files = [Path(server.base, "output", entry["subfolder"], entry["filename"]) for entry in images]
     return np.stack([np.asarray(Image.open(io.BytesIO(file.read_bytes()))) for file in files]).astype(int)
 
 
 @pytest.mark.parametrize("parts", [("vae",), ("image",), ("text",), ("vae", "image", "text")], ids="+".join)
 def test_cores_loaders_give_what_ours_give(parts, server, configs):
     ours = pictures(server, with_core(configs, ()))
-    apart = np.abs(pictures(server, with_core(configs, parts)) - ours)
-    assert apart.mean() < 0.1 and apart.max() <= (BFLOAT16 if "text" in parts else 1)
+    difference = np.abs(pictures(server, with_core(configs, parts)) - ours)
+    assert difference.mean() < 0.1 and difference.max() <= (BFLOAT16 if "text" in parts else 1)
 
 
 @pytest.mark.parametrize(
-    ("parts", "words", "look"), [(("text",), "two quick foxes", None), (("image",), PROMPT, "ImageInvert")]
+    ("parts", "words", "filter_node"), [(("text",), "two quick foxes", None), (("image",), PROMPT, "ImageInvert")]
 )
-def test_what_cores_encoders_say_is_seen_in_the_frames(parts, words, look, server, configs):
+def test_the_frames_depend_on_cores_encoders(parts, words, filter_node, server, configs):
     ours = pictures(server, with_core(configs, ()))
     prompt = with_core(configs, parts, words)
-    if look:
-        prompt["other"] = {"class_type": look, "inputs": {"image": ["fitted", 0]}}
-        prompt["seen"]["inputs"]["image"] = ["other", 0]
-    apart = np.abs(pictures(server, prompt) - ours)
-    assert apart.mean() > 1 and apart.max() > 10 * BFLOAT16
+    if filter_node:
+        prompt["filter"] = {"class_type": filter_node, "inputs": {"image": ["fitted", 0]}}
+        prompt["vision"]["inputs"]["image"] = ["filter", 0]
+    difference = np.abs(pictures(server, prompt) - ours)
+    assert difference.mean() > 1 and difference.max() > 10 * BFLOAT16
 
 
-@pytest.mark.parametrize(("wanted", "left"), [(6_000, 4_000), (6_001, 0), (10_000, 0)])
-def test_a_guest_leaves_only_where_ours_need_the_room_and_comes_back_whole(wanted, left, server):
-    asked = {"1": {"class_type": "MakeRoom", "inputs": {"wanted": wanted}}}
-    history = server.wait(server.queue(asked), RUN_S)
+@pytest.mark.parametrize(("size", "guest_bytes"), [(6_000, 4_000), (6_001, 0), (10_000, 0)])
+def test_a_guest_leaves_only_where_ours_need_the_room_and_comes_back_whole(size, guest_bytes, server):
+    prompt = {"1": {"class_type": "MakeRoom", "inputs": {"size": size}}}
+    history = server.wait(server.queue(prompt), RUN_S)
     assert history["status"]["status_str"] == "success", history["status"]["messages"]
-    assert history["outputs"]["1"]["room"] == [{"free": 10_000 - left, "left": left, "back": True}]
+    assert history["outputs"]["1"]["room"] == [{"free": 10_000 - guest_bytes, "left": guest_bytes, "back": True}]

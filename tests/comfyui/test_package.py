@@ -19,7 +19,7 @@ RUN_S = 300
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """What `comfy node pack` makes of the tracked files as they stand."""
+    """Archive of the tracked files by `comfy node pack`."""
     folder = tmp_path_factory.mktemp("checkout")
 
     def git(*arguments: str, of: Path = folder) -> str:
@@ -36,20 +36,20 @@ def archive(tmp_path_factory) -> Path:
 
 
 def test_it_holds_what_runs_and_nothing_else(archive):
-    with zipfile.ZipFile(archive) as zipped:
-        held = zipped.namelist()
-    names, demo = {name.split("/")[0] for name in held}, [name for name in held if name.startswith("demo/")]
+    with zipfile.ZipFile(archive) as content:
+        files = content.namelist()
+    names, demo = {name.split("/")[0] for name in files}, [name for name in files if name.startswith("demo/")]
     assert names == {
         "LICENSE", "README.md", "__init__.py", "demo", "docs", "nodes", "pipeline", "pyproject.toml",
         "requirements.txt", "subgraphs", "versions.py", "web", "workflows",
     }  # fmt: skip
-    assert [name for name in held if name.startswith("docs/") and not name.endswith(".md")] == []
+    assert [name for name in files if name.startswith("docs/") and not name.endswith(".md")] == []
     assert demo and all(name.startswith(("demo/assets/", "demo/weights/")) for name in demo)
 
 
 def test_the_small_model_runs_from_it(archive, tmp_path):
-    with zipfile.ZipFile(archive) as zipped:
-        zipped.extractall(tmp_path / "custom_nodes" / "multitalk")
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(tmp_path / "custom_nodes" / "multitalk")
     environ = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
     server = ComfyServer(tmp_path, environ | {"HF_HUB_OFFLINE": "1"})
     try:

@@ -17,9 +17,9 @@ def test_the_report_comes_before_the_encoders_run(server, events):
     assert history["status"]["status_str"] == "success"
     (report,) = history["outputs"][numbers["MultiTalkPreflight"]]["text"]
     assert "forwards: at most" in report and "This cannot run" not in report
-    began = [event.data["node"] for event in events.of("executing")]
+    order = [event.data["node"] for event in events.of("executing")]
     for encoder in ("MultiTalkEncodeAudio", "MultiTalkCondition", "MultiTalkSampler"):
-        assert began.index(numbers["MultiTalkPreflight"]) < began.index(numbers[encoder])
+        assert order.index(numbers["MultiTalkPreflight"]) < order.index(numbers[encoder])
 
 
 def test_a_run_that_cannot_be_is_answered_by_the_report_and_by_the_sampler(server):

@@ -30,7 +30,7 @@ def workflow(name: str, num_frames: int = 9, **sampler: object) -> dict:
 
 
 def messages(history: dict) -> dict[str, dict]:
-    """What was told of a run, by the message's name."""
+    """Messages about a run, by their names."""
     return dict(history["status"]["messages"])
 
 
@@ -109,17 +109,19 @@ def test_a_workflow_runs_as_it_is_shipped(name, server):
 def test_a_workflow_runs_to_a_video_with_the_sound_in_step(name, server):
     prompt = with_own_files(workflow(name, num_frames=0, seed=1))
     path = video(server, server.wait(server.queue(prompt), VIDEO_S))
-    chosen = [entry["inputs"]["audio"] for entry in prompt.values() if entry["class_type"] == "LoadAudio"]
-    in_turn = chosen if inputs_of(prompt, "MultiTalkEncodeAudio")["multi_audio_type"] == "add" else chosen[:1]
+    voices = [entry["inputs"]["audio"] for entry in prompt.values() if entry["class_type"] == "LoadAudio"]
+    in_turn = voices if inputs_of(prompt, "MultiTalkEncodeAudio")["multi_audio_type"] == "add" else voices[:1]
     sounds = [mono(server.base / "input" / voice) for voice in in_turn]
-    said, said_rate_hz = np.concatenate([sound for sound, _ in sounds]), sounds[0][1]
+    speech, speech_rate_hz = np.concatenate([sound for sound, _ in sounds]), sounds[0][1]
     pictures = frames(path)
-    assert pictures.shape == (round(len(said) / said_rate_hz * 25), 64, 64, 3)
-    heard, rate_hz = mono(path)
-    expected, found = (loudness(*sound, len(pictures)) for sound in ((said, said_rate_hz), (heard, rate_hz)))
-    in_step = np.corrcoef(expected, found)[0, 1]
-    assert in_step > 0.95 and in_step > np.corrcoef(expected[1:], found[:-1])[0, 1]
-    assert in_step > np.corrcoef(expected[:-1], found[1:])[0, 1]
+    assert pictures.shape == (round(len(speech) / speech_rate_hz * 25), 64, 64, 3)
+    soundtrack, rate_hz = mono(path)
+    speech_levels, levels = (
+        loudness(*sound, len(pictures)) for sound in ((speech, speech_rate_hz), (soundtrack, rate_hz))
+    )
+    in_step = np.corrcoef(speech_levels, levels)[0, 1]
+    assert in_step > 0.95 and in_step > np.corrcoef(speech_levels[1:], levels[:-1])[0, 1]
+    assert in_step > np.corrcoef(speech_levels[:-1], levels[1:])[0, 1]
 
 
 def test_a_new_seed_runs_only_the_sampler_and_the_saving_again(server):
@@ -127,8 +129,8 @@ def test_a_new_seed_runs_only_the_sampler_and_the_saving_again(server):
     server.wait(server.queue(prompt), VIDEO_S)
     inputs_of(prompt, "MultiTalkSampler")["seed"] = 3
     cached = messages(server.wait(server.queue(prompt), VIDEO_S))["execution_cached"]["nodes"]
-    ran = {entry["class_type"] for number, entry in prompt.items() if number not in cached}
-    assert ran == {"MultiTalkSampler", "SaveVideo"}
+    kinds = {entry["class_type"] for number, entry in prompt.items() if number not in cached}
+    assert kinds == {"MultiTalkSampler", "SaveVideo"}
 
 
 def test_pictures_arrive_while_it_samples(server, events):
@@ -138,8 +140,8 @@ def test_pictures_arrive_while_it_samples(server, events):
     assert len(pictures) == 3 + 1 and {picture.size for picture in pictures} == {(512, 512)}  # steps and the window
     sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
     of_sampler = [event.data for event in events.of("progress") if event.data["node"] == sampler]
-    told = [data["value"] / data["max"] for data in of_sampler]
-    assert told == sorted(told) and told[-1] == 1
+    fractions = [data["value"] / data["max"] for data in of_sampler]
+    assert fractions == sorted(fractions) and fractions[-1] == 1
 
 
 def test_cancel_ends_within_a_forward_and_the_next_run_is_unharmed(server, events):
@@ -162,18 +164,18 @@ def test_cancel_ends_within_a_forward_and_the_next_run_is_unharmed(server, event
 
 
 @pytest.mark.parametrize(
-    ("kind", "wrong", "said"),
+    ("kind", "wrong", "sentence"),
     [
         ("MultiTalkEncodeAudio", {"start_times": "soon"}, "start_times must be seconds"),
         ("MultiTalkLoadModel", {"adapter": "none"}, "audio"),
     ],
 )
-def test_a_wrong_input_is_answered_by_one_plain_sentence(kind, wrong, said, server):
+def test_a_wrong_input_is_answered_by_one_plain_sentence(kind, wrong, sentence, server):
     prompt = workflow(QUALITY, seed=6)
     inputs_of(prompt, kind).update(wrong)
     error = messages(server.wait(server.queue(prompt), VIDEO_S))["execution_error"]
     text = error["exception_message"].strip()
-    assert said in text and "\n" not in text and text.endswith("."), text
+    assert sentence in text and "\n" not in text and text.endswith("."), text
 
 
 def test_a_value_out_of_range_is_refused_before_anything_runs(server):

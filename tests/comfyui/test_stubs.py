@@ -65,7 +65,7 @@ def stubs() -> list[Declaration]:
 
 @pytest.fixture(scope="module")
 def signatures() -> dict[str, dict | None]:
-    """What this ComfyUI has behind each declared name."""
+    """Signatures that this ComfyUI has behind each declared name."""
     process = subprocess.run(
         [os.environ["COMFYUI_PYTHON"], Path(comfy_signatures.__file__), "--cpu"],
         cwd=os.environ["COMFYUI_DIR"],

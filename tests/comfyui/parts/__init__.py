@@ -105,13 +105,13 @@ class Card:
 class MakeRoom:
     """Loads a guest of 4000 bytes by ComfyUI's management on a card of 10,000, and asks our host for room."""
 
-    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "ask", "tests", True
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "tests", True
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"wanted": ("INT", {"min": 0, "max": 10**9})}}
+        return {"required": {"size": ("INT", {"min": 0, "max": 10**9})}}
 
-    def ask(self, wanted: int):
+    def run(self, size: int):
         ours = next(module for name, module in sys.modules.items() if name.endswith("multitalk_pack.nodes.comfy_host"))
         mm.unload_all_models()
         weight = torch.arange(1000.0)
@@ -120,7 +120,7 @@ class MakeRoom:
         mm.load_models_gpu([guest])
         card = Card(10_000)
         with patch.object(ours.ComfyHost, "device", card), patch.object(mm, "get_free_memory", card.free):
-            free = ours.ComfyHost().unload_others(wanted)
+            free = ours.ComfyHost().unload_others(size)
         left = guest.loaded_size()
         mm.load_models_gpu([guest])
         back = guest.loaded_size() == 4000 and torch.equal(guest.model.weight.data.cpu(), weight[None])
