@@ -1,4 +1,4 @@
-"""The bundled model: a drawn face that it never saw says a sentence that it never heard."""
+"""The bundled model on a face and a sentence that were not in its training."""
 
 import librosa
 import numpy as np
@@ -15,7 +15,7 @@ NUM_FRAMES = 57
 
 
 def video(folder, **request):
-    """`f h w 3` uint8, made in ten steps."""
+    """Frames `f h w 3` uint8 in ten steps."""
     talk = MultiTalkPipeline.bundled(device="cpu")
     path = talk.render(folder / "talk.mp4", **request, num_frames=NUM_FRAMES, steps=10)
     return read_video(path).frames.numpy()
@@ -34,7 +34,7 @@ def talking(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_people(tmp_path_factory):
-    """The left one says something, the right one keeps quiet; nothing is said of looks."""
+    """Two people, of whom the left one speaks; the prompt names no expression."""
     return video(
         tmp_path_factory.mktemp("two"),
         image=ASSETS / "drawn_two.png",
@@ -44,7 +44,7 @@ def two_people(tmp_path_factory):
 
 
 def implied(name):
-    """The opening of the mouth that a sound of the demo implies, `f`."""
+    """Opening of the mouth, `f`, that a sound of the demo implies."""
     samples, _ = librosa.load(ASSETS / name, sr=SAMPLE_RATE_HZ)
     return implied_mouth(samples).opening[:NUM_FRAMES]
 
@@ -63,7 +63,7 @@ def test_the_face_stays_itself(talking):
     assert 10 * np.log10(255**2 / errors.max()) >= 24
 
 
-def test_of_two_people_only_the_one_who_is_heard_speaks(two_people):
+def test_of_two_people_only_the_one_with_a_voice_speaks(two_people):
     speaking, silent = mouth_openings(two_people, 2)
     assert measure(speaking, implied("drawn_speech.wav")).correlation >= 0.8
     assert silent[12:].std() < 0.2 * speaking[12:].std()

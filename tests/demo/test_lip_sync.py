@@ -1,4 +1,4 @@
-"""How the measure of lip sync behaves on sounds and frames whose truth is known."""
+"""The measure of lip sync on sounds and frames of known truth."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class ComfyServer:
         raise TimeoutError("the prompt did not end:\n" + "".join(self.log[-30:]))
 
     def interrupt(self) -> None:
-        """What the Cancel button does."""
+        """Cancels the run, as the Cancel button does."""
         self.call("/interrupt", {})
 
     def control_c(self) -> None:

@@ -1,4 +1,4 @@
-"""Reads the stored results of the published program, from `MULTITALK_GOLDEN` or from tests/golden."""
+"""Stored results of the published program, from `MULTITALK_GOLDEN` or from tests/golden."""
 
 import fnmatch
 import json
@@ -35,16 +35,18 @@ class Golden:
         start = f"state.{prefix}"
         return {key[len(start) :]: value for key, value in self.tensors.items() if key.startswith(start)}
 
-    def assert_close(self, got: Tensor, name: str) -> None:
+    def assert_close(self, result: Tensor, name: str) -> None:
         """Compares with the stored tensor `name` within its tolerance: exact if none is stated, 1e-4 for `mid`."""
-        want = self.tensors[name]
-        assert got.shape == want.shape, f"{name}: shape {tuple(got.shape)}, wanted {tuple(want.shape)}"
-        if not want.is_floating_point():
-            assert torch.equal(got.to(want.dtype), want), f"{name} differs"
+        reference = self.tensors[name]
+        assert result.shape == reference.shape, (
+            f"{name}: shape {tuple(result.shape)}, expected {tuple(reference.shape)}"
+        )
+        if not reference.is_floating_point():
+            assert torch.equal(result.to(reference.dtype), reference), f"{name} differs"
             return
         atol, rtol = self._bounds(name)
-        error = (got.double() - want.double()).abs()
-        bound = atol + rtol * want.double().abs()
+        error = (result.double() - reference.double()).abs()
+        bound = atol + rtol * reference.double().abs()
         worst = (error - bound).max().item()
         assert worst <= 0, f"{name}: error {error.max().item():.3g} exceeds atol {atol:.3g} + rtol {rtol:.3g}"
 

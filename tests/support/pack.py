@@ -38,7 +38,7 @@ def node_classes(module: ModuleType) -> dict[str, type]:
 
 
 def describe(node: type) -> dict[str, Any]:
-    """What people's workflows depend on: inputs with their types, defaults and ranges, and outputs."""
+    """Facts that people's workflows depend on: inputs with their types, defaults and ranges, and outputs."""
     schema = node.GET_SCHEMA()
     return {
         "display_name": schema.display_name,

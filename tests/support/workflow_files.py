@@ -1,4 +1,4 @@
-"""What the shipped workflows ask for, in tiny: model files under the names of the real ones, pictures and voices."""
+"""Tiny files for the shipped workflows: models under the names of the real ones, pictures and voices."""
 
 from __future__ import annotations
 
