@@ -84,7 +84,7 @@ def strings():
 
 
 def messages():
-    """What people are told of: errors, problems, notes, warnings, refused inputs, as far as they have own words."""
+    """Messages to people: errors, problems, notes, warnings, refused inputs, as far as they have words of their own."""
     errors = {"MultiTalkError"}
     for _ in range(3):  # heirs of heirs
         errors |= {

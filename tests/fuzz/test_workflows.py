@@ -82,7 +82,7 @@ def tiny(name):
 
 
 def too_much(prompt):
-    """Whether it would run, and for longer than a test may."""
+    """It would run, and for longer than a test may."""
     for entry in prompt.values():
         inputs, kind = entry["inputs"], entry["class_type"]
         wide = [inputs.get(name, 0) for name in ("width", "height")]

@@ -11,7 +11,7 @@ from support import pack
 
 
 class Card:
-    """A GPU of `total` bytes, of which other nodes' models hold `others`, as ComfyUI's management sees it."""
+    """A GPU of `total` bytes, of which other nodes' models hold `others`, as ComfyUI's management counts it."""
 
     def __init__(self, total: int, others: int):
         self.total, self.others = total, others
@@ -23,8 +23,8 @@ class Card:
         yield network
         self.guests.remove(network)
 
-    def free_memory(self, wanted: int, device: torch.device) -> None:
-        self.others = max(0, min(self.others, self.total - int(wanted)))
+    def free_memory(self, size: int, device: torch.device) -> None:
+        self.others = max(0, min(self.others, self.total - int(size)))
 
     def get_free_memory(self, device: torch.device) -> int:
         return self.total - self.others
@@ -76,7 +76,7 @@ def test_memory_is_pinned_unless_comfyui_was_told_not_to(host_module, monkeypatc
     assert not host_module.ComfyHost().can_pin
 
 
-def test_a_node_tells_in_words_what_is_left_and_shows_the_finished_window(host_module):
+def test_a_node_shows_the_remaining_time_in_words_and_the_finished_window(host_module):
     updates, server = sys.modules["comfy.utils"].ProgressBar.updates, sys.modules["server"].PromptServer.instance
     updates.clear()
     progress = sys.modules[f"{pack.NAME}.pipeline.host"].Progress
@@ -87,8 +87,8 @@ def test_a_node_tells_in_words_what_is_left_and_shows_the_finished_window(host_m
     green = torch.full((3, 5, 8, 12), -1.0)
     green[1] = 1.0
     host.report(progress("done", 0.5, 1, 2), previews.FramePreview(green))
-    (node, said), (again, later) = server.texts[-2:]
-    assert (node, again) == ("1", "1") and said == "sampling, window 1 of 2, step 1 of 4"
+    (node, text), (again, later) = server.texts[-2:]
+    assert (node, again) == ("1", "1") and text == "sampling, window 1 of 2, step 1 of 4"
     assert later.startswith("done, window 1 of 2, about ") and later.endswith(" left")
     (_, _, latents), (value, total, (kind, picture, _)) = updates[-2:]
     assert (value, total, kind, latents[1].size) == (500, 1000, "JPEG", (4, 4))  # the smaller one is scaled by ComfyUI

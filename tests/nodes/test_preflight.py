@@ -42,7 +42,7 @@ def nodes(folders):
 
 @pytest.fixture(scope="module")
 def loaded(nodes):
-    """What the loaders hand on, by the preflight's sockets."""
+    """Outputs of the loaders, by the preflight's sockets."""
     names = {part: f"{files[0]}.safetensors" for part, (_, files) in PLACES.items()}
     give = lambda kind, **inputs: nodes[kind].execute(**inputs).args[0]  # noqa: E731
     return {
@@ -89,7 +89,7 @@ def run_in(graph, nodes):
     sys.modules["server"].PromptServer.instance.prompt_queue.graph = graph
 
 
-def ask(nodes, loaded, **changes):
+def preflight(nodes, loaded, **changes):
     """Report and verdict for a run that works, with some inputs and widgets of the graph changed."""
     widgets = {name for kind in WIDGETS.values() for name in kind}
     run_in(graph_of(**changes), nodes)
@@ -99,14 +99,14 @@ def ask(nodes, loaded, **changes):
 
 
 def long_video(nodes, **changes):
-    """What the long video options hand on, with some of their widgets changed."""
+    """Output of the long video options, with some of their widgets changed."""
     node = nodes["MultiTalkLongVideoOptions"]
     usual = {widget.id: widget.options["default"] for widget in node.GET_SCHEMA().inputs if widget.id != "options"}
     return node.execute(**usual | changes).args[0]
 
 
 def test_a_run_that_works_is_estimated_on_the_node_and_as_text(nodes, loaded):
-    output = ask(nodes, loaded)
+    output = preflight(nodes, loaded)
     report, can_run = output.args
     assert can_run and output.ui.value == report
     assert sys.modules["server"].PromptServer.instance.texts[-1] == ("1", report)
@@ -116,7 +116,7 @@ def test_a_run_that_works_is_estimated_on_the_node_and_as_text(nodes, loaded):
 
 
 def test_all_problems_are_told_at_once_and_none_is_raised(nodes, loaded):
-    output = ask(
+    output = preflight(
         nodes,
         loaded,
         acceleration="high",
@@ -155,8 +155,8 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_shown(name, nodes, loaded):
-    changes, said = MISTAKES[name]
+def test_a_mistake_is_reported(name, nodes, loaded):
+    changes, sentence = MISTAKES[name]
     if "speakers" in changes:
         left = nodes["MultiTalkSpeaker"].execute(left=0.0, top=0.0, right=50.0, bottom=100.0).args[0]
         changes = changes | {"speakers": left}
@@ -164,8 +164,8 @@ def test_a_mistake_is_shown(name, nodes, loaded):
         plan, frames, motion = changes["options"]
         options = long_video(nodes, plan=plan, window_frames=frames, motion_frames=motion)
         changes = {"options": options, "num_frames": 300}
-    report, can_run = ask(nodes, loaded, **changes).args
-    assert not can_run and said in report, report
+    report, can_run = preflight(nodes, loaded, **changes).args
+    assert not can_run and sentence in report, report
 
 
 def test_after_a_refusal_another_look_is_taken_and_after_a_clean_one_none(nodes, loaded):
@@ -174,16 +174,16 @@ def test_after_a_refusal_another_look_is_taken_and_after_a_clean_one_none(nodes,
         return nodes["MultiTalkPreflight"].fingerprint_inputs()
 
     before = fingerprint()
-    ask(nodes, loaded)
+    preflight(nodes, loaded)
     assert fingerprint() == before
-    assert not ask(nodes, loaded, width=65).args[1]
+    assert not preflight(nodes, loaded, width=65).args[1]
     assert fingerprint() != before
 
 
 @pytest.mark.parametrize("widget", [("steps", 3), ("num_frames", 9), ("width", 128)])
 def test_a_widget_of_another_node_is_read_from_the_graph_and_makes_it_check_again(widget, nodes, loaded):
     name, value = widget
-    reports = {ask(nodes, loaded, **change).args[0] for change in ({}, {name: value})}
+    reports = {preflight(nodes, loaded, **change).args[0] for change in ({}, {name: value})}
     fingerprints = set()
     for change in ({}, {name: value}):
         run_in(graph_of(**change), nodes)
@@ -213,29 +213,29 @@ def test_a_linked_widget_counts_as_its_primitive_says_and_else_as_its_default(no
 
 
 def test_two_voices_without_places_share_the_picture(nodes, loaded):
-    report, can_run = ask(nodes, loaded, audio_2=voice()).args
+    report, can_run = preflight(nodes, loaded, audio_2=voice()).args
     assert can_run, report
 
 
 def test_a_start_that_is_too_late_is_told_beside_all_else(nodes, loaded):
-    report, can_run = ask(nodes, loaded, start_times="20000", width=65).args
+    report, can_run = preflight(nodes, loaded, start_times="20000", width=65).args
     assert not can_run and "start must be in 0.." in report and "width must be a multiple of 16" in report
 
 
 def test_notes_do_not_keep_from_running(nodes, loaded):
-    report, can_run = ask(nodes, loaded, audio_1=voice(level=0.0), num_frames=100).args
+    report, can_run = preflight(nodes, loaded, audio_1=voice(level=0.0), num_frames=100).args
     assert can_run and "Voice 1 is silent" in report and "The voices end after 2.0 s" in report
 
 
 def test_without_a_picture_it_says_what_to_connect(nodes, loaded):
-    report, can_run = ask(nodes, loaded, image=None).args
+    report, can_run = preflight(nodes, loaded, image=None).args
     assert can_run and "Connect image and audio_1" in report and "windows:" not in report
 
 
 def test_a_first_look_is_one_short_window(nodes, loaded):
-    report, _ = ask(nodes, loaded, num_frames=1000, options=long_video(nodes, first_look=True)).args
+    report, _ = preflight(nodes, loaded, num_frames=1000, options=long_video(nodes, first_look=True)).args
     assert "1 of 41 frames for 41 frames" in report
-    report, _ = ask(nodes, loaded, num_frames=21, options=long_video(nodes, first_look=True)).args
+    report, _ = preflight(nodes, loaded, num_frames=21, options=long_video(nodes, first_look=True)).args
     assert "1 of 21 frames for 21 frames" in report
 
 
@@ -261,30 +261,30 @@ def test_encoded_inputs_stand_in_for_raw_ones(nodes, loaded):
         torch.zeros(1, 64, 64, 3, dtype=torch.uint8), (torch.zeros(7, TEXT_DIM),), torch.zeros(9, TEXT_DIM), vae=None,
         image_embeds=torch.zeros(5, IMAGE_DIM),
     )  # fmt: skip
-    given = dict(image=None, audio_1=None, audio_embeds=embeds, conditioning=conditioning)
-    raw, (encoded, can_run) = ask(nodes, loaded).args[0], ask(nodes, loaded, **given).args
+    inputs = dict(image=None, audio_1=None, audio_embeds=embeds, conditioning=conditioning)
+    raw, (encoded, can_run) = preflight(nodes, loaded).args[0], preflight(nodes, loaded, **inputs).args
     assert can_run, encoded
     assert [line for line in encoded.splitlines() if "windows" in line] == [
         line for line in raw.splitlines() if "windows" in line
     ]
     other = dataclasses.replace(embeds, features=torch.zeros(1, 60, 12, 768))
-    report, can_run = ask(nodes, loaded, **given | {"audio_embeds": other}).args
+    report, can_run = preflight(nodes, loaded, **inputs | {"audio_embeds": other}).args
     assert (
         not can_run and "The audio embeds have (12, 768) layers x channels, the audio weights take (2, 128)" in report
     )
     video = dataclasses.replace(
         conditioning, source=torch.zeros(9, 64, 64, 3, dtype=torch.uint8), image_embeds=torch.zeros(257, 1024)
     )
-    report, can_run = ask(nodes, loaded, **given | {"conditioning": video}).args
+    report, can_run = preflight(nodes, loaded, **inputs | {"conditioning": video}).args
     assert not can_run and "A video of 9 frames" in report and "The tokens of the image have 1024 channels" in report
 
 
-def test_the_time_is_told_once_a_run_was_measured(nodes, loaded, folders, monkeypatch):
+def test_the_time_is_estimated_once_a_run_was_measured(nodes, loaded, folders, monkeypatch):
     speed = sys.modules[f"{pack.NAME}.pipeline.preflight.timings"]
     runs = folders[1] / "user" / "__multitalk" / "runs"
     runs.mkdir(parents=True)
     facts = "cpu, 2 blocks of 256"
-    assert "not measured" in ask(nodes, loaded).args[0]
+    assert "not measured" in preflight(nodes, loaded).args[0]
     host = sys.modules[f"{pack.NAME}.nodes.comfy_host"].PreflightHost()
     sampler, options = (sys.modules[f"{pack.NAME}.nodes.{name}"] for name in ("sampler", "options"))
     checks = sys.modules[f"{pack.NAME}.pipeline.preflight.checks"]
@@ -300,16 +300,16 @@ def test_the_time_is_told_once_a_run_was_measured(nodes, loaded, folders, monkey
         pass
     (kind,) = json.loads((runs / speed.FILE).read_text())
     assert kind.startswith(facts)
-    assert "time: about 42 s" in ask(nodes, loaded).args[0]
+    assert "time: about 42 s" in preflight(nodes, loaded).args[0]
 
 
 def test_models_of_other_nodes_are_counted_as_room_and_left_alone(nodes, monkeypatch):
     management = sys.modules["comfy.model_management"]
-    held = dataclasses.make_dataclass("Held", ["device", "model_loaded_memory", "is_dead"])
+    guest = dataclasses.make_dataclass("Guest", ["device", "model_loaded_memory", "is_dead"])
     models = [
-        held(torch.device("cpu"), lambda: 5, lambda: False),
-        held(torch.device("meta"), lambda: 7, lambda: False),
-        held(torch.device("cpu"), lambda: pytest.fail("its model is gone"), lambda: True),
+        guest(torch.device("cpu"), lambda: 5, lambda: False),
+        guest(torch.device("meta"), lambda: 7, lambda: False),
+        guest(torch.device("cpu"), lambda: pytest.fail("its model is gone"), lambda: True),
     ]
     monkeypatch.setattr(management, "current_loaded_models", models)
     monkeypatch.setattr(management, "free_memory", lambda *_: pytest.fail("a model was made to leave"))

@@ -16,7 +16,7 @@ from support.transformer import from_golden
 
 REF_MASKS = Golden("ref_masks")
 SEVERAL = [case for case, facts in REF_MASKS.cases.items() if facts["people"] > 1]
-WAYS = ("boxes", "masks", "batch")
+KINDS = ("boxes", "masks", "batch")
 
 
 @pytest.fixture(scope="module")
@@ -29,40 +29,40 @@ VAE = SimpleNamespace(encode=None, decode=None, first_stage_model=None)  # it en
 
 
 def condition(nodes, image_hw, resolution, **speakers):
-    """What the node makes of a picture of `image_hw` for `resolution`, which is a name or a height and a width."""
+    """Conditioning of a picture of `image_hw` at `resolution`, which is a name or a height and a width."""
     height, width = (480, 832) if isinstance(resolution, str) else resolution
     text = [[torch.ones(1, 3, 8), {}]]
-    seen = SimpleNamespace(penultimate_hidden_states=torch.ones(1, 257, 8))
-    given = {"dub_video": False, "prompt": "", "negative_prompt": "", "vae": VAE} | speakers
+    clip_output = SimpleNamespace(penultimate_hidden_states=torch.ones(1, 257, 8))
+    inputs = {"dub_video": False, "prompt": "", "negative_prompt": "", "vae": VAE} | speakers
     conditioning, *_ = (
         nodes["MultiTalkCondition"]
         .execute(
             image=torch.full((1, *image_hw, 3), 0.5),
-            image_encoder=seen,
+            image_encoder=clip_output,
             positive=text,
             negative=text,
             resolution=resolution if isinstance(resolution, str) else "custom",
             width=width,
             height=height,
-            **given,
+            **inputs,
         )
         .args
     )
     return conditioning
 
 
-def told(nodes, boxes, image_hw, way):
+def speaker_inputs(nodes, boxes, image_hw, kind):
     """`boxes` (left, top, right, bottom in pixels) as the node's inputs: boxes, masks, or masks in one batch."""
     masks = torch.zeros(len(boxes), *image_hw)
     for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
         mask[top:bottom, left:right] = 1
-    if way == "batch":
+    if kind == "batch":
         return {"ref_target_masks": masks}
     speakers = None
     for mask, box in zip(masks, boxes, strict=True):
         percent = [100 * edge / side for edge, side in zip(box, image_hw[::-1] * 2, strict=True)]
-        given = None if way == "boxes" else mask[None]
-        speakers = nodes["MultiTalkSpeaker"].execute(*percent, speakers=speakers, mask=given).args[0]
+        mask_input = None if kind == "boxes" else mask[None]
+        speakers = nodes["MultiTalkSpeaker"].execute(*percent, speakers=speakers, mask=mask_input).args[0]
     return {"speakers": speakers}
 
 
@@ -126,12 +126,13 @@ def test_embeds_that_know_no_silence_tell_that_the_place_is_not_used(nodes, capl
     assert "The only speaker's place is not used" in caplog.text
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", SEVERAL)
-def test_places_become_the_published_masks(nodes, case, way):
+def test_places_become_the_published_masks(nodes, case, kind):
     facts = REF_MASKS.cases[case]
     image_hw, resolution = tuple(facts["image_hw"]), facts["size"].removeprefix("multitalk-") + "p"
-    conditioning = condition(nodes, image_hw, resolution, **told(nodes, published_boxes(facts), image_hw, way))
+    speakers = speaker_inputs(nodes, published_boxes(facts), image_hw, kind)
+    conditioning = condition(nodes, image_hw, resolution, **speakers)
     REF_MASKS.assert_close(latent_masks(conditioning), f"out.{case}.masks")
 
 
@@ -141,42 +142,42 @@ def test_speakers_without_places_have_the_published_shares(nodes):
     REF_MASKS.assert_close(latent_masks(conditioning), "out.two_default.masks")
 
 
-def around(mask, scale):
+def bounding_box(mask, scale):
     """The box that a mask fills, in units of `scale`."""
     rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
     edges = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
     return tuple(scale * edge.item() for edge in edges)
 
 
-def conditioned_by(nodes, masks, scale, way):
-    """The conditioning of a picture whose speakers' `masks` (`p+1 h w`, `scale` pixels each) are given as `way`."""
+def conditioning_with(nodes, masks, scale, kind):
+    """Conditioning of a picture whose speakers' `masks`, `p+1 h w` at `scale` pixels each, come as a kind of inputs."""
     image_hw = tuple(scale * side for side in masks.shape[1:])
-    boxes = [around(mask, scale) for mask in masks[:-1]]
-    return condition(nodes, image_hw, image_hw, **told(nodes, boxes, image_hw, way))
+    boxes = [bounding_box(mask, scale) for mask in masks[:-1]]
+    return condition(nodes, image_hw, image_hw, **speaker_inputs(nodes, boxes, image_hw, kind))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", ["a", "b"])
-def test_the_transformer_makes_of_the_nodes_masks_what_is_published(nodes, case, way):
+def test_the_transformer_with_the_nodes_masks_is_as_published(nodes, case, kind):
     golden = Golden("dit_multi")
-    wanted = golden[f"in.{case}.ref_target_masks"]
-    masks = latent_masks(conditioned_by(nodes, wanted, VAE_STRIDE_SPACE, way))
-    assert torch.equal(masks, wanted)
+    reference_masks = golden[f"in.{case}.ref_target_masks"]
+    masks = latent_masks(conditioning_with(nodes, reference_masks, VAE_STRIDE_SPACE, kind))
+    assert torch.equal(masks, reference_masks)
     transformer, size = from_golden(golden), LatentSize(*golden.cases[case]["latent_thw"])
-    given = {name: golden[f"in.{case}.{name}"] for name in ("y", "clip_fea", "context", "audio", "x", "t")}
-    assert given["x"].shape[0] == LATENT_CHANNELS
-    window = transformer.prepare_window(size, given["y"], given["clip_fea"][0], masks)
-    heard = transformer.prepare_pass(window, given["context"], given["audio"])
-    golden.assert_close(transformer(given["x"], given["t"], heard), f"out.{case}.velocity")
+    tensors = {name: golden[f"in.{case}.{name}"] for name in ("y", "clip_fea", "context", "audio", "x", "t")}
+    assert tensors["x"].shape[0] == LATENT_CHANNELS
+    window = transformer.prepare_window(size, tensors["y"], tensors["clip_fea"][0], masks)
+    inputs = transformer.prepare_pass(window, tensors["context"], tensors["audio"])
+    golden.assert_close(transformer(tensors["x"], tensors["t"], inputs), f"out.{case}.velocity")
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_two_voices_are_heard_through_the_nodes_masks_as_published(nodes, way):
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_audio_attention_with_the_nodes_masks_is_as_published(nodes, kind):
     golden, case = Golden("audio_cross_attention_multi"), "map_from_qk"
     config = golden.config
     frames, *grid = config["grid"]
-    wanted = golden[f"in.{case}.token_masks"].unflatten(1, grid)
-    masks = latent_masks(conditioned_by(nodes, wanted, 2 * VAE_STRIDE_SPACE, way))
+    reference_masks = golden[f"in.{case}.token_masks"].unflatten(1, grid)
+    masks = latent_masks(conditioning_with(nodes, reference_masks, 2 * VAE_STRIDE_SPACE, kind))
     tokens = to_token_masks(masks, LatentSize(frames, *masks.shape[1:])).flatten(1)
     query, key = (golden[f"in.{case}.{name}"].transpose(1, 2) for name in "qk")
     reference_map = reference_attention(query, key, tokens)
@@ -185,5 +186,5 @@ def test_two_voices_are_heard_through_the_nodes_masks_as_published(nodes, way):
     attention.load_state_dict(golden.state())
     voices = golden[f"in.{case}.audio_tokens"][0]
     voices = voices.unflatten(1, (2, golden.cases[case]["tokens_per_person"])).transpose(0, 1)  # p t n d
-    heard = attention(golden[f"in.{case}.x"][0], attention.audio_kv(voices), reference_map)
-    golden.assert_close(heard[None], f"out.{case}.x")
+    attn_out = attention(golden[f"in.{case}.x"][0], attention.audio_kv(voices), reference_map)
+    golden.assert_close(attn_out[None], f"out.{case}.x")

@@ -97,8 +97,8 @@ def test_frames_video_and_sound_of_another_rate_are_equally_long(runner):
     sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
     frames, video, audio, fps = runner.run(prompt)[sampler]
     with av.open(video.path) as container:
-        shown = len(list(container.decode(video=0)))
-    assert (len(frames), shown, fps, audio["waveform"].shape[-1]) == (11, 11, 30.0, round(11 / 30 * 16000))
+        num_pictures = len(list(container.decode(video=0)))
+    assert (len(frames), num_pictures, fps, audio["waveform"].shape[-1]) == (11, 11, 30.0, round(11 / 30 * 16000))
 
 
 def test_frames_that_the_published_plan_loses_are_missing_from_all_outputs(nodes, tmp_path):
@@ -112,8 +112,8 @@ def test_frames_that_the_published_plan_loses_are_missing_from_all_outputs(nodes
     sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
     frames, video, *_ = runner.run(prompt)[sampler]
     with av.open(video.path) as container:
-        shown = len(list(container.decode(video=0)))
-    assert 0 < len(frames) == shown < 22
+        num_pictures = len(list(container.decode(video=0)))
+    assert 0 < len(frames) == num_pictures < 22
 
 
 def test_a_new_seed_runs_only_the_sampler_again(runner):

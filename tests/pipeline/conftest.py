@@ -1,4 +1,4 @@
-"""Files as a person chooses them, and a watch over what is read of them."""
+"""Files as a person chooses them, and a counter of the tensors that are read."""
 
 from collections import Counter
 

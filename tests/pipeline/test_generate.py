@@ -1,4 +1,4 @@
-"""What holds for every run, on real classes at tiny sizes."""
+"""Properties of every run, on real classes at tiny sizes."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What a run holds at its fullest: a window, however long the video, and little of the weights' files."""
+"""Peak memory of a run: a window, however long the video, and little of the weights' files."""
 
 import pytest
 from multitalk_pack.pipeline.host import TorchHost

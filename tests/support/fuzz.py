@@ -45,7 +45,7 @@ def refuses_in_words(call: Callable[..., T], *args: Any, **kwargs: Any) -> T | N
         return None
 
 
-class JobMonitor:
+class FileMonitor:
     """A record of what Python does to files: the paths that it reads, and those that it writes."""
 
     def __init__(self):
@@ -84,4 +84,4 @@ def _absolute(path: Any) -> Path:
     return Path(os.path.abspath(os.fsdecode(path)))
 
 
-MONITOR = JobMonitor()
+MONITOR = FileMonitor()
