@@ -203,11 +203,11 @@ class FalClient:
             raise _uncertain(str(error)) from None
 
     def _request_id(self, answer: Answer) -> str:
-        if 200 <= answer.status < 300:
-            return self._valid_id(answer.body.get("request_id"))
         if answer.status >= 500:
             raise _uncertain(f"HTTP {answer.status}")
-        self._refuse(answer)
+        if not 200 <= answer.status < 300:
+            self._refuse(answer)
+        return self._valid_id(answer.body.get("request_id"))
 
     def _valid_id(self, value: object) -> str:
         """A request id, which goes into addresses, file names and messages."""

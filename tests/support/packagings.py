@@ -154,7 +154,7 @@ def scaled(dtype: torch.dtype, per_row: bool, weight: str, scale: str, marker: b
 
 
 def comfy_mixed(in_header: bool, prefix: str = "", layer_prefix: str = ""):
-    """ComfyUI's mixed precision: fp8 and ConvRot's int8 side by side, named by a tensor for each layer or in the header.
+    """ComfyUI's mixed precision: fp8 and ConvRot's int8 side by side, named by tensors or in the header.
 
     The header may have other names of the layers than the keys.
     """

@@ -197,7 +197,7 @@ def make_file(path):
 
 
 FOLDERS = {
-    "the output folder is a file": lambda output: make_file(output),
+    "the output folder is a file": make_file,
     "our folder is a file": lambda output: make_file(output / "multitalk"),
     "a link that leads nowhere": lambda output: output.symlink_to("/proc/nowhere"),
 }
