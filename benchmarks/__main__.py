@@ -21,6 +21,7 @@ BENCHMARKS = {
     "audio": "the speech encoder, 10 s and 60 s",
     "weights": "opening a file of weights, wall time and private memory",
     "acceleration": "presets and single knobs on the bundled model, 40 steps, against none",
+    "rehearsal": "the published network on a fake card: FLOPs, bytes, kernels, memory; without a GPU",
     "clip": "a whole tiny run from a picture and a voice to frames, by preset",
 }
 
