@@ -198,14 +198,21 @@ class MultiTalkLoadVAE(io.ComfyNode):
             category=CATEGORY,
             description="Wan2.1's video VAE. Core's Load VAE may be used instead; this one decodes in constant memory.",
             inputs=[
-                io.Combo.Input("file", options=folders.names(folders.VAE), tooltip="wan_2.1_vae or Wan2.1_VAE.pth.")
+                io.Combo.Input("file", options=folders.names(folders.VAE), tooltip="wan_2.1_vae or Wan2.1_VAE.pth."),
+                io.Combo.Input(
+                    "precision",
+                    options=Precision,
+                    default=Precision.AUTO,
+                    optional=True,
+                    tooltip="What the VAE computes in. Auto takes bfloat16 on a GPU that has it, else float32.",
+                ),
             ],
             outputs=[sockets.Vae.Output(display_name="vae")],
         )
 
     @classmethod
-    def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(handles.vae(folders.path(folders.VAE, file)))
+    def execute(cls, file: str, precision: str = Precision.AUTO) -> io.NodeOutput:
+        return io.NodeOutput(handles.vae(folders.path(folders.VAE, file), compute_device(), Precision(precision)))
 
 
 class MultiTalkLoadAudioEncoder(io.ComfyNode):

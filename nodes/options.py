@@ -9,7 +9,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..pipeline.acceleration.attention_kernels import AttentionKernel
-from ..pipeline.acceleration.presets import AccelerationOptions, CacheKind
+from ..pipeline.acceleration.caches import CacheKind
+from ..pipeline.acceleration.compilation import Compile
+from ..pipeline.acceleration.presets import AccelerationOptions
 from ..pipeline.config import WindowPlan
 from . import sockets
 
@@ -180,10 +182,12 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
                     default=AttentionKernel.AUTO,
                     tooltip="The attention kernel; one that fails its probe is replaced and the log says so.",
                 ),
-                io.Boolean.Input(
+                io.Combo.Input(
                     "compile",
+                    options=Compile,
                     default=AccelerationOptions.compile,
-                    tooltip="torch.compile of the blocks: a minute at the first step, then faster.",
+                    tooltip="torch.compile of the blocks: a minute at the first step, then faster. Auto compiles on a "
+                    "GPU, in runs of more than 8 steps.",
                 ),
                 io.Boolean.Input(
                     "skip_tail",
@@ -215,7 +219,7 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
         guidance_every: int,
         guidance_until: float,
         attention: str,
-        compile: bool,
+        compile: str,
         skip_tail: bool,
         projected_guidance: bool,
         interval: int,
@@ -229,7 +233,7 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
             guidance_every=guidance_every,
             guidance_until=guidance_until,
             attention=AttentionKernel(attention),
-            compile=compile,
+            compile=Compile(compile),
         )
         sampler_options = (options or SamplerOptions()).with_choices(
             skip_tail=skip_tail or None, projected=projected_guidance

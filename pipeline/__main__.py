@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         files = _files(args, problems)
         host = TerminalHost(args.device)
-        talk = MultiTalkPipeline.of(files, memory=args.memory, precision=args.precision, host=host)
+        precision = {"precision": args.precision, "vae_precision": args.vae_precision}
+        talk = MultiTalkPipeline.of(files, memory=args.memory, **precision, host=host)
         path = talk.render(
             args.output, *_media(args), args.prompt, resume_folder=args.resume_folder, restart=args.restart,
             problems=problems, **_options(args),
@@ -141,6 +142,7 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
     add("--device", type=_device, help="cpu, cuda, cuda:1 ...")
     add("--memory", choices=_words(MemoryLimit), default=MemoryLimit.AUTO.value)
     add("--precision", choices=_words(Precision), default=Precision.AUTO.value)
+    add("--vae-precision", choices=_words(Precision), default=Precision.AUTO.value)
     add("--verbose", action="store_true")
 
 

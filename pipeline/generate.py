@@ -14,7 +14,7 @@ from .acceleration.presets import accelerated
 from .audio.embeds import AudioEmbeds
 from .conditioning.conditioning import Conditioning
 from .generation.guards import check_frames, check_latents
-from .generation.passes import PassForwards, prepare_passes
+from .generation.passes import PassForwards, cancellable, prepare_passes
 from .generation.preview import FramePreview, LatentPreview
 from .generation.recipes import ReferenceCache, WindowStart
 from .generation.recovery import Coders, attention_attempts
@@ -68,8 +68,9 @@ def generate(
     vae_bytes, reference, motion_frames = _vae_bytes(conditioning), ReferenceCache(), None
     first, kept_bytes = spec.latent_size(spec.windows[0]), _kept_bytes(transformer, audio_embeds, spec)
     with (
-        accelerated(transformer, spec.acceleration, host.device),
+        accelerated(transformer, spec.acceleration, host.device, spec.steps),
         placed(transformer, memory or MemoryConfig(), first, host, kept_bytes) as placement,
+        cancellable(transformer, host),
     ):
         coders = Coders(conditioning, placement, vae_bytes, host)
         portrait = conditioning.source_frame(0)[:, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from .generation.recipes import RECIPES, find_recipe
 from .generation.run_spec import RunSpec, choose_size, make_run_spec
 from .host import Host, Progress, TorchHost
 from .media.video import RateConverter, VideoWriter
-from .memory.placement import MemoryConfig, MemoryLimit, resident
+from .memory.placement import MemoryConfig, MemoryLimit, encode_resident
 from .model_files import ModelFiles
 from .preflight.checks import RunInputs, RunSetup, check_masks, check_run, check_voices, describe, timed
 from .preflight.estimate import RunEstimate
@@ -69,10 +70,17 @@ class MultiTalkPipeline:
         model: the transformer's files, with what it computes in and how much memory it may take.
         files: the other weights; None where only encoded inputs are sampled.
         host: device, progress and cancelling; None runs quietly on the best device there is.
+        vae_precision: of the VAE.
     """
 
-    def __init__(self, model: handles.TransformerFiles, files: ModelFiles | None = None, host: Host | None = None):
-        self.model, self.host = model, host or TorchHost()
+    def __init__(
+        self,
+        model: handles.TransformerFiles,
+        files: ModelFiles | None = None,
+        host: Host | None = None,
+        vae_precision: handles.Precision = handles.Precision.AUTO,
+    ):
+        self.model, self.host, self.vae_precision = model, host or TorchHost(), vae_precision
         self.files = files or ModelFiles(base=model.base, adapter=model.adapter, loras=model.loras)
 
     @classmethod
@@ -90,6 +98,7 @@ class MultiTalkPipeline:
         device: str | None = None,
         memory: MemoryConfig | str = MemoryLimit.AUTO.value,
         precision: str = handles.Precision.AUTO.value,
+        vae_precision: str = handles.Precision.AUTO.value,
         host: Host | None = None,
     ) -> MultiTalkPipeline:
         """A pipeline of weights files in any packaging, by the names of the command line.
@@ -106,6 +115,7 @@ class MultiTalkPipeline:
             device: such as `cuda:1`; None takes the best.
             memory: how much of the device the transformer may take.
             precision: what the transformer computes in.
+            vae_precision: what the VAE computes in; `auto` is bfloat16 on cards that have it, else float32.
             host: in place of `device`: progress and cancelling too.
 
         Raises:
@@ -115,7 +125,7 @@ class MultiTalkPipeline:
             base=base, adapter=adapter, vae=vae, text_encoder=text_encoder, image_encoder=image_encoder,
             audio_encoder=audio_encoder, loras=lora, recipe=recipe,
         )  # fmt: skip
-        return cls.of(files, device=device, memory=memory, precision=precision, host=host)
+        return cls.of(files, device=device, memory=memory, precision=precision, vae_precision=vae_precision, host=host)
 
     @classmethod
     def bundled(cls, **options: Any) -> MultiTalkPipeline:
@@ -130,6 +140,7 @@ class MultiTalkPipeline:
         device: str | None = None,
         memory: MemoryConfig | str = MemoryLimit.AUTO.value,
         precision: str = handles.Precision.AUTO.value,
+        vae_precision: str = handles.Precision.AUTO.value,
         host: Host | None = None,
     ) -> MultiTalkPipeline:
         """A pipeline of named files, see `from_files`; a file that is missing is told when it is needed."""
@@ -142,7 +153,7 @@ class MultiTalkPipeline:
             dtype=handles.Precision(precision).on(host.device),
             memory=memory if isinstance(memory, MemoryConfig) else MemoryConfig(MemoryLimit(memory)),
         )
-        return cls(model, files, host)
+        return cls(model, files, host, handles.Precision(vae_precision))
 
     @torch.inference_mode()
     def __call__(
@@ -244,16 +255,18 @@ class MultiTalkPipeline:
         request, config = run.request, run.request.config
         assert self.files.audio_encoder is not None, "checked before"
         self.host.report(Progress("audio", 0))
-        with resident(handles.audio_encoder(self.files.audio_encoder).model, self.host) as encoder:
-            return encode_audio(
-                encoder,
-                run.media.speeches,
-                request.arrangement,
-                round(config.num_frames * config.fps / FPS),
-                normalize_input=handles.normalizes_input(encoder),
-                fps=config.fps,
-                soundtrack=run.media.soundtrack,
-            )
+        encoder = handles.audio_encoder(self.files.audio_encoder).model
+        encode = partial(
+            encode_audio,
+            encoder,
+            run.media.speeches,
+            request.arrangement,
+            round(config.num_frames * config.fps / FPS),
+            normalize_input=handles.normalizes_input(encoder),
+            fps=config.fps,
+            soundtrack=run.media.soundtrack,
+        )
+        return encode_resident(encoder, self.host, encode)
 
     def encode_conditioning(self, run: CheckedRequest) -> Conditioning:
         """The fitted picture and the encoded prompts; the text encoder, the largest of the encoders, is dropped."""
@@ -265,13 +278,13 @@ class MultiTalkPipeline:
         assert frames is not None and size is not None, "checked before"
         self.host.report(Progress("prompt", 0))
         encoder = handles.text_encoder(files.text_encoder, self.host.device).model
-        with resident(encoder.model, self.host):
-            prompts, negative = encode_prompts(encoder, run.request.prompt, run.request.negative_prompt)
+        encode = partial(encode_prompts, encoder, run.request.prompt, run.request.negative_prompt)
+        prompts, negative = encode_resident(encoder.model, self.host, encode)
         return Conditioning(
             source=fit_frames(frames, len(frames), size),
             prompt_embeds=prompts,
             negative_embeds=negative,
-            vae=handles.vae(files.vae).model,
+            vae=handles.vae(files.vae, self.host.device, self.vae_precision).model,
             image_encoder=handles.image_encoder(files.image_encoder).model,
             speaker_masks=run.masks,
             image_hw=(frames.shape[1], frames.shape[2]),

@@ -11,20 +11,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..choice import Choice
-from ..models.transformer.attention import Attend
+from ..models.transformer.scaled_dot_product import Attend, attend_in_chunks, torch_attention
 
 logger = logging.getLogger(__name__)
 
 HOPPER = (9, 0)  # from here cuDNN's kernel is faster than flash attention 2
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 1e-2}  # of outputs around 0.3; bfloat16 and quantised kernels: 5e-2
 COARSE_TOLERANCE = 5e-2
-SCORES = 2**27  # of the plain formula at once: half a gigabyte in float32
 
 
 class AttentionKernel(Choice):
     """Kernel of the transformer's attention."""
 
     AUTO = "auto"  # the fastest exact one
+    FAST = "fast"  # SageAttention where it works, else the fastest exact one
     CUDNN = "cuDNN"
     FLASH = "flash"
     EFFICIENT = "efficient"
@@ -45,15 +45,18 @@ def find_kernel(kernel: AttentionKernel, device: torch.device, dtype: torch.dtyp
 
     A kernel works if it agrees with the plain formula on a small example. Each is tried once a process.
     """
-    if kernel is AttentionKernel.AUTO and device.type != "cuda":
-        return scaled_dot_product_attention  # torch chooses best there
+    if kernel in (AttentionKernel.AUTO, AttentionKernel.FAST) and device.type != "cuda":
+        return torch_attention(device)
     for candidate in _candidates(kernel, device):
         failure = _failure(candidate, device, dtype, head_dim)
         if failure is None:
             logger.info("Attention runs on the %s kernel.", candidate.value)
             return _attend(candidate)
-        logger.warning("The %s attention kernel is replaced: %s", candidate.value, failure)
-    return _math if device.type == "cuda" else scaled_dot_product_attention
+        level = (
+            logging.INFO if kernel is AttentionKernel.FAST and candidate is AttentionKernel.SAGE else logging.WARNING
+        )
+        logger.log(level, "The %s attention kernel is replaced: %s", candidate.value, failure)
+    return _math if device.type == "cuda" else torch_attention(device)
 
 
 def _candidates(kernel: AttentionKernel, device: torch.device) -> list[AttentionKernel]:
@@ -64,6 +67,8 @@ def _candidates(kernel: AttentionKernel, device: torch.device) -> list[Attention
         exact = [AttentionKernel.CUDNN, AttentionKernel.FLASH, AttentionKernel.EFFICIENT]
     if kernel is AttentionKernel.AUTO:
         return exact
+    if kernel is AttentionKernel.FAST:
+        return [AttentionKernel.SAGE, *exact]
     return [kernel, *(other for other in exact if other is not kernel)]
 
 
@@ -99,10 +104,7 @@ def _sage(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _math(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The plain formula, for some of the queries at a time: all scores of a long window would take 86 GB."""
-    rows = max(1, SCORES // (query.shape[0] * query.shape[1] * key.shape[2]))
-    parts = [_native(part, key, value, SDPBackend.MATH) for part in query.split(rows, dim=2)]
-    return torch.cat(parts, dim=2)
+    return attend_in_chunks(partial(_native, backend=SDPBackend.MATH), query, key, value)
 
 
 _CUSTOM = {AttentionKernel.MATH: _math, AttentionKernel.SAGE: _sage}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from ..conditioning.conditioning import Conditioning
 from ..conditioning.speakers import to_latent_masks
 from ..host import Host
 from ..memory.placement import PlacedTransformer
-from ..models.transformer.inputs import PassInputs
+from ..models.transformer.inputs import PassInputs, untraced
 from ..models.transformer.model import MultiTalkTransformer
 from ..sampling.guidance import Pass
 from ..shapes import LatentSize
@@ -87,3 +88,18 @@ class PassForwards:
             with attempt:
                 return forward()
         raise AssertionError("the last attempt returns or raises")
+
+
+@contextmanager
+def cancellable(transformer: MultiTalkTransformer, host: Host) -> Iterator[None]:
+    """Context in which the host may cancel before each block: a forward takes over a minute on a small card."""
+
+    def check(*_: object) -> None:
+        host.check_cancelled()
+
+    hooks = [block.register_forward_pre_hook(untraced(check)) for block in transformer.blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

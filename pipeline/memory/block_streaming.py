@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class BlockStream:
         self._blocks, self._device, self._can_pin = blocks, device, can_pin
         self._originals = [OriginalTensors(block) for block in blocks]
         self._copies: dict[int, list[Tensor]] = {}
-        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copy_stream = copy_stream(device) if device.type == "cuda" else None
         self._last_end: torch.Event | None = None  # of the block before
         self._hooks = []
         for index, block in enumerate(blocks):
@@ -54,15 +55,15 @@ class BlockStream:
 
     def _leave(self, index: int) -> None:
         self._originals[index].restore()
+        copies = self._copies.pop(index, [])  # none where a hook before ours has raised
         if self._copy_stream is not None:
             stream = torch.cuda.current_stream(self._device)
-            for copy in self._copies[index]:
+            for copy in copies:
                 copy.record_stream(stream)
-        del self._copies[index]
-        if self._copy_stream is not None:
             if self._last_end is not None:
                 self._last_end.synchronize()
             self._last_end = stream.record_event()
+        del copies
         if len(self._blocks) > 1:
             self._fetch((index + 1) % len(self._blocks))
 
@@ -85,6 +86,12 @@ class BlockStream:
             self._can_pin, reason = False, str(error).partition("\n")[0]
             logger.warning("No more memory can be pinned (%s): blocks are copied more slowly.", reason)
             return sources
+
+
+@lru_cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream of copies to a device: memory that was used on a stream stays reserved for it."""
+    return torch.cuda.Stream(device)
 
 
 def _hook(function: Callable[[int], None], index: int) -> Callable[..., None]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from torch import nn
 
 from ..choice import Choice
@@ -15,6 +16,7 @@ from ..errors import ConfigError
 from ..host import Host
 from ..shapes import LatentSize
 from .block_streaming import BLOCKS_IN_FLIGHT, BlockStream, OriginalTensors, tensors_of
+from .out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:  # imports diffusers, which takes seconds
     from ..models.transformer.model import MultiTalkTransformer
@@ -22,9 +24,10 @@ if TYPE_CHECKING:  # imports diffusers, which takes seconds
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 GB = 10**9
-ACTIVATION_TENSORS = 12  # tokens x width tensors alive at a block's fullest moment, counted on the meta device
+ACTIVATION_TENSORS = 8  # tokens x width alive at a block's peak: 7.0 in a rehearsal, 8.0 beside a step cache
 RESERVE = GB // 2  # for the allocator, the kernels' scratch and a screen on the same card
 TEXT_TOKENS, IMAGE_TOKENS, VOICE_TOKENS = 512, 257, 32  # keys of a block: a prompt, a picture, a latent frame's voice
 DECODE_BYTES = 20_000  # a pixel's share of the VAE decoder's memory in float32: causal caches 9, work 9, output 2
@@ -114,6 +117,10 @@ class Footprint:
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         return cls(len(blocks), max(blocks), num_bytes(transformer) - sum(blocks), width)
 
+    def on(self, device: torch.device) -> Footprint:
+        """The same on a device: on a CPU the weights stay in their files, which are mapped, and take no memory."""
+        return replace(self, block_bytes=0, outer_bytes=0) if device.type == "cpu" else self
+
     @property
     def weights_bytes(self) -> int:
         """Bytes of all weights."""
@@ -143,7 +150,7 @@ def plan_placement(
     budget = free if config.memory.limit is None else min(config.memory.limit, free)
     resident = config.resident_blocks
     if resident is None:
-        num_fitting = max(0, (budget - work - outer) // block_bytes)
+        num_fitting = max(0, (budget - work - outer) // block_bytes) if block_bytes else num_blocks
         fits = config.memory is MemoryLimit.ALL or num_fitting >= num_blocks
         resident = num_blocks if fits else max(0, num_fitting - BLOCKS_IN_FLIGHT)
     resident = min(resident, num_blocks)
@@ -159,13 +166,48 @@ def decode_bytes(height: int, width: int, itemsize: int = 4) -> int:
 
 @contextmanager
 def resident(module: M, host: Host) -> Iterator[M]:
-    """Context in which `module` is on the host's device; afterwards its tensors are the ones that they were."""
+    """Context in which `module` is on the host's device, or on the CPU where it does not fit on the device.
+
+    Afterwards its tensors are the ones that they were.
+    """
     originals = OriginalTensors(module)
-    module.to(host.device)
     try:
+        if not _move(module, host):
+            originals.restore()
+            logger.warning("%s does not fit on %s and works on the CPU.", type(module).__name__, host.device)
         yield module
     finally:
         originals.restore()  # `to` and back would copy what a file backs
+
+
+def _move(module: nn.Module, host: Host) -> bool:
+    """Moves `module` to the host's device; False where it does not fit with a reserve, or did not."""
+    if host.device.type != "cpu" and host.free_memory() < num_bytes(module) + RESERVE:
+        return False
+    try:
+        module.to(host.device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def encode_resident(module: nn.Module, host: Host, encode: Callable[[], T]) -> T:
+    """`encode()` with `module` on the host's device; if memory runs out there, once more on the CPU.
+
+    Args:
+        module: the encoder's network.
+        encode: moves its inputs to where `module` is.
+    """
+    try:
+        with resident(module, host):
+            return encode()
+    except (RuntimeError, MemoryError) as error:
+        if host.device.type == "cpu" or not is_out_of_memory(error):
+            raise
+    logger.warning("%s ran out of memory on %s and works on the CPU.", type(module).__name__, host.device)
+    return encode()  # outside the except, where the first try's tensors are gone
 
 
 class PlacedTransformer:
@@ -179,9 +221,16 @@ class PlacedTransformer:
         self._is_placed = False
 
     def place(self) -> None:
-        """Moves the weights as planned, if they are not there."""
+        """Moves the weights as planned, if they are not there; if memory runs out, all blocks are streamed instead."""
         if self._is_placed:
             return
+        try:
+            self._move()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not self.stream_all():
+                raise
+
+    def _move(self) -> None:
         self._is_placed = True
         streamed = list(self.transformer.blocks)[self.placement.resident_blocks :]
         inside = {id(tensor) for block in streamed for tensor in tensors_of(block)}
@@ -227,7 +276,8 @@ def placed(
     transformer: MultiTalkTransformer, config: MemoryConfig, size: LatentSize, host: Host, extra_bytes: int = 0
 ) -> Iterator[PlacedTransformer]:
     """The transformer with its placement for windows of `size`, restored afterwards; `place` moves it to the device."""
-    placement = plan_placement(Footprint.of(transformer), config, size, host.free_memory(), extra_bytes)
+    footprint = Footprint.of(transformer).on(host.device)
+    placement = plan_placement(footprint, config, size, host.free_memory(), extra_bytes)
     logger.info("memory = %s: %s of %.1f.", config.memory.value, placement.describe(), placement.budget / GB)
     if placement.estimate > placement.budget:
         logger.warning(

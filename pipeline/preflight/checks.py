@@ -260,7 +260,8 @@ def _note_steps(spec: RunSpec, files: ModelFiles, problems: Problems) -> None:
 def _with_memory(
     run: RunEstimate, spec: RunSpec, facts: TransformerFacts, memory: MemoryConfig, problems: Problems, host: Host
 ) -> RunEstimate:
-    free = host.free_memory()
+    free, own = host.free_memory(), facts.footprint
+    facts = replace(facts, footprint=own.on(host.device))
     placement = _placement(spec, facts, memory, run.size, free)
     if placement.estimate > free:
         kind = "of the machine's memory" if host.device.type == "cpu" else f"on {host.device}"
@@ -274,7 +275,7 @@ def _with_memory(
         problems.note(
             f"memory = {memory.memory.value} cannot be kept: about {placement.estimate / GB:.1f} GB are taken."
         )
-    return replace(run, placement=placement, footprint=facts.footprint, free_bytes=free)
+    return replace(run, placement=placement, footprint=own, free_bytes=free)
 
 
 def _placement(spec: RunSpec, facts: TransformerFacts, memory: MemoryConfig, size: LatentSize, free: int) -> Placement:
@@ -312,7 +313,7 @@ def _with_seconds(run: RunEstimate, spec: RunSpec, timings: Path | None, host: H
 
 def _run_kind(run: RunEstimate, spec: RunSpec, host: Host) -> str:
     assert run.footprint is not None and run.placement is not None, "added together, where the files are known"
-    return run_kind(host.device, run.footprint, spec.acceleration, run.placement.streams)
+    return run_kind(host.device, run.footprint, spec.acceleration, spec.steps, run.placement.streams)
 
 
 def _with_disk(run: RunEstimate, setup: RunSetup, problems: Problems) -> RunEstimate:

@@ -69,12 +69,15 @@ class Timings:
             return {}
 
 
-def run_kind(device: torch.device, footprint: Footprint, options: AccelerationOptions, streams: bool) -> str:
+def run_kind(
+    device: torch.device, footprint: Footprint, options: AccelerationOptions, steps: int, streams: bool
+) -> str:
     """The name of runs that take alike per forward: of one device, network, cache, attention and streaming."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     network = f"{footprint.num_blocks} blocks of {footprint.width} ({footprint.block_bytes} bytes)"
     parts = [name, network, options.cache.value, options.attention.value]
-    return ", ".join([*parts, *(["compiled"] if options.compile else []), *(["streamed"] if streams else [])])
+    is_compiled = options.compile.applies(device, steps)
+    return ", ".join([*parts, *(["compiled"] if is_compiled else []), *(["streamed"] if streams else [])])
 
 
 def _above_0(number: float) -> float:

@@ -36,7 +36,7 @@ AMPERE = (8, 0)
 
 
 class Precision(Choice):
-    """The dtype that the transformer computes in."""
+    """The dtype that a network computes in."""
 
     AUTO = "auto"
     BF16 = "bfloat16"
@@ -50,6 +50,12 @@ class Precision(Choice):
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if computes_bfloat16(device) else torch.float16
+
+    def of_vae_on(self, device: torch.device) -> torch.dtype:
+        """The VAE's dtype; auto is bfloat16 on a card that computes in it, else float32: float16 overflows in it."""
+        if self is not Precision.AUTO:
+            return getattr(torch, self.value)
+        return torch.bfloat16 if computes_bfloat16(device) else torch.float32
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -194,11 +200,11 @@ def image_encoder(path: Path) -> Lazy[ImageEncoder]:
     return Lazy(path, catalog.check_image_encoder(path), partial(build.load_image_encoder, path))
 
 
-def vae(path: Path) -> Lazy[VideoVae]:
-    """Wan's video VAE."""
+def vae(path: Path, device: torch.device, precision: Precision = Precision.AUTO) -> Lazy[VideoVae]:
+    """Wan's video VAE, in a precision for `device`."""
     from . import build, catalog
 
-    return Lazy(path, catalog.check_vae(path), partial(build.load_vae, path))
+    return Lazy(path, catalog.check_vae(path), partial(build.load_vae, path, precision.of_vae_on(device)))
 
 
 def normalizes_input(encoder: Wav2Vec2Model) -> bool:

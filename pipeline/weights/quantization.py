@@ -8,8 +8,9 @@ is held as bytes, so that `module.to(dtype)` cannot widen it by accident.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import ClassVar, Protocol
 
@@ -157,10 +158,14 @@ class QuantizedLinear(nn.Module):
             weight = weight + delta()
         return weight.to(dtype)
 
+    def decoded(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The layer with its weight decoded, for several uses in a row."""
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return partial(linear, weight=self.dense(dtype), bias=bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """`... out_features` of `... in_features`, in the dtype of `x`."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return linear(x, self.dense(x.dtype), bias)
+        return self.decoded(x.dtype)(x)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.encoding}"

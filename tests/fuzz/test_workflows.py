@@ -218,7 +218,7 @@ def test_any_combination_of_options(chain, steps, frames, scale, world):
     values = any_values(world.nodes["MultiTalkAccelerationOptions"], chance)
     prompt["98"] = {
         "class_type": "MultiTalkAccelerationOptions",
-        "inputs": values | {"compile": False, "options": inputs_of(prompt, "MultiTalkSampler")["options"]},
+        "inputs": values | {"compile": "off", "options": inputs_of(prompt, "MultiTalkSampler")["options"]},
     }
     inputs_of(prompt, "MultiTalkEncodeAudio")["num_frames"] = frames
     inputs_of(prompt, "MultiTalkSampler").update(

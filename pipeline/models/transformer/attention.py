@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .rope import rotate
+from .scaled_dot_product import Attend
 from .speakers import reference_attention
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""softmax(q k^T / sqrt(k)) v of query, key and value, all `b heads n k`; views with any strides, k innermost."""
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one attention layer, each `b heads n k`."""

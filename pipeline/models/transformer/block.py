@@ -85,6 +85,7 @@ class MultiTalkBlock(nn.Module):
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(time_projection)
         attn_out, reference_map = self.attn1(self.norm1(tokens, shift, scale), context.rope, context.token_masks)
         tokens = gated_residual(tokens, attn_out, gate)
+        del attn_out  # as large as the tokens
         tokens = tokens + self.attn2(self.norm2(tokens), context.text_kv(self), context.image_kv(self))
         tokens = tokens + self.audio_cross_attn(self.norm_x(tokens), context.audio_kv(self), reference_map)
         return gated_residual(tokens, self.ffn(self.norm3(tokens, ffn_shift, ffn_scale)), ffn_gate)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,28 +13,23 @@ from torch.nn.functional import gelu
 CHUNK_TOKENS = 16_384  # at a time: the middle is 2.7 times as wide as the tokens
 
 
-class GELULayer(nn.Module):
-    """Linear layer followed by a tanh GELU."""
-
-    def __init__(self, dim: int, out_dim: int):
-        super().__init__()
-        self.proj = nn.Linear(dim, out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`n out_dim` from `n dim`."""
-        return gelu_tanh(self.proj(x))
-
-
 class FeedForward(nn.Module):
     """Two linear layers with a tanh GELU between them, named as in diffusers, whose second of three is a dropout."""
 
     def __init__(self, dim: int, inner_dim: int):
         super().__init__()
-        self.net = nn.Sequential(GELULayer(dim, inner_dim), nn.Identity(), nn.Linear(inner_dim, dim))
+        up, down = nn.Linear(dim, inner_dim), nn.Linear(inner_dim, dim)
+        self.net = nn.ModuleList([nn.ModuleDict({"proj": up}), nn.Identity(), down])
 
     def forward(self, x: Tensor) -> Tensor:
         """`n c` from `n c`, so many tokens at a time that the middle stays small."""
-        return torch.cat([self.net(chunk) for chunk in x.split(CHUNK_TOKENS)])
+        up, down = (_decoded(self.get_submodule(path), x.dtype) for path in ("net.0.proj", "net.2"))
+        return torch.cat([down(gelu_tanh(up(chunk))) for chunk in x.split(CHUNK_TOKENS)])
+
+
+def _decoded(layer: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The layer; where its weight is packed, with the weight decoded once for all chunks."""
+    return layer.decoded(dtype) if hasattr(layer, "decoded") else layer
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

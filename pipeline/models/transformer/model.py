@@ -15,12 +15,13 @@ from torch.nn.functional import pad
 
 from ...errors import ConfigError
 from ...shapes import LATENT_CHANNELS, MASK_CHANNELS, LatentSize, num_video_frames
-from .attention import Attend, TextTokens
+from .attention import TextTokens
 from .audio_projection import AudioProjection
 from .block import AdaptiveNorm, BlockContext, MultiTalkBlock
 from .embedding import ConditionEmbedder, Float32Linear, PatchEmbedding, TimeEmbedding
 from .inputs import Constant, PassInputs, WindowInputs
 from .rope import grid_rotation
+from .scaled_dot_product import Attend
 
 
 class MultiTalkTransformer(ModelMixin, ConfigMixin):

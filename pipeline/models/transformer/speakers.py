@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
+
+from .scaled_dot_product import torch_attention
 
 SPACING, RANGE = 20.0, 4.0  # persons' ranges are 0..4, 20..24, 40..44 and so on; trained with the first two
 BACKGROUND = (SPACING + RANGE) / 2  # 10 away from the first two voices, further from all others
@@ -37,7 +39,8 @@ def reference_attention(query: Tensor, key: Tensor, token_masks: Tensor) -> Tens
     """
     num_classes, num_first = token_masks.shape
     values = pad(token_masks.T.to(query.dtype), (0, key.shape[-1] - num_classes))  # fused kernels want v as wide as k
-    sums = scaled_dot_product_attention(query, key[:, :, :num_first], values.expand(1, key.shape[1], -1, -1))
+    attend = torch_attention(query.device)
+    sums = attend(query, key[:, :, :num_first], values.expand(1, key.shape[1], -1, -1))
     return sums[0, :, :, :num_classes].float().mean(dim=0).T / token_masks.sum(dim=1, keepdim=True).clamp(min=1)
 
 

@@ -96,10 +96,10 @@ class VideoVae:
     def _encode_whole(self, frames: Tensor, num_frames: int) -> Tensor:
         encoder = StreamingEncoder(_encoder_layers(self.model.encoder))
         with OneDnnConvolutions():
-            moments = [encoder(chunk.to(self.model.device, self.model.dtype)[None]) for chunk in _frame_chunks(frames)]
+            moments = [encoder(self._batch(chunk)) for chunk in _frame_chunks(frames)]
             if len(moments) < num_latent_frames(num_frames):
                 grey = frames.new_zeros(frames.shape[0], VAE_STRIDE_TIME, *frames.shape[2:])
-                moments.append(encoder(grey.to(self.model.device, self.model.dtype)[None]))
+                moments.append(encoder(self._batch(grey)))
             while len(moments) < num_latent_frames(num_frames):
                 moments.append(encoder.repeat())
             mean = self.model.quant_conv(torch.cat(moments, dim=2))[0, :LATENT_CHANNELS].float().cpu()
@@ -119,7 +119,12 @@ class VideoVae:
         """The decoder's input, `1 c t h w`; all at once, as one by one would round differently."""
         raw = latents.float().cpu() * _column(LATENT_STD) + _column(LATENT_MEAN)
         with OneDnnConvolutions():
-            return self.model.post_quant_conv(raw[None].to(self.model.device, self.model.dtype))
+            return self.model.post_quant_conv(self._batch(raw))
+
+    def _batch(self, x: Tensor) -> Tensor:
+        """`1 c f h w` of `c f h w` for the network; channels last on cards, whose convolutions in 16 bits are so."""
+        layout = torch.channels_last_3d if self.model.device.type == "cuda" else torch.preserve_format
+        return x[None].to(self.model.device, self.model.dtype, memory_format=layout)
 
     def _decode_tiles(self, latents: Tensor, tiling: Tiling) -> Iterator[Tensor]:
         tiles = split_tiles(latents.shape[-2], latents.shape[-1], tiling)

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from multitalk_pack.pipeline.acceleration import attention_kernels
 from multitalk_pack.pipeline.acceleration.attention_kernels import AttentionKernel, find_kernel
 from multitalk_pack.pipeline.acceleration.caches import CacheKind
 from multitalk_pack.pipeline.acceleration.caches.taylor import interval_plan
@@ -17,6 +16,7 @@ from multitalk_pack.pipeline.acceleration.presets import (
 )
 from multitalk_pack.pipeline.config import Acceleration, GuidanceConfig
 from multitalk_pack.pipeline.errors import ConfigError
+from multitalk_pack.pipeline.models.transformer import scaled_dot_product
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -80,14 +80,12 @@ def test_a_shared_model_is_restored_also_after_an_error():
     transformer = small_transformer()
     with (
         pytest.raises(KeyError),
-        accelerated(transformer, AccelerationOptions(attention=AttentionKernel.MATH, compile=True)),
+        accelerated(transformer, AccelerationOptions(attention=AttentionKernel.MATH), CPU, steps=40),
     ):
         assert transformer.blocks[0].attn1.attend is not scaled_dot_product_attention
-        assert transformer.blocks[0]._compiled_call_impl is not None
         raise KeyError
     assert all(block.attn1.attend is scaled_dot_product_attention for block in transformer.blocks)
     assert all(block.attn2.attend is scaled_dot_product_attention for block in transformer.blocks)
-    assert all(block._compiled_call_impl is None for block in transformer.blocks)
 
 
 def small_transformer() -> MultiTalkTransformer:
@@ -108,7 +106,7 @@ def test_the_attention_of_every_kernel_is_the_formula(kernel, dtype):
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_the_plain_formula_is_the_same_however_few_queries_it_takes_at_a_time(monkeypatch, rows):
     query, key, value = (torch.randn(1, 2, n, 16, dtype=torch.float64) for n in (10, 7, 7))
-    monkeypatch.setattr(attention_kernels, "SCORES", rows * 2 * 7)
+    monkeypatch.setattr(scaled_dot_product, "MAX_SCORES", rows * 2 * 7)
     attn_out = find_kernel(AttentionKernel.MATH, CPU, torch.float64, 16)(query, key, value)
     torch.testing.assert_close(attn_out, torch.softmax(query @ key.mT / 4, -1) @ value)
 
@@ -134,3 +132,26 @@ def test_a_kernel_that_fails_is_replaced_with_one_line_in_the_log(caplog):
     with caplog.at_level(logging.INFO):
         find_kernel(AttentionKernel.CUDNN, CPU, torch.float32, 16)
     assert len(caplog.records) == 1  # tried once a process
+
+
+@pytest.mark.parametrize("kernel", [AttentionKernel.AUTO, AttentionKernel.FAST])
+def test_devices_without_a_fused_kernel_hold_few_scores_at_once(kernel, monkeypatch):
+    calls = []
+
+    def attend(query, key, value):
+        calls.append(query.shape[2] * key.shape[2])
+        return scaled_dot_product_attention(query, key, value)
+
+    monkeypatch.setattr(scaled_dot_product, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(scaled_dot_product, "MAX_SCORES", 2 * 50)
+    query, key, value = (torch.randn(1, 2, n, 16) for n in (20, 10, 10))
+    chunked = find_kernel(kernel, torch.device("mps"), torch.float32, 16)
+    torch.testing.assert_close(chunked(query, key, value), scaled_dot_product_attention(query, key, value))
+    assert calls == [50] * 4
+
+
+@pytest.mark.parametrize("steps", [4, 8, 20, 40])
+def test_regular_and_high_take_sage_attention_where_it_works_and_none_never_does(steps):
+    presets = {acceleration: preset(acceleration, steps, text_scale=1.0).attention for acceleration in Acceleration}
+    fast = AttentionKernel.FAST
+    assert presets == {Acceleration.NONE: AttentionKernel.AUTO, Acceleration.REGULAR: fast, Acceleration.HIGH: fast}

@@ -45,11 +45,11 @@ def constant_bytes(size, width, num_layers):
 
 
 def planned_bytes(footprint, size, blocks):
-    """Bytes with so many resident blocks: weights, two blocks in flight, keys and values, 12 sets of tokens, 0.5 GB."""
+    """Bytes with so many resident blocks: weights, two blocks in flight, keys and values, 8 sets of tokens, 0.5 GB."""
     in_flight = min(2, footprint.num_blocks - blocks)
     tokens = size.t * (size.h // 2) * (size.w // 2)
     weights = footprint.outer_bytes + (blocks + in_flight) * footprint.block_bytes
-    return weights + constant_bytes(size, 5120, 40) + 12 * tokens * footprint.width * 2 + GB // 2
+    return weights + constant_bytes(size, 5120, 40) + 8 * tokens * footprint.width * 2 + GB // 2
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)

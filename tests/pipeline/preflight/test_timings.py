@@ -64,10 +64,10 @@ def test_a_place_that_cannot_be_written_does_not_cost_the_run(tmp_path, caplog):
 def test_what_changes_the_time_changes_the_kind():
     cpu, footprint, plain = torch.device("cpu"), Footprint(2, 100, 10, 64), AccelerationOptions()
     kinds = {
-        run_kind(cpu, footprint, plain, False),
-        run_kind(cpu, footprint, plain, True),
-        run_kind(cpu, footprint, AccelerationOptions(CacheKind.EASY), False),
+        run_kind(cpu, footprint, plain, 20, False),
+        run_kind(cpu, footprint, plain, 20, True),
+        run_kind(cpu, footprint, AccelerationOptions(CacheKind.EASY), 20, False),
         run_kind(cpu, footprint, AccelerationOptions(compile=True), False),
-        run_kind(cpu, Footprint(2, 50, 10, 64), plain, False),
+        run_kind(cpu, Footprint(2, 50, 10, 64), plain, 20, False),
     }
     assert len(kinds) == 5
