@@ -58,10 +58,10 @@ def load_transformer(
     return model.eval()
 
 
-def load_vae(path: Path | str) -> VideoVae:
-    """Wan's video VAE in float32, from native or diffusers names."""
+def load_vae(path: Path | str, dtype: torch.dtype = torch.float32) -> VideoVae:
+    """Wan's video VAE in `dtype`, from native or diffusers names."""
     source, weights = open_weights(path, Component.VAE)
-    state = _plain_state(source, weights, torch.float32)
+    state = _plain_state(source, weights, dtype)
     with sizes_from(source.name), init_empty_weights():
         model = AutoencoderKLWan(**vae_config({key: tensor.shape for key, tensor in state.items()}))
     return VideoVae(_load(model, state, source))

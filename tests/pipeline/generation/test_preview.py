@@ -33,7 +33,7 @@ def test_colours_that_are_linear_in_the_latents_are_recovered(seed):
 
 @pytest.mark.parametrize("name", ["drawn_portrait.png", "portrait.jpg"])
 def test_the_bundled_vae_is_previewed_as_well_as_so_few_pixels_can(name):
-    vae = handles.vae(ModelFiles.bundled().vae).model
+    vae = handles.vae(ModelFiles.bundled().vae, torch.device("cpu")).model
     reference, other = (
         fit(read_image(PACK / "demo" / "assets" / file), (128, 192)) for file in (name, "drawn_two.png")
     )
