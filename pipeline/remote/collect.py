@@ -108,8 +108,8 @@ class Collector:
             return self._video(row, estimate)
         except RemoteError as error:
             text = self.context.key.redact.text(str(error))
-            named = text if request_id(row) in text else f"{text} Request {request_id(row)}."
-            raise type(error)(named) from None
+            message = text if request_id(row) in text else f"{text} Request {request_id(row)}."
+            raise type(error)(message) from None
 
     def _video(self, row: Row, estimate: PriceEstimate) -> RemoteVideo:
         try:

@@ -79,8 +79,8 @@ def test_the_workflows_are_listed_as_templates_with_their_pictures(server):
 
 
 def test_the_blueprints_are_listed(server):
-    listed = {entry["name"] for entry in server.call("/global_subgraphs")[1].values()}
-    assert listed >= {path.stem for path in (pack.PACK / "subgraphs").glob("*.json")}
+    names = {entry["name"] for entry in server.call("/global_subgraphs")[1].values()}
+    assert names >= {path.stem for path in (pack.PACK / "subgraphs").glob("*.json")}
 
 
 def test_cores_lists_hold_no_file_of_ours(server):

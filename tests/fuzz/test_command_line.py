@@ -82,5 +82,5 @@ def report_on(arguments):
 def test_any_options(options, folder):
     with MONITOR.on() as monitor:
         text = report_on(command_line(options, folder))
-    assert not monitor.ran and not [path for path in monitor.paths_written if path.parts[1] != "dev"]
+    assert not monitor.ran and not [path for path in monitor.paths_out if path.parts[1] != "dev"]
     assert text is None or text.startswith(("This cannot run:\n- ", "Nothing was found"))

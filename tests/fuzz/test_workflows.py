@@ -57,7 +57,7 @@ class World:
         assert not monitor.ran
         assert self.base / SECRET not in monitor.paths_read
         assert [path for path in monitor.paths_read if "passwd" in path.name] == []
-        outside = {path for path in monitor.paths_written if not is_inside(path, self.work)}
+        outside = {path for path in monitor.paths_out if not is_inside(path, self.work)}
         assert not outside, outside
         assert {path.name for path in self.base.iterdir()} == {"comfyui", SECRET}
         assert {path.name for path in (self.base / "comfyui").iterdir()} == {"models", "work", "input"}

@@ -77,9 +77,9 @@ def graph_of(**changes):
     graph = {"1": {"class_type": "MultiTalkPreflight", "inputs": {"model": ["9", 0]}}}
     links = {"model": ["9", 0], "audio_embeds": ["MultiTalkEncodeAudio", 0], "conditioning": ["MultiTalkCondition", 0]}
     for kind, widgets in WIDGETS.items():
-        changed = {name: changes[name] for name in widgets.keys() & changes.keys()}
+        overrides = {name: changes[name] for name in widgets.keys() & changes.keys()}
         linked = links if kind == "MultiTalkSampler" else {}
-        graph[kind] = {"class_type": kind, "inputs": widgets | changed | linked}
+        graph[kind] = {"class_type": kind, "inputs": widgets | overrides | linked}
     return graph
 
 

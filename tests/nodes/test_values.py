@@ -115,7 +115,7 @@ def nodes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def load(nodes):
-    """What a loader hands on of its first file."""
+    """Output of a loader for its first file."""
 
     def load(name):
         inputs = [item for item in nodes[name].GET_SCHEMA().inputs if not item.optional]

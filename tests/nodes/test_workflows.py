@@ -141,11 +141,11 @@ def test_an_app_shows_pictures_voices_prompt_and_seed_and_gives_the_video(graph)
     page = graph.page()
     kinds = {str(node["id"]): node["type"] for node in page["nodes"]}
     form = page["extra"]["linearData"]
-    shown = [(kinds[number], widget) for number, widget in form["inputs"]]
+    widgets = [(kinds[number], widget) for number, widget in form["inputs"]]
     assert page["extra"]["linearMode"] and [kinds[number] for number in form["outputs"]] == ["SaveVideo"]
-    assert shown[-2:] == [("MultiTalkCondition", "prompt"), ("MultiTalkSampler", "seed")]
-    assert set(shown[:-2]) == {("LoadImage", "image"), ("LoadAudio", "audio")}
-    assert len(shown) == 2 + sum(kind in ("LoadImage", "LoadAudio") for kind in kinds.values())
+    assert widgets[-2:] == [("MultiTalkCondition", "prompt"), ("MultiTalkSampler", "seed")]
+    assert set(widgets[:-2]) == {("LoadImage", "image"), ("LoadAudio", "audio")}
+    assert len(widgets) == 2 + sum(kind in ("LoadImage", "LoadAudio") for kind in kinds.values())
 
 
 def unpacked(blueprint):

@@ -50,7 +50,7 @@ class FileMonitor:
 
     def __init__(self):
         self.paths_read: set[Path] = set()
-        self.paths_written: set[Path] = set()
+        self.paths_out: set[Path] = set()
         self.ran: list[str] = []
         self._is_on = False
         sys.addaudithook(self._audit)  # for good: there is no way to take one off
@@ -58,7 +58,7 @@ class FileMonitor:
     @contextmanager
     def on(self):
         """Forgets what was, and watches what happens inside."""
-        self.paths_read, self.paths_written, self.ran, self._is_on = set(), set(), [], True
+        self.paths_read, self.paths_out, self.ran, self._is_on = set(), set(), [], True
         try:
             yield self
         finally:
@@ -69,13 +69,13 @@ class FileMonitor:
             return
         if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
             is_write = bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-            (self.paths_written if is_write else self.paths_read).add(_absolute(args[0]))
+            (self.paths_out if is_write else self.paths_read).add(_absolute(args[0]))
         elif event in ("os.remove", "os.rmdir") and args[1] != -1:
             pass  # a name inside an open folder, for which `shutil.rmtree` was told before
         elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"):
-            self.paths_written.add(_absolute(args[0]))
+            self.paths_out.add(_absolute(args[0]))
         elif event in ("os.rename", "os.link", "os.symlink", "shutil.copyfile", "shutil.move"):
-            self.paths_written.update((_absolute(args[0]), _absolute(args[1])))
+            self.paths_out.update((_absolute(args[0]), _absolute(args[1])))
         elif event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen"):
             self.ran.append(f"{event} {args}")
 

@@ -47,5 +47,5 @@ def test_runs_survive_any_number_of_kills(tmp_path):
     assert all(run["is_same"] and len(run["kept"][-1]) == num_windows for run in runs)
     for before, after in itertools.chain.from_iterable(itertools.pairwise(run["kept"]) for run in runs):
         assert set(before) <= set(after), "a finished window was lost"
-    partial = [kept for run in runs for kept in run["kept"] if 0 < len(kept) < num_windows]
+    partial = [counts for run in runs for counts in run["kept"] if 0 < len(counts) < num_windows]
     assert len(partial) > NUM_RUNS, "the kills came in the middle of runs"

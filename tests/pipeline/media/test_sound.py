@@ -103,7 +103,7 @@ def test_a_file_of_nan_or_infinity_is_refused(tmp_path, bad):
         read_sound(write_sound(tmp_path / "bad.wav", sound, "pcm_f32le", "mono"))
 
 
-def joined(path, *parts):
+def concatenate(path, *parts):
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     return path
 
@@ -113,7 +113,7 @@ def joined(path, *parts):
 def test_a_rate_or_channels_that_change_give_one_sound(tmp_path, suffix, rate_hz, num_channels):
     codec, layout = {"mp3": "mp3", "ts": "mp2"}[suffix], {1: "mono", 2: "stereo"}[num_channels]
     first, second = sweep(2, 44100), sweep(2, rate_hz, num_channels)
-    file = joined(
+    file = concatenate(
         tmp_path / f"both.{suffix}",
         write_sound(tmp_path / f"a.{suffix}", first, codec, "mono"),
         write_sound(tmp_path / f"b.{suffix}", second, codec, layout),
@@ -169,7 +169,7 @@ def test_a_damaged_middle_of_ogg_is_silence(tmp_path, caplog):
 def test_chained_ogg_is_one_sound(tmp_path):
     sound = sweep(2, 48000)
     path = write_sound(tmp_path / "a.ogg", sound, "libopus", "mono")
-    result = read_sound(joined(tmp_path / "chain.ogg", path, path))
+    result = read_sound(concatenate(tmp_path / "chain.ogg", path, path))
     assert result.duration_s == pytest.approx(4, abs=0.06)
     assert abs(lag(result.samples[0, 96000:], sound.samples[0])) <= 1024
 

@@ -16,7 +16,7 @@ pytestmark = NEEDS_COMFYUI
 
 PACK = Path(__file__).resolve().parents[3]
 RUNNING = {"status": "IN_PROGRESS", "logs": [{"message": "step 4/10", "timestamp": "1"}]}
-LOOK = "^GET queue .*/status"
+STATUS = "^GET queue .*/status"
 # A pack of our one node and two that behave badly beside it: one raises, one eats the interruption.
 TRIAL = f"""
 import asyncio, importlib.util, sys, types
@@ -120,7 +120,7 @@ def place(place_of_module) -> Place:
     return place_of_module
 
 
-def graph(*seeds: int, beside: str | None = None, **changes) -> dict:
+def graph(*seeds: int, other_kind: str | None = None, **changes) -> dict:
     """One node of ours for each seed, each saved, and perhaps a neighbour."""
     prompt = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "face.png"}},
@@ -143,8 +143,8 @@ def graph(*seeds: int, beside: str | None = None, **changes) -> dict:
         save = {"video": [f"1{index}", 0], "filename_prefix": f"saved_{seed}", "format": "auto", "codec": "auto"}
         prompt[f"1{index}"] = {"class_type": "MultiTalkFal", "inputs": inputs}
         prompt[f"2{index}"] = {"class_type": "SaveVideo", "inputs": save}
-    if beside:
-        prompt["30"] = {"class_type": beside, "inputs": {"after_s": 1.0}}
+    if other_kind:
+        prompt["30"] = {"class_type": other_kind, "inputs": {"after_s": 1.0}}
     return prompt
 
 
@@ -154,7 +154,7 @@ def status(history: dict) -> str:
 
 def running(place: Place, num_jobs: int = 1) -> None:
     """Waits until so many jobs have been looked at."""
-    until(lambda: len({call.path for call in place.fal.calls(LOOK)}) == num_jobs, 30)
+    until(lambda: len({call.path for call in place.fal.calls(STATUS)}) == num_jobs, 30)
 
 
 def test_the_schema_asks_for_no_key_and_keeps_the_seed(place):
@@ -179,9 +179,9 @@ def test_a_graph_runs_and_the_second_queue_buys_nothing(place):
     place.server.wait(place.server.queue(graph(1)))
     place.server.call("/free", {"free_memory": True})  # empties ComfyUI's cache
     time.sleep(1)
-    asked = len(place.fal.log)
+    num_calls = len(place.fal.log)
     assert status(place.server.wait(place.server.queue(graph(1)))) == "execution_success"
-    assert len(place.fal.log) == asked
+    assert len(place.fal.log) == num_calls
     assert list((place.base / "output" / "multitalk").glob("fal_*.mp4"))
 
 
@@ -218,7 +218,7 @@ def test_two_nodes_run_side_by_side_and_an_interrupt_cancels_both(place):
 
 def test_a_neighbours_failure_cancels_the_job(place):
     place.fal.script = [RUNNING]
-    history = place.server.wait(place.server.queue(graph(8, beside="TrialRaises")))
+    history = place.server.wait(place.server.queue(graph(8, other_kind="TrialRaises")))
     assert status(history) == "execution_error"
     until(lambda: not place.fal.submits or place.fal.cancels)
     time.sleep(0.5)
@@ -227,7 +227,7 @@ def test_a_neighbours_failure_cancels_the_job(place):
 
 def test_a_neighbours_failure_in_the_middle_of_the_post_cancels_the_job(place):
     place.fal.fault("^POST queue", "slow", seconds=1.5)
-    history = place.server.wait(place.server.queue(graph(9, beside="TrialRaises")))
+    history = place.server.wait(place.server.queue(graph(9, other_kind="TrialRaises")))
     assert status(history) == "execution_error"
     until(lambda: place.fal.cancels)
     time.sleep(0.5)
@@ -236,7 +236,7 @@ def test_a_neighbours_failure_in_the_middle_of_the_post_cancels_the_job(place):
 
 def test_a_neighbour_that_eats_the_interruption_does_not_keep_the_job(place):
     place.fal.script = [RUNNING]
-    prompt_id = place.server.queue(graph(10, beside="TrialEats"))
+    prompt_id = place.server.queue(graph(10, other_kind="TrialEats"))
     running(place)
     place.server.interrupt()
     place.server.interrupt()
@@ -274,8 +274,8 @@ def test_a_video_is_collected_by_its_id(place):
 
 
 def test_bad_inputs_are_told_before_anything_runs(place):
-    for changes, wanted in (({"prompt": " "}, "prompt is empty"), ({"num_frames": 300}, "241")):
-        with pytest.raises(ValueError, match=wanted):
+    for changes, message in (({"prompt": " "}, "prompt is empty"), ({"num_frames": 300}, "241")):
+        with pytest.raises(ValueError, match=message):
             place.server.queue(graph(12, **changes))
     assert place.fal.log == []
 
@@ -285,12 +285,12 @@ def test_the_key_is_nowhere_in_comfyui(place):
     history = place.server.wait(place.server.queue(graph(13), workflow))
     assert status(history) == "execution_success"
     pages = ["/history", "/queue", "/object_info/MultiTalkFal", "/internal/logs", "/internal/logs/raw", "/settings"]
-    shown = json.dumps([place.server.call(page)[1] for page in pages]) + "".join(place.server.log)
+    output = json.dumps([place.server.call(page)[1] for page in pages]) + "".join(place.server.log)
     saved = [path.read_bytes() for path in place.base.rglob("*") if path.is_file()]
     (mp4,) = (place.base / "output").glob("saved_13*.mp4")
     assert b"as the page sends it" in mp4.read_bytes()  # so it would carry a key as well
     for secret in (KEY, *KEY.split(":")):
-        assert secret not in shown and not [content for content in saved if secret.encode() in content]
+        assert secret not in output and not [content for content in saved if secret.encode() in content]
     private = place.base / "user" / "__multitalk" / "fal_ledger.sqlite3"
     assert private.stat().st_mode & 0o777 == 0o600
     assert place.server.call("/userdata/..%2F__multitalk%2Ffal_ledger.sqlite3")[0] in (400, 403, 404)

@@ -16,7 +16,7 @@ from support.remote import buy, newest
 VIDEO = "^GET cdn"
 
 
-def refused(fal, context, match="."):
+def download_error(fal, context, match="."):
     """Buys, expects an error after the purchase, and checks that nothing is left but the paid row."""
     with pytest.raises(RemoteError, match=match) as error:
         buy(context)
@@ -37,9 +37,9 @@ RECOVERABLE = {
 
 
 @pytest.mark.parametrize("fault", RECOVERABLE.values(), ids=RECOVERABLE)
-@pytest.mark.parametrize("size_known", [True, False])
-def test_a_bad_transfer_is_tried_again(fal, context, fault, size_known):
-    if size_known:
+@pytest.mark.parametrize("has_size", [True, False])
+def test_a_bad_transfer_is_tried_again(fal, context, fault, has_size):
+    if has_size:
         fal.result["video"]["file_size"] = len(fal.video)
     fal.fault(VIDEO, **fault)
     assert buy(context).path.read_bytes() == fal.video
@@ -49,7 +49,7 @@ def test_a_bad_transfer_is_tried_again(fal, context, fault, size_known):
 @pytest.mark.parametrize("fault", RECOVERABLE.values(), ids=RECOVERABLE)
 def test_a_transfer_that_stays_bad_leaves_nothing(fal, context, fault):
     fal.fault(VIDEO, **{**fault, "times": 99})
-    assert "paid for" in refused(fal, context)
+    assert "paid for" in download_error(fal, context)
     assert len(fal.calls(VIDEO)) == (3 if fault.get("status") == 404 else 5)
 
 
@@ -65,20 +65,20 @@ NO_VIDEOS = {
 @pytest.mark.parametrize(("body", "headers"), NO_VIDEOS.values(), ids=NO_VIDEOS)
 def test_what_is_no_video_is_refused_at_once(fal, context, body, headers):
     fal.video, fal.video_headers = body, headers
-    refused(fal, context, "not a video")
+    download_error(fal, context, "not a video")
     assert len(fal.calls(VIDEO)) == 1
 
 
 def test_what_only_begins_like_a_video_is_refused(fal, context):
     fal.video = b"\0\0\0\x18ftypisom" + bytes(4000)
-    refused(fal, context, "cannot be read as a video")
+    download_error(fal, context, "cannot be read as a video")
 
 
 def test_more_than_the_cap_is_refused_by_header_and_by_count(fal, context, monkeypatch):
     monkeypatch.setattr(download, "MAX_BYTES", len(fal.video) // 4)
-    refused(fal, context, "no video of this model has")
+    download_error(fal, context, "no video of this model has")
     fal.fault(VIDEO, "short", times=9)  # sends no length
-    refused(fal, context, "no video of this model has")
+    download_error(fal, context, "no video of this model has")
 
 
 HOSTILE = [
@@ -106,7 +106,7 @@ HOSTILE = [
 @pytest.mark.parametrize("url", [*HOSTILE, "https:///x", "//v3.fal.media/x", "x"])
 def test_a_hostile_address_is_not_asked(fal, context, url):
     fal.result = {"video": {"url": url}}
-    refused(fal, context, "not fetched")
+    download_error(fal, context, "not fetched")
     assert not fal.calls("^(GET|CONNECT) (?!queue)")
 
 
@@ -142,7 +142,7 @@ def test_a_host_can_be_allowed(monkeypatch):
 )
 def test_a_result_without_a_video_is_told(fal, context, result):
     fal.result = {"seed": 1, **result}
-    refused(fal, context, "names no video")
+    download_error(fal, context, "names no video")
 
 
 @pytest.mark.parametrize("request_id", ["../../../../escaped", "a/b", "x" * 200, "c:\\d", "ü"])
@@ -188,7 +188,7 @@ def test_a_size_that_the_result_overstates_is_not_believed(fal, context):
 @pytest.mark.parametrize("status", [300, 302, 304, 307])
 def test_a_redirect_without_an_address_is_a_refusal(fal, context, status):
     fal.fault(VIDEO, "status", times=99, status=status)
-    assert f"refused the video (HTTP {status})" in refused(fal, context)
+    assert f"refused the video (HTTP {status})" in download_error(fal, context)
 
 
 def make_file(path):
@@ -229,7 +229,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_paid_row(fal, context, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(download, "_fetch_once", refuse)
-    message = refused(fal, context, r"could not be written to .*No space left")
+    message = download_error(fal, context, r"could not be written to .*No space left")
     assert next(iter(fal.jobs)) in message and "paid for" in message
     monkeypatch.setattr(download, "_fetch_once", fetch_once)
     assert buy(context).path.exists() and len(fal.submits) == 1

@@ -43,8 +43,8 @@ def test_a_clip_costs_what_its_requests_cost(endpoint):
 
 
 def test_what_the_clip_costs_elsewhere_is_told():
-    told = endpoints.alternatives(FLASHTALK, 1, 5.8, Resolution.P480)
-    assert told == "fal-ai/ai-avatar about $1.45, fal-ai/ai-avatar/multi about $1.45, fal-ai/infinitalk about $1.16"
+    text = endpoints.alternatives(FLASHTALK, 1, 5.8, Resolution.P480)
+    assert text == "fal-ai/ai-avatar about $1.45, fal-ai/ai-avatar/multi about $1.45, fal-ai/infinitalk about $1.16"
     assert "fal-ai/flashtalk about $0.116" in endpoints.alternatives(AI_AVATAR, 1, 5.8, Resolution.P480)
     assert endpoints.alternatives(MULTI, 2, 5.8, Resolution.P480) == ""
 

@@ -139,18 +139,18 @@ REFUSALS = {
     "no word": (403, "", answers.AccessDenied, r"key from the test .HTTP 403."),
     "a key": (401, "Invalid", answers.AccessDenied, r"key from the test .HTTP 401 Invalid."),
 }
-DOORS = {"the upload": "^POST rest", "the purchase": "^POST queue", "a poll": POLL}
+EXCHANGES = {"the upload": "^POST rest", "the purchase": "^POST queue", "a poll": POLL}
 
 
 @pytest.mark.parametrize(("status", "detail", "error", "message"), REFUSALS.values(), ids=REFUSALS)
-@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
-def test_a_refusal_of_the_account_is_in_fals_own_words(fal, context, status, detail, error, message, door):
-    fal.fault(door, "status", status=status, body=f'{{"detail": "{detail}"}}', times=99)
+@pytest.mark.parametrize("exchange", EXCHANGES.values(), ids=EXCHANGES)
+def test_a_refusal_of_the_account_is_in_fals_own_words(fal, context, status, detail, error, message, exchange):
+    fal.fault(exchange, "status", status=status, body=f'{{"detail": "{detail}"}}', times=99)
     with pytest.raises(error, match=message):
         buy(context)
-    assert len(fal.calls(door)) == 1 and len(fal.submits) == (door != "^POST rest")
+    assert len(fal.calls(exchange)) == 1 and len(fal.submits) == (exchange != "^POST rest")
     row = newest(context)
-    assert (row and row.state) is {"^POST rest": None, "^POST queue": State.REJECTED, POLL: State.SUBMITTED}[door]
+    assert (row and row.state) is {"^POST rest": None, "^POST queue": State.REJECTED, POLL: State.SUBMITTED}[exchange]
 
 
 VARIABLES = {

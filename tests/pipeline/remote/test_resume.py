@@ -312,9 +312,9 @@ def test_what_only_collect_knows_has_no_price(fal, context):
 def test_a_video_that_is_gone_at_fal_is_said_and_never_bought_again_by_itself(fal, context):
     fal.fault("^GET cdn", "status", status=410, times=99)
     for _ in range(3):
-        with pytest.raises(RemoteError, match=r"fal no longer has the video \(HTTP 410\).*paid for.*Request ") as gone:
+        with pytest.raises(RemoteError, match=r"fal no longer has the video \(HTTP 410\).*paid for.*Request ") as error:
             buy(context)
-        assert next(iter(fal.jobs)) in str(gone.value)
+        assert next(iter(fal.jobs)) in str(error.value)
     assert len(fal.submits) == 1
     fal.faults.clear()
     assert buy(context).path.exists() and len(fal.submits) == 1

@@ -135,15 +135,15 @@ def test_the_header_is_taken_out_with_whatever_follows_it():
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("http://user:word@proxy:3128/x", "http://...@proxy:3128/x"),
         ("https://user:w@rd@host/x?y=a@b", "https://...@host/x?y=a@b"),
         ("socks5://word@host and mail@host", "socks5://...@host and mail@host"),
     ],
 )
-def test_passwords_of_addresses_are_not_shown(text, wanted):
-    assert Redactor(KEY).text(text) == wanted
+def test_passwords_of_addresses_are_not_shown(text, expected):
+    assert Redactor(KEY).text(text) == expected
 
 
 def test_the_password_of_a_result_is_not_shown(fal, context):

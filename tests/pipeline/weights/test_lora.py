@@ -24,14 +24,14 @@ LAYERS = ("blocks.0.self_attn.q", "blocks.1.cross_attn.k_img", "blocks.1.ffn.0",
 SMALL = 0.02
 
 
-def drawn(*shape, seed=0):
+def random(*shape, seed=0):
     return SMALL * torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 def pair(layer):
     """Down and up of a layer."""
     rows, columns = (base_state() | adapter_state())[f"{layer}.weight"].shape
-    return drawn(RANK, columns, seed=len(layer)), drawn(rows, RANK, seed=2 * len(layer))
+    return random(RANK, columns, seed=len(layer)), random(rows, RANK, seed=2 * len(layer))
 
 
 def merged(changes, folder):
@@ -106,10 +106,10 @@ def test_every_layout_is_applied_as_if_merged(layout, tmp_path, plain_transforme
 
 def test_differences_act_on_norms_biases_modulation_and_outer_layers(tmp_path, plain_transformer):
     changes = {
-        "blocks.0.norm3.weight": drawn(256), "blocks.0.self_attn.norm_q.weight": drawn(256, seed=1),
-        "blocks.1.self_attn.o.bias": drawn(256, seed=2), "blocks.1.modulation": drawn(1, 6, 256),
-        "head.modulation": drawn(1, 2, 256), "head.head.weight": drawn(64, 256), "time_embedding.0.bias": drawn(256),
-        "patch_embedding.weight": drawn(256, 36, 1, 2, 2), "blocks.0.ffn.2.weight": drawn(256, 512),
+        "blocks.0.norm3.weight": random(256), "blocks.0.self_attn.norm_q.weight": random(256, seed=1),
+        "blocks.1.self_attn.o.bias": random(256, seed=2), "blocks.1.modulation": random(1, 6, 256),
+        "head.modulation": random(1, 2, 256), "head.head.weight": random(64, 256), "time_embedding.0.bias": random(256),
+        "patch_embedding.weight": random(256, 36, 1, 2, 2), "blocks.0.ffn.2.weight": random(256, 512),
     }  # fmt: skip
     endings = {"weight": "diff", "bias": "diff_b", "modulation": "diff_m"}
     state = {}
@@ -123,7 +123,7 @@ def test_differences_act_on_norms_biases_modulation_and_outer_layers(tmp_path, p
 
 
 def test_a_layer_may_have_a_product_and_a_difference(tmp_path, plain_transformer):
-    (down, up), diff, bias = pair(LAYERS[0]), drawn(256, 256), drawn(256)
+    (down, up), diff, bias = pair(LAYERS[0]), random(256, 256), random(256)
     path = f"diffusion_model.{LAYERS[0]}"
     put_on(plain_transformer, lora_file({
         f"{path}.lora_down.weight": down, f"{path}.lora_up.weight": up, f"{path}.alpha": torch.tensor(2.0),
@@ -143,9 +143,9 @@ def test_outer_layers_take_low_rank_updates(tmp_path, plain_transformer):
 
 
 def test_loha_and_lokr(tmp_path, plain_transformer):
-    hada = {f"hada_w{i}_{part}": drawn(*shape, seed=i) * 20
+    hada = {f"hada_w{i}_{part}": random(*shape, seed=i) * 20
             for i in (1, 2) for part, shape in (("a", (256, RANK)), ("b", (RANK, 256)))}  # fmt: skip
-    kron = {"lokr_w1": drawn(8, 8), "lokr_w2_a": drawn(32, RANK) * 20, "lokr_w2_b": drawn(RANK, 32) * 20}
+    kron = {"lokr_w1": random(8, 8), "lokr_w2_a": random(32, RANK) * 20, "lokr_w2_b": random(RANK, 32) * 20}
     state = {f"lycoris_blocks_0_self_attn_q.{name}": tensor for name, tensor in hada.items()}
     state |= {f"lycoris_blocks_0_self_attn_k.{name}": tensor for name, tensor in kron.items()}
     state |= {f"lycoris_blocks_0_self_attn_{x}.alpha": torch.tensor(2.0) for x in "qk"}
@@ -163,7 +163,7 @@ def factor_of(model, files):
     return update.factor
 
 
-def stated(folder, metadata=None, prefix="diffusion_model.", layers=LAYERS[:1], ranks=(RANK,), alpha=None):
+def save_lora(folder, metadata=None, prefix="diffusion_model.", layers=LAYERS[:1], ranks=(RANK,), alpha=None):
     """A LoRA file with metadata in its header."""
     state = {}
     for layer, rank in zip(layers, ranks, strict=True):
@@ -199,26 +199,26 @@ HEADERS = {  # metadata of a file of rank 4, the rest of the file, and its facto
 @pytest.mark.parametrize("name", HEADERS)
 def test_alpha_is_taken_from_the_header_where_no_tensor_has_it(name, tmp_path, plain_transformer):
     metadata, file, factor = HEADERS[name]
-    assert factor_of(plain_transformer, stated(tmp_path, metadata, **file)) == factor
+    assert factor_of(plain_transformer, save_lora(tmp_path, metadata, **file)) == factor
 
 
 def test_what_the_header_says_of_alpha_is_in_the_report(tmp_path, plain_transformer):
     current, stale = ({"alpha": "8", "rank": rank} for rank in ("4", "16"))
-    assert "; alpha 8 from its header;" in str(put_on(plain_transformer, stated(tmp_path, current)))
-    report = str(put_on(plain_transformer, stated(tmp_path, stale)))
+    assert "; alpha 8 from its header;" in str(put_on(plain_transformer, save_lora(tmp_path, current)))
+    report = str(put_on(plain_transformer, save_lora(tmp_path, stale)))
     assert "; alpha 8 from its header left out: its layers have other ranks;" in report
 
 
 @pytest.mark.parametrize("metadata", [{"lora_adapter_metadata": "{"}, {"alpha": "much", "rank": "4"}])
 def test_an_alpha_that_cannot_be_read_is_named(metadata, tmp_path, plain_transformer):
     with pytest.raises(WeightsError, match=r"lora.safetensors has a (header|lora_adapter_metadata) "):
-        put_on(plain_transformer, stated(tmp_path, metadata))
+        put_on(plain_transformer, save_lora(tmp_path, metadata))
 
 
 @pytest.mark.parametrize("is_rank_stabilized", [False, True])
 @pytest.mark.parametrize("prefix", ["base_model.model.", "diffusion_model.", "transformer.", ""])
 def test_pefts_own_configuration_is_honoured(prefix, is_rank_stabilized, tmp_path, plain_transformer):
-    path = stated(tmp_path / "peft", prefix=prefix)
+    path = save_lora(tmp_path / "peft", prefix=prefix)
     config = {"lora_alpha": 6, "use_rslora": is_rank_stabilized}
     (path.parent / "adapter_config.json").write_text(json.dumps(config))
     assert factor_of(plain_transformer, path.parent) == 6 / (math.sqrt(RANK) if is_rank_stabilized else RANK)
@@ -228,9 +228,9 @@ def test_pefts_own_configuration_is_honoured(prefix, is_rank_stabilized, tmp_pat
 
 
 def test_a_configuration_among_several_loras_is_nobodys(tmp_path, plain_transformer):
-    path = stated(tmp_path)
-    stated(tmp_path).rename(tmp_path / "another.safetensors")
-    stated(tmp_path)
+    path = save_lora(tmp_path)
+    save_lora(tmp_path).rename(tmp_path / "another.safetensors")
+    save_lora(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 64}))
     assert factor_of(plain_transformer, path) == 1.0
 
@@ -241,7 +241,7 @@ def test_numbers_that_are_not_finite_are_refused_by_the_files_name(role, number,
     before, path = velocity(plain_transformer), f"diffusion_model.{LAYERS[0]}"
     down, up = pair(LAYERS[0])
     state = {f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up, f"{path}.alpha": torch.tensor(4.0),
-             f"{path}.diff_b": drawn(256)}  # fmt: skip
+             f"{path}.diff_b": random(256)}  # fmt: skip
     state[f"{path}.{role}"].view(-1)[-1] = number
     with pytest.raises(WeightsError, match=f"LoRA lora.safetensors has numbers that are NaN or infinite .*{role}"):
         put_on(plain_transformer, lora_file(state, tmp_path))
@@ -268,8 +268,8 @@ def both_loras(tmp_path):
         down, up = (number * part for part in pair(LAYERS[0]))
         path = f"diffusion_model.{LAYERS[0]}"
         state = {f"{path}.lora_down.weight": down, f"{path}.lora_up.weight": up}
-        state |= {f"{path}.diff_b": drawn(256, seed=number)}
-        state |= {"diffusion_model.blocks.1.norm3.diff": drawn(256, seed=10 + number)}
+        state |= {f"{path}.diff_b": random(256, seed=number)}
+        state |= {"diffusion_model.blocks.1.norm3.diff": random(256, seed=10 + number)}
         files.append(lora_file(state, tmp_path, f"{number}.safetensors"))
     return files
 
@@ -307,7 +307,7 @@ def test_a_lora_that_is_refused_leaves_those_that_are_on(tmp_path, plain_transfo
     stack = LoraStack(plain_transformer)
     stack.replace([(first, 1.0)])
     before = bytes_of(plain_transformer)
-    wrong = lora_file({"x.y.lora_down.weight": drawn(2, 4), "x.y.lora_up.weight": drawn(4, 2)}, tmp_path)
+    wrong = lora_file({"x.y.lora_down.weight": random(2, 4), "x.y.lora_up.weight": random(4, 2)}, tmp_path)
     for loras in ([(first, 0.5), (wrong, 1.0)], [(first, math.nan)]):
         with pytest.raises(WeightsError):
             stack.replace(loras)
@@ -319,15 +319,15 @@ def reads(monkeypatch):
     """Counts how often the network is built and each tensor is read."""
     counter = Counter()
 
-    def counted(name, function):
+    def with_count(name, function):
         def count(*args, **options):
             counter[name or args[1]] += 1
             return function(*args, **options)
 
         return count
 
-    monkeypatch.setattr(build, "load_transformer", counted("network", build.load_transformer))
-    monkeypatch.setattr(source.MappedFile, "get", counted("", source.MappedFile.get))
+    monkeypatch.setattr(build, "load_transformer", with_count("network", build.load_transformer))
+    monkeypatch.setattr(source.MappedFile, "get", with_count("", source.MappedFile.get))
     return counter
 
 
@@ -403,7 +403,7 @@ def test_several_loras_add_up(tmp_path):
     down, up = pair(LAYERS[0])
     changes = {
         f"{LAYERS[0]}.weight": up @ down - 0.5 * 4 * up @ down,
-        f"{LAYERS[0]}.bias": drawn(256, seed=1) - 0.5 * drawn(256, seed=2),
-        "blocks.1.norm3.weight": drawn(256, seed=11) - 0.5 * drawn(256, seed=12),
+        f"{LAYERS[0]}.bias": random(256, seed=1) - 0.5 * random(256, seed=2),
+        "blocks.1.norm3.weight": random(256, seed=11) - 0.5 * random(256, seed=12),
     }
     assert same(velocity(model), velocity(merged(changes, tmp_path)))

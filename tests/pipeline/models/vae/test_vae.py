@@ -58,28 +58,28 @@ def with_grey(frames, num_frames):
     return torch.cat((frames, frames.new_zeros(3, num_frames - frames.shape[1], *frames.shape[2:])), dim=1)
 
 
-@pytest.mark.parametrize("num_given", [1, 3, 9, 25, 81])
-def test_stopping_where_a_layer_repeats_itself_changes_no_bit(vae, num_given):
-    frames = video(num_given)
+@pytest.mark.parametrize("num_source", [1, 3, 9, 25, 81])
+def test_stopping_where_a_layer_repeats_itself_changes_no_bit(vae, num_source):
+    frames = video(num_source)
     assert torch.equal(vae.encode_padded(frames, 81), vae.encode(with_grey(frames, 81)))
 
 
 @settings(max_examples=6, deadline=None)
 @given(st.integers(1, 14), st.integers(0, 12))
-def test_any_number_of_frames_may_be_followed_by_grey(vae, num_given, more):
-    num_frames = -(-(num_given - 1) // 4) * 4 + 1 + 4 * more
-    frames = video(num_given, 8, 8, seed=num_given)
+def test_any_number_of_frames_may_be_followed_by_grey(vae, num_source, more):
+    num_frames = -(-(num_source - 1) // 4) * 4 + 1 + 4 * more
+    frames = video(num_source, 8, 8, seed=num_source)
     assert torch.equal(vae.encode_padded(frames, num_frames), vae.encode(with_grey(frames, num_frames)))
 
 
 @pytest.mark.parametrize(
-    ("num_given", "first_repeats"),
+    ("num_source", "first_repeats"),
     [
         (1, [3, 4, 5, 5, 6, 7, 7, 9, 11, 12, 16, 20]),
         (25, [9, 10, 11, 11, 12, 13, 13, 15, 17, 18, 21, 21]),  # 21: never
     ],
 )
-def test_layers_become_steady_one_after_the_other(vae, num_given, first_repeats):
+def test_layers_become_steady_one_after_the_other(vae, num_source, first_repeats):
     """The first chunk of 21 that a layer need not be run for: the first convolution, then the down blocks."""
     layers = [vae.model.encoder.conv_in, *vae.model.encoder.down_blocks]
     calls = [0] * len(layers)
@@ -88,7 +88,7 @@ def test_layers_become_steady_one_after_the_other(vae, num_given, first_repeats)
         return lambda *_: calls.__setitem__(index, calls[index] + 1)
 
     hooks = [layer.register_forward_hook(count(index)) for index, layer in enumerate(layers)]
-    vae.encode_padded(video(num_given), 81)
+    vae.encode_padded(video(num_source), 81)
     for hook in hooks:
         hook.remove()
     assert calls == first_repeats
@@ -134,10 +134,10 @@ def test_tiles_cover_everything_and_share_enough():
     tiling = Tiling(size=64, overlap=16)
     for height, width in [(8, 8), (9, 30), (20, 13), (40, 8)]:
         tiles = split_tiles(height, width, tiling)
-        covered = torch.zeros(height, width)
+        coverage = torch.zeros(height, width)
         for tile in tiles:
-            tile.cut(covered).add_(1)
-        assert covered.min() >= 1
+            tile.cut(coverage).add_(1)
+        assert coverage.min() >= 1
         lefts = sorted({tile.left for tile in tiles})
         assert all(right - left <= 6 for left, right in pairwise(lefts))
 
