@@ -10,14 +10,14 @@ from torch import Tensor
 from ..pipeline.audio.waveform import Sound
 from ..pipeline.choice import Choice
 from ..pipeline.config import Acceleration, GenerationConfig, Resolution
-from ..pipeline.errors import AudioError, MultiTalkError, RemoteError
+from ..pipeline.errors import AudioError, RemoteError
 from ..pipeline.remote.collect import RemoteVideo
 from ..pipeline.remote.context import RemoteContext
 from ..pipeline.remote.endpoints import AI_AVATAR, COLLECTABLE, DEFAULT_SEED, ENDPOINTS, LENGTHS, find_endpoint
 from ..pipeline.remote.generate import start_collecting, start_request
 from ..pipeline.remote.job import Job
 from ..pipeline.remote.purchase import Resume
-from ..pipeline.remote.request import MAX_SEED, check_length, check_prompt
+from ..pipeline.remote.request import MAX_SEED
 from ..pipeline.shapes import VAE_STRIDE_TIME
 from . import folders
 from .comfy_host import allows_api_nodes, raise_when_interrupted, show_text
@@ -113,27 +113,6 @@ class MultiTalkFal(io.ComfyNode):
             outputs=_outputs(),
             hidden=[io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls,
-        prompt: str | None = None,
-        num_frames: int | None = None,
-        long_audio: str | None = None,
-        endpoint: str | None = None,
-    ) -> bool | str:
-        """Whatever can be said before anything upstream is computed; a widget that is linked is None."""
-        try:
-            if endpoint in ENDPOINTS:
-                row = find_endpoint(endpoint)
-                if prompt is not None and "prompt" in row.options:
-                    check_prompt(prompt)
-                if num_frames is not None and long_audio == LongAudio.CUT:
-                    check_length(num_frames, row)
-            _context()
-        except MultiTalkError as error:
-            return str(error)
-        return True
 
     @classmethod
     async def execute(

@@ -23,11 +23,8 @@ def take_links_only(node: type[io.ComfyNode]) -> None:
     """Has `node` refuse, before anything runs, a value that a workflow written by hand gives to one of its sockets.
 
     ComfyUI asks `validate_inputs` with the values that stand in the workflow itself, for the arguments that its
-    signature names; what comes by a link is not there yet. It puts the answer to the name of each such argument, so a
-    node that has something to say of its widgets keeps its own: it would be said again for every socket.
+    signature names; what comes by a link is not there yet.
     """
-    if "validate_inputs" in vars(node):
-        return
     sockets = [socket.id for socket in node.define_schema().inputs if not isinstance(socket, io.WidgetInput)]
 
     def validate_inputs(cls: type, **values: Any) -> bool | str:

@@ -47,10 +47,10 @@ def check_video_path(path: str | Path) -> None:
     """Checks, before anything is computed, that a video can be written to `path`.
 
     Raises:
-        ConfigError: its ending is none of `FORMATS`, or the disk does not take the file.
+        ConfigError: the disk does not take the file, or its ending is none of `FORMATS`.
     """
-    _format(path)
     check_output(path)
+    _format(path)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def test_a_value_in_a_sockets_place_is_refused_before_anything_runs(nodes):
         (node, socket.id)
         for name, node in nodes.items()
         for socket in node.GET_SCHEMA().inputs
-        if socket.io_type not in WIDGET_TYPES and name != "MultiTalkFal"
+        if socket.io_type not in WIDGET_TYPES
     ]
     assert len(sockets) > 30
     for node, name in sockets:
@@ -46,27 +46,10 @@ def test_a_value_in_a_sockets_place_is_refused_before_anything_runs(nodes):
             assert refusal.startswith(f"{name} takes a link to a node's output") and repr(value) in refusal
 
 
-@pytest.mark.parametrize("value", [5, "portrait.png", [], False])
-def test_a_value_in_a_socket_of_the_remote_node_is_refused_before_anything_is_sent(nodes, value):
-    """Its `validate_inputs` has the widgets to itself, so this one is said when it starts."""
-    remote = sys.modules[nodes["MultiTalkFal"].__module__]
-    with pytest.raises(remote.MultiTalkError, match="Connect an IMAGE"):
-        remote.encode_image(value)
-    with pytest.raises(remote.MultiTalkError, match="audio must be a sound, got"):
-        remote._voice(value, "audio")
-
-
 def test_links_and_absent_sockets_are_no_mistake(nodes):
     """A link has no value yet when ComfyUI asks, and null is nothing."""
     assert nodes["MultiTalkSampler"].validate_inputs() is True
     assert nodes["MultiTalkSampler"].validate_inputs(options=None) is True
-
-
-def test_what_the_remote_node_misses_is_said_once(nodes):
-    """ComfyUI puts the answer to every argument that is named."""
-    validate = nodes["MultiTalkFal"].validate_inputs
-    assert list(inspect.signature(validate).parameters) == ["prompt"]
-    assert "prompt is empty" in validate(prompt=" ")
 
 
 def test_no_node_has_the_id_of_another_pack(nodes):

@@ -241,18 +241,11 @@ def test_a_first_look_is_one_short_window(nodes, loaded):
 
 def test_the_forecasts_interval_may_be_set(nodes):
     widgets = dict(cache="Taylor forecast", threshold=0.0, warmup=2, guidance_every=1, guidance_until=0.05,
-                   attention="auto", compile=False, skip_tail=False, projected_guidance=False)  # fmt: skip
+                   attention="auto", compile="auto", skip_tail=False, projected_guidance=False)  # fmt: skip
     node = nodes["MultiTalkAccelerationOptions"]
     assert node.execute(**widgets, interval=8).args[0].acceleration.interval == 8
     (interval,) = (widget for widget in node.GET_SCHEMA().inputs if widget.id == "interval")
     assert interval.default == 3
-
-
-def test_an_endpoint_that_speaks_a_text_takes_no_voice(nodes):
-    remote = importlib.import_module(f"{pack.NAME}.nodes.remote")
-    errors = importlib.import_module(f"{pack.NAME}.pipeline.errors")
-    with pytest.raises(errors.ConfigError, match=r"single-text takes no voice.*Choose fal-ai/ai-avatar\."):
-        remote._media(remote.ENDPOINTS["fal-ai/ai-avatar/single-text"], None, [object()], 145)
 
 
 def test_encoded_inputs_stand_in_for_raw_ones(nodes, loaded):

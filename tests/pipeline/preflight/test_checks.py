@@ -99,7 +99,6 @@ OPTIONS = {
         "end in .mp4, .m4v, .mov, .mkv"),
     "output on a device": Mistake(dict(output="/dev/null"), "output", "it is a device, not a file", "Name a file"),
     "output is a folder": Mistake(dict(output=F[:-1]), "output", "is a folder", "such as video.mp4"),
-    "output without end": Mistake(dict(output="x" * 5000), "output", "xxx has an ending", "end in .mp4"),
     "output of a long name": Mistake(dict(output="x" * 5000 + ".mp4"), "output", "xxx.mp4 cannot be written",
         "choose another folder or name"),
     "resume folder in a file": Mistake(dict(resume_folder=F + "text.wav"), "resume", "text.wav is a file",

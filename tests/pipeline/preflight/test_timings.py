@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from multitalk_pack.pipeline.acceleration.presets import AccelerationOptions, CacheKind
+from multitalk_pack.pipeline.acceleration.caches import CacheKind
+from multitalk_pack.pipeline.acceleration.compilation import Compile
+from multitalk_pack.pipeline.acceleration.presets import AccelerationOptions
 from multitalk_pack.pipeline.memory.placement import Footprint
 from multitalk_pack.pipeline.preflight import timings
 from multitalk_pack.pipeline.preflight.timings import FILE, Timings, run_kind
@@ -67,7 +69,7 @@ def test_what_changes_the_time_changes_the_kind():
         run_kind(cpu, footprint, plain, 20, False),
         run_kind(cpu, footprint, plain, 20, True),
         run_kind(cpu, footprint, AccelerationOptions(CacheKind.EASY), 20, False),
-        run_kind(cpu, footprint, AccelerationOptions(compile=True), False),
+        run_kind(cpu, footprint, AccelerationOptions(compile=Compile.ON), 20, False),
         run_kind(cpu, Footprint(2, 50, 10, 64), plain, 20, False),
     }
     assert len(kinds) == 5

@@ -250,14 +250,14 @@ def test_two_processes_cannot_begin_the_same_attempt(fal, context):
 
 
 def test_a_job_is_collected_by_its_id_whoever_bought_it(fal, context, tmp_path):
-    video = buy(context)
+    bought = buy(context)
     elsewhere = replace(context, private=tmp_path / "another machine", output=tmp_path / "another output")
-    video = collected(elsewhere, f" {video.request_id}\n")
+    video = collected(elsewhere, f" {bought.request_id}\n")
     assert video.path.read_bytes() == fal.video and len(fal.submits) == 1
     assert Ledger(elsewhere.private).spending_usd() == video.billed_usd == 1.45
     num_calls = len(fal.log)
     assert collected(elsewhere, video.request_id).path == video.path
-    assert collected(context, video.request_id).path == video.path
+    assert collected(context, video.request_id).path == bought.path
     assert len(fal.log) == num_calls
 
 

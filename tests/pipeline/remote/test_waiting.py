@@ -126,6 +126,8 @@ def test_a_stop_frees_the_user_at_once_and_sends_one_cancel(fal, context, stage)
     with pytest.raises(Interrupted):
         run_on_host(make_request(), context, host)
     until(lambda: fal.withheld == (kind in ("slow", "hang")))  # nobody has waited for that answer
+    if stage != "in the POST":  # whose answer has the id that is to be cancelled
+        until(lambda: not remote_threads())
     fal.released.set()
     until(lambda: not remote_threads())
     assert len(fal.calls(POLL)) <= host.num_polls + 1  # one may have been under way
