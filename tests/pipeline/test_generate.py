@@ -109,7 +109,7 @@ def test_cancelling_ends_within_one_forward_and_harms_no_later_run(model, monkey
 
 def test_a_still_reference_is_encoded_once_and_a_dubbed_video_for_every_window(model, monkeypatch):
     still, references = run.conditioning(model), []
-    video = dataclasses.replace(still, source=still.source.repeat(1, 30, 1, 1))
+    video = dataclasses.replace(still, source=still.source.repeat(30, 1, 1, 1))
     encode = type(still.vae).encode_padded
 
     def count_and_encode(vae, frames, num_frames):

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from multitalk_pack.pipeline.conditioning.speakers import Place, speaker_masks
+from multitalk_pack.pipeline.media.pixels import to_uint8
 from support import run
 
 SIZE = 32, 128  # eight tokens wide: two for each of four
@@ -13,7 +14,7 @@ SIZE = 32, 128  # eight tokens wide: two for each of four
 
 def frames_of(model, audio, places):
     masks = speaker_masks(places, SIZE, SIZE)
-    source = run.random((3, 1, *SIZE), 6).clamp(-1, 1)
+    source = to_uint8(run.random((1, *SIZE, 3), 6))
     conditioning = dataclasses.replace(run.conditioning(model), source=source, speaker_masks=masks)
     return torch.cat(list(run.generate(model, audio, conditioning, run.config(steps=1))), 1)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from multitalk_pack.pipeline.generate import _kept_bytes
+from multitalk_pack.pipeline.media.pixels import to_uint8
 from multitalk_pack.pipeline.memory.block_streaming import BLOCKS_IN_FLIGHT, BlockStream
 from multitalk_pack.pipeline.memory.placement import (
     DECODE_BYTES,
@@ -162,7 +163,7 @@ class SmallHost(run.RecordingHost):
 def wide():
     """A picture wider than a tile, of a model."""
     model = run.model()
-    source = run.random((3, 1, 32, 320), 6).clamp(-1, 1)
+    source = to_uint8(run.random((1, 32, 320, 3), 6))
     return model, dataclasses.replace(run.conditioning(model), source=source)
 
 

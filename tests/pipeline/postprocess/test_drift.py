@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from multitalk_pack.pipeline.media.pixels import to_uint8
 from support import run
 
 CAST = torch.tensor([0.03, -0.01, -0.025])  # a window's share of the drift, in RGB of -1..1
@@ -39,9 +40,9 @@ def lab(frames):
 def distance(strength):
     """Between the mean colours of the first window and of the tenth, in Lab."""
     model = run.model(num_layers=1)
-    portrait = run.random((3, 1, run.HEIGHT, run.WIDTH), 3).mul(0.25).clamp(-0.8, 0.8)
+    portrait = to_uint8(run.random((1, run.HEIGHT, run.WIDTH, 3), 3).mul(0.25).clamp(-0.8, 0.8))
     conditioning = dataclasses.replace(run.conditioning(model), source=portrait)
-    conditioning = dataclasses.replace(conditioning, vae=DriftingVae(conditioning.vae, portrait))
+    conditioning = dataclasses.replace(conditioning, vae=DriftingVae(conditioning.vae, conditioning.source_frame(0)))
     config = run.config(steps=1, text_scale=1.0, audio_scale=1.0, color_strength=strength)
     windows = list(run.generate(model, run.audio(model, 45), conditioning, config))
     assert len(windows) == 10
