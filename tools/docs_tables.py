@@ -108,7 +108,7 @@ def prices() -> str:
     rows = []
     for rule, endpoints in by_rule.items():
         for frames in PRICED_FRAMES:
-            small, large = (estimate(rule, frames, resolution) for resolution in (Resolution.P480, Resolution.P720))
+            small, large = (estimate(rule, frames / FPS, resolution) for resolution in (Resolution.P480, Resolution.P720))
             doubt = dollars(large.usd_at_most)
             rows.append((str(frames), f"{frames / FPS:g} s", dollars(small.usd), doubt, ", ".join(endpoints)))
     head = ("Frames", "Length", "480p", "720p at most", f"Endpoints (prices read {next(iter(by_rule)).as_of})")
