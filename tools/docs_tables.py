@@ -108,9 +108,10 @@ def prices() -> str:
     rows = []
     for rule, endpoints in by_rule.items():
         for frames in PRICED_FRAMES:
-            small, large = (estimate(rule, frames / FPS, resolution) for resolution in (Resolution.P480, Resolution.P720))
-            doubt = dollars(large.usd_at_most)
-            rows.append((str(frames), f"{frames / FPS:g} s", dollars(small.usd), doubt, ", ".join(endpoints)))
+            duration_s = frames / FPS
+            small, large = (estimate(rule, duration_s, resolution) for resolution in (Resolution.P480, Resolution.P720))
+            prices = dollars(small.usd), dollars(large.usd_at_most)
+            rows.append((str(frames), f"{duration_s:g} s", *prices, ", ".join(endpoints)))
     head = ("Frames", "Length", "480p", "720p at most", f"Endpoints (prices read {next(iter(by_rule)).as_of})")
     return table(head, rows)
 
