@@ -108,8 +108,10 @@ EXECUTING = types.SimpleNamespace(prompt_id="prompt", node_id="1", list_index=No
 def executing(node_id: str) -> Iterator[None]:
     """Has ComfyUI say that node `node_id` is being run."""
     before, EXECUTING.node_id = EXECUTING.node_id, node_id
-    yield
-    EXECUTING.node_id = before
+    try:
+        yield
+    finally:
+        EXECUTING.node_id = before
 
 
 class ComfyNode:
