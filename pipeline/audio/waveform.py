@@ -19,8 +19,11 @@ SAMPLE_RATE_HZ = 16000  # of the speech encoder
 RATES_HZ = (1000, 1_000_000)
 PIECE = 2**18  # samples that are worked on at once
 LOUDEST = 32.0  # samples are -1..1; recorders of floating point go a little beyond
-INTEGER_PEAKS = (2**15, 2**31)  # of 16 and 32 bits
+INTEGER_PEAKS = (2**15, 2**23, 2**31)  # of 16, 24 and 32 bits
+QUIETEST_INTEGERS = 2**8  # a peak of 16 bits at -42 dB; between it and `LOUDEST` nobody can say what is meant
 CANCELLED = 0.1  # -20 dB: a mean of channels so far below the loudest of them has lost the voice
+CANCELLED_SHARE = 0.1  # of a sound's energy, in blocks that have lost the voice, is a fault of the recording
+CANCELLED_BLOCK = 2**14  # samples, about 0.3 s
 
 TARGET_LUFS = -23.0
 SILENT = 1e-4  # -80 dB: a peak below it is no sound
@@ -95,6 +98,8 @@ def peak_of(samples: Tensor) -> float:
 def to_float(samples: Tensor, name: str = "The audio") -> Tensor:
     """Samples as float32 in -1..1, integers by their type; floats of the range of integers, by that range.
 
+    What is neither in the range of sound nor in that of integers is left for `check` to refuse.
+
     Raises:
         AudioError: they are complex or truth values.
     """
@@ -106,7 +111,7 @@ def to_float(samples: Tensor, name: str = "The audio") -> Tensor:
         return samples.float() / 2 ** (8 * samples.element_size() - 1)
     samples = samples.float()
     peak = peak_of(samples)
-    scale = next((scale for scale in INTEGER_PEAKS if LOUDEST < peak <= scale), 1)
+    scale = next((scale for scale in INTEGER_PEAKS if QUIETEST_INTEGERS <= peak <= scale), 1)
     if scale > 1:
         logger.warning("%s reaches %.5g, as integers do: it is divided by %d.", name, peak, scale)
     return samples if scale == 1 else samples / scale
@@ -142,8 +147,8 @@ def expand_channels(samples: Tensor, num_channels: int) -> Tensor:
 def to_mono(sound: Sound) -> Sound:
     """One channel: centre-weighted for 5.1 and 7.1 (6 and 8 channels), else the mean.
 
-    Where the channels cancel each other, as those of a microphone that was wired the wrong way do, it is the loudest
-    of them.
+    Where the channels cancel each other, throughout or for a while, as those of a microphone that was wired the wrong
+    way do, it is the loudest of them.
     """
     if sound.num_channels == 1:
         return sound
@@ -245,12 +250,19 @@ def _only_voice(samples: Tensor) -> int | None:
     if len(samples) == 1:
         return 0
     weights = torch.tensor(DOWNMIX.get(len(samples), ()))[:, None]
-    powers, power = torch.zeros(len(samples), dtype=torch.float64), 0.0
-    for start in range(0, samples.shape[-1], PIECE):
-        piece = samples[:, start : start + PIECE].float()
-        powers += piece.square().sum(dim=1)
-        power += _mix_piece(piece, weights).square().sum().item()
-    return int(powers.argmax()) if power < CANCELLED**2 * powers.max() else None
+    counted = weights[:, 0] > 0 if len(weights) else torch.ones(len(samples), dtype=torch.bool)
+    powers, power, cancelled = torch.zeros(len(samples), dtype=torch.float64), 0.0, 0.0
+    for piece in samples.split(CANCELLED_BLOCK, dim=-1):
+        piece_powers = piece.float().square().sum(dim=1)
+        loudest = (piece_powers * counted).max().item()
+        mixed = _mix_piece(piece.float(), weights).square().sum().item()
+        powers, power = powers + piece_powers, power + mixed
+        cancelled += loudest if mixed < CANCELLED**2 * loudest else 0
+    if (powers * counted).any():  # else all of it is in the LFE channel, as of a recorder with six inputs
+        powers *= counted
+    loudest = powers.max().item()
+    is_lost = power < CANCELLED**2 * loudest or cancelled > CANCELLED_SHARE * loudest
+    return int(powers.argmax()) if is_lost else None
 
 
 def _resample(pieces: Iterator[Tensor], num_channels: int, num_samples: int, from_hz: int, to_hz: int) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,7 +18,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
 
-from ..audio.waveform import Sound, check, check_rate, expand_channels, to_float
+from ..audio.waveform import LOUDEST, Sound, check, check_rate, expand_channels, peak_of, to_float
 from ..errors import AudioError
 from .files import moving_pictures, open_container
 
@@ -28,6 +29,9 @@ MAX_BYTES = 4 * 10**9  # of samples: 2.9 hours of stereo at 48 kHz
 GAP_S = 0.03  # more than what formats round their time stamps to, less than two frames of any codec
 JUMP_S = 10.0  # in formats whose time stamps may jump: beyond it they do not tell of a gap
 STAMPS_MAY_JUMP = 0x0200  # AVFMT_TS_DISCONT
+FROM_ZERO = ("matroska", "mov")  # formats whose time begins at 0, and not at the first sound
+UNREAD_S = 0.5  # that a sound may end before its header says
+EXACT_NUMBERS = ("pcm_", "wavpack")  # codecs that hold floats as they were, of any range
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def read_sound(path: str | Path, max_duration_s: float = math.inf) -> Sound:
 
     It starts where the file starts: sound that sets in later than the picture gets silence in front, and so does
     what follows a gap. Where rate or channels change, the first rate and the most channels are kept. Damaged packets
-    are left out, and silence stands in their place where the file has time stamps.
+    are left out with a word in the log, and silence stands in their place where the file has time stamps.
 
     Args:
         max_duration_s: no more is decoded or held.
@@ -73,6 +77,8 @@ def read_sound(path: str | Path, max_duration_s: float = math.inf) -> Sound:
         facts = _facts(container, track)
         _check_size(facts.num_bytes(max_duration_s), name)
         sound = _decode(container, track, name, max_duration_s)
+    if sound.duration_s < min(facts.duration_s or 0, max_duration_s) - UNREAD_S:
+        logger.warning("%s ends after %.2f s; its header says %.2f s.", name, sound.duration_s, facts.duration_s)
     is_whole = facts.duration_s is None or sound.duration_s < max_duration_s
     sound = Sound(to_float(sound.samples, name), sound.rate_hz, None if is_whole else facts.duration_s)
     check(sound, name)
@@ -97,56 +103,76 @@ def _facts(container: InputContainer, track: AudioStream) -> SoundFacts:
 
 def _decode(container: InputContainer, track: AudioStream, name: str, max_duration_s: float) -> Sound:
     """The samples of a track from the start of the file, silent where it has none."""
-    recording, clock_s = None, 0.0  # when the next sample is due
+    recording, stamps, num_damaged = None, None, 0
     for frame in _frames(container, track, name):
-        if recording is None:
+        if frame is None:
+            num_damaged += 1
+            continue
+        if recording is None or stamps is None:
             check_rate(frame.sample_rate, name)
-            recording = _Recording(frame, max_duration_s, name)
-            recording.add_silence(_behind_picture_s(container, frame))
-            clock_s = frame.time or 0.0
-        if frame.time is not None and abs(frame.time - clock_s) > GAP_S:
-            if not _is_jump(container, frame.time - clock_s):
-                recording.add_silence(frame.time - clock_s)
-            clock_s = frame.time
+            recording = _Recording(frame, track.codec.name, max_duration_s, name)
+            recording.add_silence(_late_start_s(container, frame))
+            stamps = _TimeStamps(container, track, frame)
+        recording.add_silence(stamps.gap_s(frame))
         recording.add(frame)
-        clock_s += frame.samples / frame.sample_rate
         if recording.is_full:
             break
     if recording is None:
         raise AudioError(f"{name} holds an audio track without a single sample. Choose audio that sounds.")
     recording.flush()
+    if num_damaged + recording.num_damaged:
+        logger.warning("%s: %d damaged audio packets were left out.", name, num_damaged + recording.num_damaged)
     return recording.sound()
 
 
-def _frames(container: InputContainer, track: AudioStream, name: str) -> Iterator[av.AudioFrame]:
-    """Decoded frames; damaged packets are left out, as players do."""
-    num_damaged = 0
+def _frames(container: InputContainer, track: AudioStream, name: str) -> Iterator[av.AudioFrame | None]:
+    """Decoded frames, and None in place of each damaged packet."""
     try:
         for packet in container.demux(track):
             try:
                 frames = packet.decode()
             except FFmpegError:
-                num_damaged += 1
+                yield None
             else:
                 yield from frames
-    except FFmpegError:  # of the file itself; what comes after it cannot be found
-        num_damaged += 1
-    if num_damaged:
-        logger.warning("%s: %d damaged audio packets were left out.", name, num_damaged)
+    except FFmpegError as error:  # of the file itself; what comes after it cannot be found
+        logger.warning("%s cannot be read to its end (%s).", name, (error.strerror or "damaged").lower())
 
 
-def _behind_picture_s(container: InputContainer, first: av.AudioFrame) -> float:
-    """Seconds between the start of the picture, where there is one, and the first sound."""
-    pictures = moving_pictures(container)
-    if not pictures:
-        return 0.0  # the first time stamp of a file of sound alone is its codec's delay
-    start_s = float((pictures[0].start_time or 0) * (pictures[0].time_base or 0))
-    return max(0.0, (first.time or 0.0) - start_s)
+def _late_start_s(container: InputContainer, first: av.AudioFrame) -> float:
+    """Seconds between the start of the file, or of its picture, and the first sound."""
+    start_s, pictures = first.time or 0.0, moving_pictures(container)
+    if pictures:
+        return max(0.0, start_s - float((pictures[0].start_time or 0) * (pictures[0].time_base or 0)))
+    is_late = GAP_S < start_s < JUMP_S  # below, it is the codec's delay; above, this is a piece of a longer file
+    return start_s if is_late and container.format.name.startswith(FROM_ZERO) else 0.0
 
 
-def _is_jump(container: InputContainer, gap_s: float) -> bool:
-    """True for a step in time stamps that begins another recording, as in chained Ogg and joined MPEG-TS."""
-    return gap_s < 0 or (gap_s > JUMP_S and bool(container.format.flags & STAMPS_MAY_JUMP))
+class _TimeStamps:
+    """The time stamps of a track's frames, and the gaps between them.
+
+    A step back begins another recording, as in chained Ogg; so does a long step in formats whose stamps may jump, as
+    joined MPEG-TS. Stamps that count samples tell nothing of frames at another rate than the first's.
+    """
+
+    def __init__(self, container: InputContainer, track: AudioStream, first: av.AudioFrame):
+        self._longest_gap_s = JUMP_S if container.format.flags & STAMPS_MAY_JUMP else math.inf
+        self._only_rate_hz = first.sample_rate if track.time_base == Fraction(1, first.sample_rate) else None
+        self._end_s: float | None = None  # of the frame before
+
+    def gap_s(self, frame: av.AudioFrame) -> float:
+        """Seconds without sound between the frame before and this one."""
+        duration_s, end_s, start_s = frame.samples / frame.sample_rate, self._end_s, frame.time
+        if self._only_rate_hz not in (None, frame.sample_rate):
+            self._end_s = None
+            return 0.0
+        if start_s is None or end_s is None:
+            start_s = end_s if start_s is None else start_s
+            self._end_s = None if start_s is None else start_s + duration_s
+            return 0.0
+        gap_s = start_s - end_s
+        self._end_s = (end_s if abs(gap_s) <= GAP_S else start_s) + duration_s  # stamps are rounded; samples are not
+        return gap_s if GAP_S < gap_s <= self._longest_gap_s else 0.0
 
 
 def _check_size(num_bytes: int, name: str) -> None:
@@ -159,11 +185,13 @@ def _check_size(num_bytes: int, name: str) -> None:
 class _Recording:
     """Decoded sound in one array that grows: at the first frame's rate, with the most channels of all frames."""
 
-    def __init__(self, first: av.AudioFrame, max_duration_s: float, name: str):
-        self._rate_hz, self._name = first.sample_rate, name
+    def __init__(self, first: av.AudioFrame, codec: str, max_duration_s: float, name: str):
+        self.num_damaged = 0  # frames whose numbers no sound has
+        self.rate_hz, self._name = first.sample_rate, name
+        self._is_coded = not codec.startswith(EXACT_NUMBERS)
         self._samples = np.zeros((0, first.layout.nb_channels), np.float32)  # n c
         self._length = 0
-        self._max_length = math.ceil(min(max_duration_s * self._rate_hz, sys.maxsize))
+        self._max_length = math.ceil(min(max_duration_s * self.rate_hz, sys.maxsize))
         self._resampler: av.AudioResampler | None = None
         self._source: tuple = ()  # what the resampler takes
 
@@ -178,13 +206,15 @@ class _Recording:
         if self._resampler is None or source != self._source:
             self.flush()
             # Interleaved, because PyAV 18 miscounts the planes of 8 channels.
-            self._resampler, self._source = av.AudioResampler(format="flt", rate=self._rate_hz), source
+            self._resampler, self._source = av.AudioResampler(format="flt", rate=self.rate_hz), source
         self._append(self._resampler.resample(frame))
 
     def add_silence(self, duration_s: float) -> None:
-        """Appends silence."""
+        """Appends silence, if any."""
+        if duration_s <= 0:
+            return
         self.flush()
-        self._grow(round(duration_s * self._rate_hz))
+        self._grow(round(duration_s * self.rate_hz))
 
     def flush(self) -> None:
         """Appends the samples that the resampler holds back."""
@@ -195,7 +225,7 @@ class _Recording:
     def sound(self) -> Sound:
         """The sound; nothing may be added after it."""
         self._samples.resize((self._length, self._samples.shape[1]), refcheck=False)
-        return Sound(torch.from_numpy(self._samples).T, self._rate_hz)
+        return Sound(torch.from_numpy(self._samples).T, self.rate_hz)
 
     def _append(self, frames: list[av.AudioFrame]) -> None:
         for frame in frames:
@@ -203,7 +233,10 @@ class _Recording:
             num_channels = max(samples.shape[1], self._samples.shape[1])
             self._samples = _with_channels(self._samples, num_channels)
             start, length = self._length, self._grow(len(samples))
-            self._samples[start : start + length] = _with_channels(samples[:length], num_channels)
+            if self._is_coded and not peak_of(torch.from_numpy(samples)) <= LOUDEST:  # NaN, too
+                self.num_damaged += 1
+            else:
+                self._samples[start : start + length] = _with_channels(samples[:length], num_channels)
 
     def _grow(self, num_samples: int) -> int:
         """Lengthens the sound by as many zeros, as far as the longest duration; returns how many they are."""

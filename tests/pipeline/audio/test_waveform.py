@@ -136,6 +136,25 @@ def test_channels_that_cancel_leave_the_loudest_of_them(num_channels):
     assert correlation(to_mono_16k(Sound(samples, 48000)), resample(-voice, 48000, SAMPLE_RATE_HZ)) > 0.95
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_channels_that_cancel_for_a_while_leave_the_loudest_of_them(share):
+    """As where two takes were joined, and one of them was wired the wrong way."""
+    voice = sweep(4, 48000).samples[0]
+    samples = torch.stack((0.9 * voice, voice))
+    samples[0, -int(share * len(voice)) :] *= -1 / 0.9
+    assert torch.equal(to_mono(Sound(samples, 48000)).samples[0], voice)
+
+
+def test_the_lfe_channel_is_no_voice():
+    voice, time = sweep(2, 48000).samples[0], torch.arange(96_000) / 48000
+    samples = torch.zeros(6, len(voice))
+    samples[2], samples[3] = 0.02 * voice, 0.9 * torch.sin(2 * torch.pi * 40 * time)
+    assert correlation(to_mono(Sound(samples, 48000)).samples, voice) > 0.99
+    samples[2] = 0  # a recorder with six inputs, of which one is used
+    samples[3] = voice
+    assert torch.equal(to_mono(Sound(samples, 48000)).samples[0], voice)
+
+
 def test_channels_that_do_not_cancel_are_averaged_to_the_bit():
     for num_channels in (2, 3, 4, 5, 7, 9):
         samples = torch.rand(num_channels, 70_000) - 0.5
@@ -162,17 +181,17 @@ def test_samples_of_any_type_are_brought_to_one_range(dtype, scale):
     assert torch.allclose(to_float(numbers.to(dtype)), samples, atol=2 / scale)
 
 
-@pytest.mark.parametrize("scale", [2**15, 2**31])
+@pytest.mark.parametrize("scale", [2**15, 2**23, 2**31])
 def test_floats_in_the_range_of_integers_are_scaled_with_a_word(scale, caplog):
     samples = sweep(0.1, 8000).samples
     assert torch.allclose(to_float(samples * scale, "take.wav"), samples)
     assert f"take.wav reaches {peak_of(samples * scale):.5g}" in caplog.text
 
 
-@pytest.mark.parametrize("peak", [33, 1e12, 3e38])
+@pytest.mark.parametrize("peak", [33, 127, 1e12, 3e38])
 def test_what_is_no_range_of_sound_is_refused(peak):
     with pytest.raises(AudioError, match=r"sound is -1\.\.1"):
-        check(Sound(torch.full((1, 100), float(peak)), 16000))
+        check(Sound(to_float(torch.full((1, 100), float(peak))), 16000))
 
 
 @pytest.mark.parametrize("rate_hz", [-5, 0, 100, 2**40, math.nan, math.inf])

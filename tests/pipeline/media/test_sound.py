@@ -108,10 +108,13 @@ def concatenate(path, *parts):
     return path
 
 
-@pytest.mark.parametrize("suffix", ["mp3", "ts"])
+JOINED = {"mp3": "mp3", "ts": "mp2", "flac": "flac", "oga": "flac", "ac3": "ac3"}
+
+
+@pytest.mark.parametrize("suffix", JOINED)
 @pytest.mark.parametrize(("rate_hz", "num_channels"), [(48000, 1), (44100, 2), (32000, 2)])
 def test_a_rate_or_channels_that_change_give_one_sound(tmp_path, suffix, rate_hz, num_channels):
-    codec, layout = {"mp3": "mp3", "ts": "mp2"}[suffix], {1: "mono", 2: "stereo"}[num_channels]
+    codec, layout = JOINED[suffix], {1: "mono", 2: "stereo"}[num_channels]
     first, second = sweep(2, 44100), sweep(2, rate_hz, num_channels)
     file = concatenate(
         tmp_path / f"both.{suffix}",
@@ -127,7 +130,22 @@ def test_a_rate_or_channels_that_change_give_one_sound(tmp_path, suffix, rate_hz
         assert correlation(half[max(0, shift) :][:80_000], original[max(0, -shift) :][:80_000]) > 0.99
 
 
-GAPS = {"webm": ("libopus", (2.0, 3.5)), "mkv": ("aac", (1.0, 3.0)), "ogg": ("libopus", (2.0, 2.6))}
+@pytest.mark.parametrize("suffix", ["flac", "oga"])
+def test_stamps_that_count_samples_of_another_rate_make_no_gaps(tmp_path, suffix):
+    parts = [
+        write_sound(tmp_path / f"{number}.{suffix}", sweep(2, rate_hz), "flac", "mono")
+        for number, rate_hz in enumerate((44100, 96000, 44100))
+    ]
+    result = read_sound(concatenate(tmp_path / f"all.{suffix}", *parts)).samples[0]
+    assert len(result) == pytest.approx(6 * 44100, abs=1000)
+    assert abs(lag(result[-2 * 44100 :], sweep(2, 44100).samples[0])) < 1000
+
+
+GAPS = {
+    "webm": ("libopus", (2.0, 3.5)), "mkv": ("aac", (1.0, 3.0)), "mka": ("flac", (2.0, 3.5)),
+    "ogg": ("libopus", (2.0, 3.0)), "m4a": ("aac", (2.0, 3.5)), "mp4": ("libopus", (2.0, 3.5)),
+    "mov": ("alac", (2.0, 3.5)), "ts": ("aac", (1.0, 3.0)), "flv": ("aac", (1.0, 3.0)),
+}  # fmt: skip
 
 
 def assert_silent_gap(result, sound, gap_s, length_s=6.0):
@@ -140,11 +158,18 @@ def assert_silent_gap(result, sound, gap_s, length_s=6.0):
     assert abs(lag(samples[start:], sound.samples[0, start:])) <= 1024
 
 
-@pytest.mark.parametrize("suffix", ["webm", "mkv"])
+@pytest.mark.parametrize("suffix", GAPS)
 def test_packets_that_are_absent_are_silence(tmp_path, suffix):
     (codec, gap_s), sound = GAPS[suffix], sweep(6, 48000)
     path = write_sound(tmp_path / f"gap.{suffix}", sound, codec, "mono", gap_s)
     assert_silent_gap(read_sound(path), sound, gap_s)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "aac"), ("webm", "libopus"), ("m4a", "aac"), ("mov", "alac")])
+def test_a_gap_in_front_is_silence(tmp_path, suffix, codec):
+    sound = sweep(6, 48000)
+    path = write_sound(tmp_path / f"late.{suffix}", sound, codec, "mono", (-1.0, 1.5))
+    assert_silent_gap(read_sound(path), sound, (0.0, 1.5))
 
 
 def test_a_gap_beside_a_picture_is_silence(tmp_path):
@@ -187,6 +212,54 @@ def test_damaged_packets_are_left_out_with_one_line(tmp_path, caplog):
         caplog.clear()
         assert read_sound(damaged).duration_s == pytest.approx(6, abs=0.06)
         assert len(caplog.messages) <= 1 and all("damaged audio packet" in line for line in caplog.messages)
+
+
+def decoding(frame, packets=(50, 51)):
+    """Numbers of a file's frames, changed by `frame` where they come from some packets."""
+    number = 0
+
+    def resampled(self, decoded, resample=sound_module._Recording._append):
+        nonlocal number
+        for each in decoded:
+            number += 1
+            if number in packets:
+                each = av.AudioFrame.from_ndarray(frame(each.to_ndarray()), "flt", each.layout.name)
+            resample(self, [each])
+
+    return resampled
+
+
+@pytest.mark.parametrize("number", [1e4, 1e9, math.nan, math.inf])
+def test_numbers_that_a_decoder_makes_of_damaged_packets_are_silence(tmp_path, monkeypatch, caplog, number):
+    """Else a single packet would refuse the sound, or scale all of it down as one of integers."""
+    sound = sweep(6, 48000)
+    path = write_sound(tmp_path / "voice.m4a", sound, "aac", "mono")
+    whole = read_sound(path).samples
+    monkeypatch.setattr(sound_module._Recording, "_append", decoding(lambda samples: samples * 0 + np.float32(number)))
+    result = read_sound(path).samples
+    changed = (result != whole).nonzero()[:, 1]
+    assert result.shape == whole.shape and 0 < len(changed) <= 2 * 1024
+    assert result[:, changed].abs().max() == 0 and "2 damaged audio packets" in caplog.text
+
+
+def test_damage_is_told_where_only_a_part_is_used(tmp_path, caplog):
+    path = write_sound(tmp_path / "voice.m4a", sweep(6, 48000), "aac", "mono")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat") + 8
+    data[start + 2000 : start + 2400] = bytes(255 for _ in range(400))
+    path.write_bytes(data)
+    assert read_sound(path, max_duration_s=4).duration_s == pytest.approx(4)
+    assert "damaged audio packet" in caplog.text
+
+
+def test_a_sound_that_ends_before_its_header_says_is_told(tmp_path, caplog):
+    path = write_sound(tmp_path / "cut.mka", sweep(20, 48000), "flac", "mono")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert 5 < read_sound(path).duration_s < 15
+    assert "its header says 20.0" in caplog.text
+    caplog.clear()
+    read_sound(path, max_duration_s=3)
+    assert not caplog.messages
 
 
 def test_a_file_of_damaged_packets_alone_is_refused(tmp_path):
