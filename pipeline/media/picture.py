@@ -24,12 +24,14 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "TGA", "ICO")
 MIN_SIDE = TOKEN_PIXELS  # a picture with a side below one token shows nothing
-MAX_PIXELS = 64 * 2**20  # 0.75 GB at the fullest; a larger JPEG is read at a half, a quarter or an eighth
+MAX_PIXELS = 64 * 2**20  # 0.85 GB at the fullest; a larger JPEG is read at a half, a quarter or an eighth
+COPIED_FORMATS = ("WEBP", "AVIF", "JPEG2000")  # that are decoded into memory of their decoders first
 ROWS = 256  # that are worked on at once
 MAX_PROFILE_BYTES = 16 * 2**20
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+PNG_OPTIONAL = 0x20  # a bit of the first letter of chunks that a picture can do without
 JPEG_START, JPEG_END, JPEG_REDUCTIONS = b"\xff\xd8", b"\xff\xd9", (2, 4, 8)
 FILLER = b"\x55" * 256  # that nothing but a picture cut short would take for its own
 
@@ -133,8 +135,8 @@ def _read(file: BinaryIO) -> Tensor:
     """The levels of a picture, as `to_rgb` takes them, of one with flaws outside the picture too."""
     try:
         return _levels(file)
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, ImageError | UnidentifiedImageError):
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow knows no PNG in one with a damaged text
+        if isinstance(error, ImageError):
             raise
         file.seek(0)
         head = file.read(len(PNG_SIGNATURE))
@@ -167,12 +169,14 @@ def _levels(file: BinaryIO, profile: bytes | None = None) -> Tensor:
 def _bound_size(picture: ImageFile) -> None:
     """Raises ImageError for too many pixels; a JPEG is reduced instead, as far as its format can."""
     width, height = picture.size
+    max_pixels = MAX_PIXELS // 2 if picture.format in COPIED_FORMATS else MAX_PIXELS
     for factor in JPEG_REDUCTIONS:
-        if picture.width * picture.height > MAX_PIXELS:
+        if picture.width * picture.height > max_pixels:
             picture.draft(None, (width // factor, height // factor))
-    if picture.width * picture.height > MAX_PIXELS:
+    if picture.width * picture.height > max_pixels:
         raise ImageError(
-            f"The image is {width}x{height}; at most {MAX_PIXELS / 1e6:.0f} million pixels are read. Make it smaller."
+            f"The image is {width}x{height}; of this kind at most {max_pixels / 1e6:.0f} million pixels are read. Make "
+            f"it smaller."
         )
     if picture.size != (width, height):
         logger.info("The image is %dx%d; it is read at %dx%d.", width, height, *picture.size)
@@ -229,20 +233,32 @@ def _keeps_colors(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
 
 
 def _picture_chunks(file: BinaryIO) -> tuple[BinaryIO, bytes | None]:
-    """A PNG without its texts and its ICC profile, which may be larger than Pillow takes, and the profile."""
+    """A PNG without what a picture can do without and Pillow stumbles over, and its ICC profile.
+
+    Those are texts and profiles, which may be larger than Pillow takes, and optional chunks with a wrong checksum.
+    """
     file.seek(len(PNG_SIGNATURE))
     chunks, profile = io.BytesIO(), None
     chunks.write(PNG_SIGNATURE)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        if kind not in PNG_TEXTS:
-            chunks.write(head + file.read(length + 4))
-            continue
-        chunk = file.read(length + 4)[:-4]
-        if kind == b"iCCP":
-            profile = zlib.decompressobj().decompress(chunk[chunk.index(b"\0") + 2 :], MAX_PROFILE_BYTES)
+        content, checksum = file.read(length), file.read(4)
+        is_damaged = zlib.crc32(kind + content).to_bytes(4, "big") != checksum
+        if kind == b"iCCP" and not is_damaged:
+            _, _, packed = content.partition(b"\0")
+            profile = _unpacked_profile(packed[1:])
+        elif kind not in PNG_TEXTS and not (is_damaged and kind[0] & PNG_OPTIONAL):
+            chunks.write(head + content + checksum)
     chunks.seek(0)
     return chunks, profile
+
+
+def _unpacked_profile(packed: bytes) -> bytes | None:
+    try:
+        return zlib.decompressobj().decompress(packed, MAX_PROFILE_BYTES)
+    except zlib.error as error:
+        logger.info("The image's colour profile is damaged (%s) and not used.", error)
+        return None
 
 
 def _levels_before_end(file: BinaryIO, error: Exception) -> Tensor:

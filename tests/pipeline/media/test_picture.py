@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from multitalk_pack.pipeline.errors import ImageError
+from multitalk_pack.pipeline.media import picture as picture_module
 from multitalk_pack.pipeline.media.picture import is_picture, read_image, to_rgb
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from support.peak import linux_only, run_script
 
 SKIN, LIPS = (224, 172, 150), (196, 90, 96)
@@ -62,15 +63,32 @@ def test_what_is_no_picture_is_refused(image, message):
         to_rgb(image)
 
 
-def test_a_photo_is_turned_upright(tmp_path):
-    pixels = np.zeros((20, 40, 3), np.uint8)
-    pixels[:, :20, 0] = 255  # the left half is red
+TURNS = {  # what a camera of this EXIF orientation has stored, from the upright picture
+    1: lambda picture: picture,
+    2: ImageOps.mirror,
+    3: lambda picture: picture.rotate(180),
+    4: ImageOps.flip,
+    5: lambda picture: ImageOps.mirror(picture.rotate(-90, expand=True)),
+    6: lambda picture: picture.rotate(90, expand=True),
+    7: lambda picture: ImageOps.mirror(picture.rotate(90, expand=True)),
+    8: lambda picture: picture.rotate(-90, expand=True),
+}
+CORNERS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff", "avif"])
+def test_a_photo_is_turned_upright(tmp_path, suffix, orientation):
+    upright = np.zeros((32, 48, 3), np.uint8)
+    for level, rows, columns in zip(CORNERS, (0, 0, 16, 16), (0, 24, 0, 24), strict=True):
+        upright[rows : rows + 16, columns : columns + 24] = level
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held so that the left edge is the top
-    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
-    image = read_image(tmp_path / "photo.png")
-    assert image.shape == (40, 20, 3) and image.dtype == torch.uint8
-    assert (image[:20, :, 0] == 255).all() and (image[20:] == 0).all()
+    exif[0x0112] = orientation
+    stored = TURNS[orientation](Image.fromarray(upright))
+    image = read_image(saved(tmp_path / f"photo.{suffix}", stored, exif=exif, quality=100))
+    assert image.shape == upright.shape and image.dtype == torch.uint8
+    for level, row, column in zip(CORNERS, (8, 8, 24, 24), (12, 36, 12, 36), strict=True):
+        assert (image[row, column].int() - torch.tensor(level)).abs().max() < 12  # what compression leaves
 
 
 @pytest.mark.parametrize(
@@ -87,6 +105,92 @@ def test_a_photo_is_turned_upright(tmp_path):
 def test_every_kind_of_png_is_read(tmp_path, mode, level, want):
     Image.new(mode, (20, 16), level).save(tmp_path / "image.png")
     assert read_image(tmp_path / "image.png")[3, 5].tolist() == want
+
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+def chunk(kind, content, checksum=None):
+    checksum = zlib.crc32(kind + content).to_bytes(4, "big") if checksum is None else checksum
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def png(*chunks, depth=8, colors=2, pixel=b"\x64\x32\x0a"):
+    """A PNG of 16x16 equal pixels, with chunks before the picture's."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, depth, colors, 0, 0, 0))
+    rows = zlib.compress((b"\0" + pixel * 16) * 16)
+    return PNG_START + header + b"".join(chunks) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("colors", "pixel", "want"),
+    [
+        (0, b"\x64\x64", [100, 100, 100]),
+        (2, b"\x64\x64\x32\x32\x0a\x0a", [100, 50, 10]),
+        (4, b"\x64\x64\xff\xff", [100, 100, 100]),
+        (6, b"\x64\x64\x32\x32\x0a\x0a\x00\x00", [255, 255, 255]),
+    ],
+    ids=["grey", "RGB", "grey, alpha", "RGB, alpha"],
+)
+def test_a_png_of_16_bits_is_read(tmp_path, colors, pixel, want):
+    (tmp_path / "deep.png").write_bytes(png(depth=16, colors=colors, pixel=pixel))
+    assert read_image(tmp_path / "deep.png")[3, 5].tolist() == want
+
+
+FLAWS = {
+    "a text whose checksum is wrong": chunk(b"tEXt", b"a\0b", b"oops"),
+    "a gamma whose checksum is wrong": chunk(b"gAMA", b"\0\0\xb1\x8f", b"oops"),
+    "EXIF data whose checksum is wrong": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0", b"oops"),
+    "a profile whose checksum is wrong": chunk(b"iCCP", b"icc\0\0" + zlib.compress(b"x"), b"oops"),
+    "a profile without a name": chunk(b"iCCP", b"icc"),
+    "a profile that cannot be unpacked": chunk(b"iCCP", b"icc\0\0damaged"),
+    "a profile that unpacks to 300 MB": chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(300_000_000))),
+    "a text that unpacks to 300 MB": chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(300_000_000))),
+    "a text that is none": chunk(b"iTXt", b"\xff"),
+    "a chunk of nobody's": chunk(b"abCd", bytes(1000)),
+    "texts of 20 MB": b"".join(chunk(b"tEXt", b"%d\0" % i + b"x" * 100_000) for i in range(200)),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS.values(), ids=FLAWS)
+def test_flaws_beside_the_picture_refuse_nothing(tmp_path, flaw):
+    (tmp_path / "flawed.png").write_bytes(png(flaw))
+    assert (read_image(tmp_path / "flawed.png") == torch.tensor([100, 50, 10], dtype=torch.uint8)).all()
+
+
+OTHER_KINDS = {  # a mode, a file and its options
+    "CMYK": ("CMYK", "jpg", {"quality": 100}), "YCbCr": ("YCbCr", "tiff", {}), "palette": ("P", "gif", {}),
+    "palette with a profile": ("P", "png", {"icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))}),
+    "bitmap": ("RGB", "bmp", {}), "JPEG 2000": ("RGB", "jp2", {}), "AVIF": ("RGB", "avif", {"quality": 100}),
+    "progressive": ("RGB", "jpg", {"quality": 100, "progressive": True}), "TGA": ("RGB", "tga", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_other_kinds_of_files_are_the_picture(tmp_path, name):
+    mode, suffix, options = OTHER_KINDS[name]
+    if "icc_profile" in options:
+        options = options | {"icc_profile": options["icc_profile"].tobytes()}
+    picture = Image.new("RGB", (32, 32), SKIN).convert(mode)
+    image = read_image(saved(tmp_path / f"image.{suffix}", picture, **options))
+    assert (image.int() - torch.tensor(SKIN)).abs().max() <= (60 if mode == "P" else 3)  # the web's palette
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff", "avif"])
+def test_of_an_animation_the_first_picture_is_taken(tmp_path, suffix):
+    first, second = (Image.new("RGB", (32, 32), level) for level in (SKIN, LIPS))
+    path = saved(tmp_path / f"moving.{suffix}", first, save_all=True, append_images=[second])
+    assert (read_image(path).int() - torch.tensor(SKIN)).abs().max() <= 3 and is_picture(path)
+
+
+def test_a_photo_with_another_picture_or_anything_else_behind_it_is_read(tmp_path):
+    noise = [Image.effect_noise((64, 64), 50).convert("RGB") for _ in range(2)]
+    saved(tmp_path / "both.jpg", noise[0], format="MPO", save_all=True, append_images=noise[1:], quality=90)
+    saved(tmp_path / "one.jpg", noise[0], quality=90)
+    whole = read_image(tmp_path / "one.jpg")
+    assert torch.equal(read_image(tmp_path / "both.jpg"), whole)
+    (tmp_path / "moving.jpg").write_bytes((tmp_path / "one.jpg").read_bytes() + b"\0\0\0\x18ftypmp42" + bytes(5000))
+    assert torch.equal(read_image(tmp_path / "moving.jpg"), whole)
 
 
 def test_a_palette_with_a_transparent_colour_is_put_on_white(tmp_path):
@@ -230,6 +334,7 @@ def test_a_jpeg_of_too_many_pixels_is_reduced(tmp_path):
 
 READING = """
 from multitalk_pack.benchmarks.measure import PeakMemory
+from multitalk_pack.pipeline.media import picture as picture_module
 from multitalk_pack.pipeline.media.picture import read_image
 from multitalk_pack.pipeline.conditioning.reference_image import fit
 import torch
@@ -239,11 +344,33 @@ print(json.dumps(peak.megabytes()))
 """
 
 
+def heavy(*values):
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+LARGEST = [
+    ("png", "RGB", 8000, {"compress_level": 1}), ("png", "RGBA", 8000, {"compress_level": 1}),
+    ("jpg", "CMYK", 8000, {}), heavy("png", "L", 8000, {}), heavy("png", "P", 8000, {"transparency": 0}),
+    heavy("tiff", "F", 8000, {}), heavy("gif", "P", 8000, {"transparency": 0}),
+    heavy("jpg", "RGB", 8000, {"progressive": True, "icc_profile": DISPLAY_P3}), heavy("webp", "RGBA", 5700, {}),
+    heavy("jp2", "RGBA", 5700, {}), heavy("avif", "RGBA", 5700, {"speed": 10}),
+]  # fmt: skip
+
+
 @linux_only
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
-def test_the_largest_picture_takes_less_than_a_gigabyte(tmp_path, mode):
-    path = saved(tmp_path / "large.png", Image.new(mode, (8000, 8000)), compress_level=1)
+@pytest.mark.parametrize(("suffix", "mode", "side", "options"), LARGEST)
+def test_the_largest_picture_takes_less_than_a_gigabyte(tmp_path, suffix, mode, side, options):
+    path = saved(tmp_path / f"large.{suffix}", Image.new(mode, (side, side)), **options)
     assert run_script(READING, path) < 1000
+
+
+@pytest.mark.parametrize("suffix", ["webp", "avif", "jp2"])
+def test_formats_that_are_decoded_twice_may_have_half_as_many_pixels(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(picture_module, "MAX_PIXELS", 2000)
+    path = saved(tmp_path / f"image.{suffix}", Image.new("RGB", (32, 32)))
+    with pytest.raises(ImageError, match="of this kind at most"):
+        read_image(path)
+    assert read_image(saved(tmp_path / "image.png", Image.new("RGB", (32, 32)))).shape == (32, 32, 3)
 
 
 def test_kinds_that_run_programs_or_are_no_pictures_are_not_opened(tmp_path):
