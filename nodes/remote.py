@@ -10,7 +10,7 @@ from torch import Tensor
 from ..pipeline.audio.waveform import Sound
 from ..pipeline.choice import Choice
 from ..pipeline.config import Acceleration, GenerationConfig, Resolution
-from ..pipeline.errors import AudioError, RemoteError
+from ..pipeline.errors import AudioError, ConfigError, RemoteError
 from ..pipeline.remote.collect import RemoteVideo
 from ..pipeline.remote.context import RemoteContext
 from ..pipeline.remote.endpoints import AI_AVATAR, COLLECTABLE, DEFAULT_SEED, ENDPOINTS, LENGTHS, find_endpoint
@@ -21,7 +21,7 @@ from ..pipeline.remote.request import MAX_SEED
 from ..pipeline.shapes import VAE_STRIDE_TIME
 from . import folders
 from .comfy_host import allows_api_nodes, raise_when_interrupted, show_text
-from .conversions import from_audio
+from .conversions import describe, from_audio
 
 POLL_S = 0.1
 BAR = 1000
@@ -134,7 +134,8 @@ class MultiTalkFal(io.ComfyNode):
             num_frames, Resolution(resolution), seed=seed, acceleration=Acceleration(acceleration)
         )
         row, split = find_endpoint(endpoint), LongAudio(long_audio) is LongAudio.SPLIT
-        job = start_request(image, voices, prompt, config, row, _context(), Resume(resume), split)
+        text = _text(prompt, "prompt")
+        job = start_request(image, voices, text, config, row, _context(), Resume(resume), split)
         return _output(await _follow(job, cls.hidden.unique_id))
 
 
@@ -160,7 +161,9 @@ class MultiTalkFalCollect(io.ComfyNode):
 
     @classmethod
     async def execute(cls, request_id: str, endpoint: str) -> io.NodeOutput:
-        job = start_collecting(request_id, endpoint, _context())
+        if endpoint not in COLLECTABLE:
+            raise ConfigError(f"{endpoint!r} is no endpoint of fal's that is known here. Choose it from the list.")
+        job = start_collecting(_text(request_id, "request_id"), endpoint, _context())
         return _output(await _follow(job, cls.hidden.unique_id))
 
 
@@ -177,11 +180,17 @@ def _output(video: RemoteVideo) -> io.NodeOutput:
     return io.NodeOutput(InputImpl.VideoFromFile(str(video.path)), video.seed, video.request_id, video.info)
 
 
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be a text, got {describe(value)}. Connect a STRING.")
+    return value
+
+
 def _voice(audio: dict | None, name: str) -> Sound:
     sound = from_audio(audio, name)
-    batch = audio["waveform"].shape[0] if audio else 1
-    if batch > 1:
-        raise AudioError(f"{name} must be one recording, got a batch of {batch}. Pick one of them.")
+    waveform = audio["waveform"] if audio else sound.samples
+    if waveform.ndim == 3 and len(waveform) > 1:
+        raise AudioError(f"{name} must be one recording, got a batch of {len(waveform)}. Pick one of them.")
     return sound
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from .choice import Choice
 from .errors import ConfigError
@@ -111,23 +112,14 @@ class GenerationConfig:
     first_look: bool = False
 
     def __post_init__(self) -> None:
-        self._check_length()
+        check_num_frames(self.num_frames)
+        check_fps(self.fps)
         self._check_sampling()
         self._check_windows()
         if self.color_strength is not None and not 0 <= self.color_strength <= 1:
             raise ConfigError(f"color_strength must be in 0..1, got {self.color_strength}. 0 leaves the colours alone.")
         if self.deflicker is not None and not 0 <= self.deflicker <= 255:
             raise ConfigError(f"deflicker must be in 0..255 grey levels, got {self.deflicker}. 0 turns it off.")
-
-    def _check_length(self) -> None:
-        if not 0 <= self.num_frames <= MAX_FRAMES:
-            raise ConfigError(
-                f"num_frames must be in 0..{MAX_FRAMES}, got {self.num_frames}. 0 is as long as the speech."
-            )
-        if not FPS_RANGE[0] <= self.fps <= FPS_RANGE[1]:
-            raise ConfigError(
-                f"fps must be in {FPS_RANGE[0]}..{FPS_RANGE[1]}, got {float(self.fps):g}. 25 is the model's own."
-            )
 
     def _check_sampling(self) -> None:
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
@@ -148,3 +140,20 @@ class GenerationConfig:
                 raise ConfigError(
                     f"{name} must be 4n+1, got {value}. The nearest is {nearest_num_frames(max(value, 1))}."
                 )
+
+
+def check_num_frames(num_frames: int) -> None:
+    """Raises ConfigError for a length that no video has."""
+    if not 0 <= num_frames <= MAX_FRAMES:
+        raise ConfigError(f"num_frames must be in 0..{MAX_FRAMES}, got {num_frames}. 0 is as long as the speech.")
+
+
+def check_fps(fps: Fraction | float) -> Fraction | float:
+    """`fps` itself.
+
+    Raises:
+        ConfigError: no file has such a rate.
+    """
+    if not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
+        raise ConfigError(f"fps must be in {FPS_RANGE[0]}..{FPS_RANGE[1]}, got {float(fps):g}. 25 is the model's own.")
+    return fps

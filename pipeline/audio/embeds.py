@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import AudioError, ConfigError
+from ..config import check_fps, check_num_frames
+from ..errors import AudioError
 from ..models.wav2vec2.encoder import encode
 from ..shapes import FPS
 from .dialogue import Arrangement, Speech, arrange, mix_soundtrack, plan_turns
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FPS
 TAIL_FRAMES = 10  # 0.4 s of silence after the end, so that a window reaching past it hears silence
 METERED_TAIL_S = 1.0  # after the video's end, that loudness and resampling still take into account
-FPS_RANGE = (1, 120)  # of files
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,6 @@ def decode_duration_s(num_frames: int) -> float:
     return num_frames / FPS + METERED_TAIL_S
 
 
-def check_fps(fps: Fraction | float) -> Fraction | float:
-    """`fps` itself.
-
-    Raises:
-        ConfigError: it is out of range for a file.
-    """
-    if not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
-        raise ConfigError(f"fps must be in {FPS_RANGE[0]}..{FPS_RANGE[1]}, got {float(fps):g}. 25 is the model's own.")
-    return fps
-
-
 def encode_audio(
     model: Wav2Vec2Model,
     speeches: Sequence[Speech],
@@ -122,8 +111,7 @@ def encode_audio(
         AudioError: a sound cannot be used, or nobody has one and `num_frames` is 0.
         ConfigError: `num_frames` or `fps` is out of range.
     """
-    if num_frames < 0:
-        raise ConfigError(f"num_frames must not be negative, got {num_frames}. 0 takes the audio's length.")
+    check_num_frames(num_frames)
     check_fps(fps)
     if not num_frames:
         num_frames = _num_frames_from_audio(speeches, arrangement, fps)

@@ -86,7 +86,13 @@ LENGTHS = range(
 
 
 def find_endpoint(name: str, environ: Mapping[str, str] = os.environ) -> Endpoint:
-    """The row called `name`; the variable MULTITALK_FAL_ENDPOINT sends its requests elsewhere, should fal rename it."""
+    """The row called `name`; the variable MULTITALK_FAL_ENDPOINT sends its requests elsewhere, should fal rename it.
+
+    Raises:
+        ConfigError: there is none, or the variable names none.
+    """
+    if name not in ENDPOINTS:
+        raise ConfigError(f"{name!r} is no endpoint that videos are bought from. Take one of: {', '.join(ENDPOINTS)}.")
     override = environ.get(ENDPOINT_VARIABLE, "").strip()
     if not override:
         return ENDPOINTS[name]

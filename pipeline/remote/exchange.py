@@ -194,7 +194,7 @@ def client_environment() -> Iterator[None]:
     except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
         name, advice = _unusable_variable(error)
         raise RemoteError(
-            f"The environment variable {name} cannot be used ({without_passwords(str(error))}). Nothing was sent to "
+            f"The environment variable {name} cannot be used ({_public_reason(error)}). Nothing was sent to "
             f"fal. {advice}"
         ) from None
 
@@ -209,6 +209,13 @@ def _unusable_variable(error: Exception) -> tuple[str, str]:
         return "NO_PROXY", "Name hosts, parted by commas, or remove it."
     socks = ' socks5:// also wants: pip install "httpx[socks]".' if isinstance(error, ImportError) else ""
     return " or ".join(names), f"It must begin with http://, https:// or socks5://.{socks}"
+
+
+def _public_reason(error: Exception) -> str:
+    """The reason in its own words, unless they may be parts of a proxy's password."""
+    proxies = [value for name, value in os.environ.items() if name.upper() in PROXY_VARIABLES]
+    has_password = any("@" in proxy for proxy in proxies) and not isinstance(error, OSError)
+    return type(error).__name__ if has_password else without_passwords(str(error))
 
 
 def _is_unusable(proxy: str) -> bool:

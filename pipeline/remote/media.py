@@ -57,7 +57,7 @@ def encode_image(image: Tensor) -> Media:
         image: as `to_rgb` takes it, a batch of one; transparent parts become white, as in the local engine.
     """
     if not isinstance(image, Tensor):
-        raise ImageError(f"The portrait must be a picture, got {image!r}. Connect an IMAGE.")
+        raise ImageError(f"The portrait must be a picture, got a {type(image).__name__}. Connect an IMAGE.")
     if image.ndim == 4 and image.shape[0] != 1:
         raise ImageError(f"The portrait must be one image, got a batch of {image.shape[0]}. Pick one of them.")
     portrait = Image.fromarray(to_rgb(image.detach().cpu()).numpy())

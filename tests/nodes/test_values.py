@@ -93,6 +93,7 @@ SPEAKERS = {
     "list": [1, 2], "tuple of numbers": (1, 2), "text": "speakers", "number": 3, "empty": (), "dict": {"a": 1},
 }  # fmt: skip
 STARTS = ["nan", "inf", "1e308", "-0.0", "0x10", "1_0", "٣", "0,", ",", "0;1", "1e400", " ", "9" * 400, "-1"]
+NUMBERS = [{"fps": NAN}, {"fps": INF}, {"fps": 0.0}, {"num_frames": 10**9}, {"num_frames": -1}]
 BOXES = [{"left": NAN}, {"right": INF}, {"left": 60.0, "right": 10.0}, {"top": -INF}]
 
 
@@ -151,7 +152,7 @@ def test_sounds(execute, load, inputs):
     execute("MultiTalkEncodeAudio", **inputs)
 
 
-@pytest.mark.parametrize("inputs", [{"start_times": text} for text in STARTS] + [{"fps": NAN}, {"fps": INF}])
+@pytest.mark.parametrize("inputs", [{"start_times": text} for text in STARTS] + NUMBERS)
 def test_numbers_of_a_sound(execute, load, inputs):
     encoder = load("MultiTalkLoadAudioEncoder")
     execute("MultiTalkEncodeAudio", audio_encoder=encoder, audio_1=audio(VOICE), **inputs)
@@ -182,6 +183,7 @@ CONDITIONS = cases(
     image=PICTURES, positive=PROMPTS, negative=PROMPTS, ref_target_masks=MASKS, speakers=SPEAKERS,
     vae={"text": "vae", "None": None, "dict": {}}, image_encoder={"text": "clip", "None": None, "dict": {}},
     text_encoder={"object": object(), "text": "umt5"}, dub_video={"many": True},
+    source_fps={"NaN": NAN, "0": 0.0, "inf": INF},
 )  # fmt: skip
 
 
@@ -193,9 +195,46 @@ def test_conditions(execute, load, inputs):
     }  # fmt: skip
     if "text_encoder" in inputs:
         usual["positive"] = None
-    if "dub_video" in inputs:
-        usual["image"] = noise(5, 64, 64, 3)
+    if "dub_video" in inputs or "source_fps" in inputs:
+        usual |= {"image": noise(5, 64, 64, 3), "dub_video": True}
     execute("MultiTalkCondition", **usual | inputs)
+
+
+PURCHASES = cases(
+    image=PICTURES, audio=SOUNDS, audio_2=SOUNDS, prompt={"None": None, "number": 3, "half a character": "\ud800"},
+    num_frames={"42": 42, "-1": -1, "0": 0, "10^9": 10**9}, seed={"2^70": 2**70, "-1": -1},
+    resolution={"unknown": "1080p"}, endpoint={"unknown": "fal-ai/evil"}, resume={"unknown": "buy"},
+    acceleration={"unknown": "most"}, long_audio={"unknown": "loop", "split": "split at pauses"},
+)  # fmt: skip
+
+
+@pytest.fixture
+def no_dollars(monkeypatch):
+    """A key, and a cap at which nothing is bought."""
+    for name in ("FAL_KEY", "MULTITALK_FAL_MAX_USD", "HTTPS_PROXY"):
+        value = {"FAL_KEY": "abcdefgh-0000:12345678", "MULTITALK_FAL_MAX_USD": "0"}.get(name, "http://127.0.0.1:1")
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("inputs", PURCHASES)
+def test_purchases(execute, no_dollars, inputs):
+    pytest.importorskip("fal_client")
+    usual = {"image": IMAGE, "audio": audio(VOICE), "prompt": "a woman talks", "num_frames": 81}
+    assert execute("MultiTalkFal", **usual | inputs) is None
+
+
+@pytest.mark.parametrize(
+    "inputs", cases(request_id={"None": None, "number": 3, "empty": ""}, endpoint={"unknown": "x"})
+)
+def test_collections(execute, no_dollars, inputs):
+    pytest.importorskip("fal_client")
+    assert execute("MultiTalkFalCollect", **{"request_id": "x"} | inputs) is None
+
+
+@pytest.mark.parametrize("name", ONE_RECORDING)
+def test_one_recording_in_any_form_is_one_voice_of_a_purchase(nodes, name):
+    module = sys.modules[f"{pack.NAME}.nodes.remote"]
+    assert torch.allclose(module._voice(SOUNDS[name], "audio").samples, VOICE[0], atol=0.02)
 
 
 def test_masks_of_a_videos_frames_are_refused_once(nodes, load):

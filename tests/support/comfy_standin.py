@@ -157,6 +157,17 @@ class ProgressBar:
         ProgressBar.updates.append((value, total, preview))
 
 
+class ComfyAPI:
+    """The bar of a node that waits."""
+
+    class execution:
+        """Its only part that is used."""
+
+        @staticmethod
+        async def set_progress(value: float, max_value: float, node_id: str | None = None) -> None:
+            """Shows nothing."""
+
+
 class PromptQueue:
     """The queue, of which the running item is `(number, id, graph, ...)`."""
 
@@ -205,7 +216,7 @@ def install(models: Path, work: Path) -> None:
     ui = types.SimpleNamespace(PreviewImage=Preview, PreviewText=Preview)
     latest = _module(
         "comfy_api.latest", io=io, ui=ui, ComfyExtension=ComfyExtension,
-        InputImpl=types.SimpleNamespace(VideoFromFile=VideoFromFile),
+        InputImpl=types.SimpleNamespace(VideoFromFile=VideoFromFile), ComfyAPI=ComfyAPI,
     )  # fmt: skip
     _module("comfy_api", latest=latest)
     graph_utils = _module("comfy_execution.graph_utils", ExecutionBlocker=ExecutionBlocker)
