@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..pipeline.conditioning.reference_image import BUCKETS, bucket, check_size, fit_frames
 from ..pipeline.conditioning.speakers import Place, draw_places
-from ..pipeline.config import Resolution
+from ..pipeline.config import FPS_RANGE, Resolution, check_fps
 from ..pipeline.errors import ConfigError, Problems
 from ..pipeline.host import Progress
 from ..pipeline.media.pixels import from_uint8
+from ..pipeline.media.video import indices_at_25
 from ..pipeline.preflight.checks import check_masks
+from ..pipeline.shapes import FPS
 from ..pipeline.weights.handles import Lazy
 from . import sockets
 from .comfy_host import ComfyHost, at_work
@@ -155,6 +158,16 @@ class MultiTalkCondition(io.ComfyNode):
                     advanced=True,
                     tooltip="Takes the whole batch as a video whose lips are changed (InfiniteTalk).",
                 ),
+                io.Float.Input(
+                    "source_fps",
+                    default=25.0,
+                    min=FPS_RANGE[0],
+                    max=FPS_RANGE[1],
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For dub_video: the batch's frames a second, as core's Get Video Components gives them.",
+                ),
             ],
             outputs=[
                 sockets.Conditioning.Output(display_name="conditioning"),
@@ -174,6 +187,7 @@ class MultiTalkCondition(io.ComfyNode):
         width: int,
         height: int,
         dub_video: bool,
+        source_fps: float = FPS,
         text_encoder: Lazy | None = None,
         positive: list | None = None,
         negative: list | None = None,
@@ -182,14 +196,15 @@ class MultiTalkCondition(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..pipeline.conditioning.conditioning import Conditioning  # imports diffusers, which takes seconds
 
-        pictures = from_image(image)[: None if dub_video else 1]
+        pictures = from_image(image)
+        indices = source_indices(len(pictures), source_fps) if dub_video else [0]
         rows, columns = pictures.shape[1:3]
         target = target_size(resolution, width, height, rows, columns)
         places = places_of(speakers, ref_target_masks)
         problems = Problems()
         masks = check_masks(places, (rows, columns), target, problems)
         problems.raise_errors()
-        fitted = fit_frames(pictures, len(pictures), target)
+        fitted = fit_frames((pictures[index] for index in indices), len(indices), target)
         prompts, negative_embeds = _encode_prompts(text_encoder, prompt, negative_prompt, positive, negative)
         conditioning = Conditioning(
             source=fitted,
@@ -203,7 +218,17 @@ class MultiTalkCondition(io.ComfyNode):
         )
         preview = fitted[:1] if masks is None else draw_places(fitted[0], masks)[None]
         preview = ui.PreviewImage(from_uint8(preview, low=0.0), cls=cls)
-        return io.NodeOutput(conditioning, from_uint8(fitted, low=0.0), ui=preview)
+        return io.NodeOutput(conditioning, from_uint8(fitted[:1], low=0.0), ui=preview)
+
+
+def source_indices(num_pictures: int, fps: float) -> list[int]:
+    """The pictures of a video at `fps` that are shown in each of the model's 25 frames a second.
+
+    Raises:
+        ConfigError: there is no such rate.
+    """
+    check_fps(fps)
+    return indices_at_25(torch.arange(num_pictures) / fps).tolist()
 
 
 def target_size(resolution: str, width: int, height: int, rows: int, columns: int) -> tuple[int, int]:

@@ -238,7 +238,7 @@ class MultiTalkPipeline:
         num_speakers, num_places = count_speakers(len(request.voices), num_boxes)
         spec = make_run_spec(config, self.model.recipe, size, num_frames, max(1, num_speakers))
         setup = RunSetup(self.files, self.model.dtype, self.model.memory, resume_folder, resume_folder, output)
-        inputs = RunInputs(num_places, 1 if media.frames is None else len(media.frames))
+        inputs = RunInputs(num_places, 1 if media.frames is None else len(media.frames), media.sound_bytes)
         estimate = check_run(spec, inputs, setup, problems, self.host)
         problems.raise_errors()
         logger.log(logging.WARNING if problems.notes else logging.INFO, "%s", describe(problems, estimate))

@@ -134,6 +134,12 @@ class RequestMedia:
     soundtrack: Sound | None
     places: list[Place]
 
+    @property
+    def sound_bytes(self) -> int:
+        """Memory of all samples."""
+        sounds = (self.soundtrack, *(speech.sound for speech in self.speeches))
+        return sum(sound.samples.nbytes for sound in sounds if sound is not None)
+
 
 def read_media(request: Request, problems: Problems) -> RequestMedia:
     """Reads the picture and the sounds; what is wrong with them goes to `problems`."""

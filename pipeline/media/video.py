@@ -237,21 +237,23 @@ def read_video(path: str | Path) -> Video:
 
 
 def frames_at_25(frames: Tensor, times_s: Tensor) -> Tensor:
+    """The frames `f ...` of a video, first shown at `times_s`, that `indices_at_25` picks; `frames` where it is all."""
+    indices = indices_at_25(times_s)
+    return frames if torch.equal(indices, torch.arange(len(frames))) else frames[indices]
+
+
+def indices_at_25(times_s: Tensor) -> Tensor:
     """
-    The frames that a video of any rate, or of a varying one, shows at the middle of each of the model's 25 a second.
+    Indices of the frames that a video of any rate, or of a varying one, shows in the middle of each of the model's 25 a
+    second, as many as it lasts.
 
     Args:
-        frames: `f ...`.
         times_s: when each is first shown, `f`, from 0 on.
-
-    Returns:
-        As many as the video lasts; `frames` themselves where it has 25 a second.
     """
     times_s = times_s.double()
-    duration_s = times_s[-1].item() * len(frames) / max(1, len(frames) - 1)  # the last is shown as long as the others
+    duration_s = times_s[-1].item() * len(times_s) / max(1, len(times_s) - 1)  # the last is shown as long as the others
     middles_s = (torch.arange(max(1, round(duration_s * FPS))) + 0.5) / FPS
-    indices = (torch.searchsorted(times_s, middles_s.double(), right=True) - 1).clamp(min=0)
-    return frames if torch.equal(indices, torch.arange(len(frames))) else frames[indices]
+    return (torch.searchsorted(times_s, middles_s.double(), right=True) - 1).clamp(min=0)
 
 
 def resample_frame_times(num_frames_25: int, fps: Fraction | float, num_frames: int | None = None) -> Tensor:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ..acceleration.presets import FEW_STEPS
 from ..audio.dialogue import Arrangement, Speech, Turn, plan_turns
-from ..audio.embeds import TAIL_FRAMES, AudioEmbeds, check_fps, num_frames_of
+from ..audio.embeds import TAIL_FRAMES, AudioEmbeds, num_frames_of
 from ..audio.waveform import SILENT, check, peak_of
 from ..conditioning.reference_image import check_size
 from ..conditioning.speakers import Place, speaker_masks
 from ..conditioning.tokens import check_image, check_prompt
+from ..config import check_fps, check_num_frames
 from ..errors import Problems
 from ..generation.recipes import find_recipe
 from ..generation.rules import check_audio_features, check_dubbing, check_places
@@ -74,20 +75,24 @@ class RunInputs:
 
     Attributes:
         num_places: speakers in the picture; 1 where nobody is told apart.
-        num_source_frames: of the picture; more than one are a video to dub.
+        num_source_frames: of the picture, 25 a second; more than one are a video to dub.
+        sound_bytes: of the sounds, which are in memory already.
         audio_embeds: encoded speech.
         conditioning: the encoded picture.
     """
 
     num_places: int = 1
     num_source_frames: int = 1
+    sound_bytes: int = 0
     audio_embeds: AudioEmbeds | None = None
     conditioning: Conditioning | None = None
 
     @classmethod
     def encoded(cls, audio_embeds: AudioEmbeds | None, conditioning: Conditioning) -> RunInputs:
         """Those of a picture that is encoded."""
-        return cls(conditioning.num_places, len(conditioning.source), audio_embeds, conditioning)
+        soundtrack = None if audio_embeds is None else audio_embeds.soundtrack
+        sound_bytes = 0 if soundtrack is None else soundtrack.samples.nbytes
+        return cls(conditioning.num_places, len(conditioning.source), sound_bytes, audio_embeds, conditioning)
 
 
 def check_run(spec: RunSpec, inputs: RunInputs, setup: RunSetup, problems: Problems, host: Host) -> RunEstimate | None:
@@ -110,7 +115,8 @@ def check_run(spec: RunSpec, inputs: RunInputs, setup: RunSetup, problems: Probl
     if facts is not None:
         run = _with_memory(run, spec, facts, setup.memory, problems, host)
         run = _with_seconds(run, spec, setup.timings, host)
-    return _with_ram(_with_disk(run, setup, problems), spec, setup, problems, host)
+    run = _with_ram(_with_disk(run, setup, problems), spec, setup, problems, host)
+    return replace(run, ram_bytes=run.ram_bytes + inputs.sound_bytes)
 
 
 @contextmanager
@@ -166,6 +172,7 @@ def check_voices(
         num_frames: of the request, 25 a second; 0 is as long as the voices.
         fps: of the file.
     """
+    problems.attempt("", check_num_frames, num_frames)
     if problems.attempt("", check_fps, fps) is None or not speeches:
         return None
     errors_before = len(problems.errors)
@@ -218,6 +225,11 @@ def _check_fit(spec: RunSpec, inputs: RunInputs, files: ModelFiles, problems: Pr
         problems.attempt("size", check_size, *spec.size)
     problems.attempt("speakers", check_places, spec.num_speakers, inputs.num_places)
     problems.attempt("image", check_dubbing, inputs.num_source_frames, spec.model)
+    if spec.num_frames is not None and 1 < inputs.num_source_frames < spec.num_frames:
+        problems.note(
+            f"The video to dub lasts {inputs.num_source_frames / FPS:.1f} s, the speech {spec.num_frames / FPS:.1f} s: "
+            f"its last frame stays."
+        )
     embeds = inputs.audio_embeds
     if embeds is not None and spec.num_frames is not None and spec.num_frames > embeds.num_frames + TAIL_FRAMES:
         problems.note(

@@ -101,6 +101,19 @@ def weights(files, **changes):
     return ModelFiles(base=files.base, adapter=files.adapter, **changes)
 
 
+@pytest.mark.parametrize(("num_source_frames", "is_told"), [(1, False), (50, True), (200, False)])
+def test_a_video_to_dub_that_is_shorter_than_the_speech_is_told(num_source_frames, is_told):
+    inputs = RunInputs(num_source_frames=num_source_frames)
+    problems, _ = checked(spec(num_frames=200, recipe=Recipe.INFINITETALK), inputs=inputs)
+    note = "The video to dub lasts 2.0 s, the speech 8.0 s: its last frame stays."
+    assert (note in problems.notes) is is_told and not problems.errors
+
+
+def test_sounds_are_counted_in_memory():
+    silent, loud = (checked(inputs=RunInputs(sound_bytes=count))[1].ram_bytes for count in (0, 10**9))
+    assert loud == silent + 10**9
+
+
 def test_features_of_another_encoder_are_told(files, no_tensor_is_read):
     inputs = RunInputs(audio_embeds=AudioEmbeds(torch.zeros(1, 210, 12, 768), 200))
     problems, _ = checked(inputs=inputs, files=weights(files))
