@@ -6,7 +6,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import folders
 from .audio import MultiTalkEmbedsFromKijai, MultiTalkEmbedsToKijai, MultiTalkEncodeAudio
-from .conditioning import MultiTalkCondition, MultiTalkSpeaker
+from .conditioning import MultiTalkCondition
+from .dialogue import MultiTalkDialogue, MultiTalkSplitRecording
 from .loaders import (
     MultiTalkLoadAudioEncoder,
     MultiTalkLoadImageEncoder,
@@ -21,6 +22,7 @@ from .refusals import show_refusals
 from .remote import MultiTalkFal, MultiTalkFalCollect
 from .sampler import MultiTalkSampler
 from .sockets import take_links_only
+from .speakers import MultiTalkSpeaker, MultiTalkSpeakers
 
 NODES: list[type[io.ComfyNode]] = [
     MultiTalkLoadModel,
@@ -31,6 +33,9 @@ NODES: list[type[io.ComfyNode]] = [
     MultiTalkLoadAudioEncoder,
     MultiTalkEncodeAudio,
     MultiTalkSpeaker,
+    MultiTalkSpeakers,
+    MultiTalkDialogue,
+    MultiTalkSplitRecording,
     MultiTalkCondition,
     MultiTalkPreflight,
     MultiTalkSampler,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from comfy_api.latest import io
 
+from ..pipeline.audio.clips import Dialogue
 from ..pipeline.audio.dialogue import Arrangement, Speech
 from ..pipeline.audio.embeds import AudioEmbeds, encode_audio
 from ..pipeline.errors import AudioError, Problems
@@ -19,12 +20,13 @@ from ..pipeline.weights.handles import Lazy
 from . import sockets
 from .comfy_host import ComfyHost, at_work, show_text
 from .conversions import from_audio, from_kijai
+from .dialogue import from_dialogue
+from .speakers import MAX_SPEAKERS, Speaker, voices_of
 
 if TYPE_CHECKING:  # imports of seconds
     from transformers import Wav2Vec2Model
 
 CATEGORY = "MultiTalk"
-MAX_SPEAKERS = 4
 
 
 class MultiTalkEncodeAudio(io.ComfyNode):
@@ -40,10 +42,20 @@ class MultiTalkEncodeAudio(io.ComfyNode):
             description="Encodes one voice or several. The video sounds as the voices came, only cut or padded.",
             inputs=[
                 sockets.AudioEncoder.Input("audio_encoder", tooltip="chinese-wav2vec2-base."),
-                io.Audio.Input("audio_1", tooltip="The first speaker's voice; it moves the lips and is heard."),
+                io.Audio.Input(
+                    "audio_1", optional=True, tooltip="The first speaker's voice; it moves the lips and is heard."
+                ),
                 *(
                     io.Audio.Input(f"audio_{k}", optional=True, tooltip=f"The voice of speaker {k}.")
                     for k in range(2, MAX_SPEAKERS + 1)
+                ),
+                sockets.Speakers.Input(
+                    "speakers", optional=True, tooltip="Speakers with their own voices, instead of those above."
+                ),
+                sockets.Dialogue.Input(
+                    "dialogue",
+                    optional=True,
+                    tooltip="Clips on a timeline, from MultiTalk Dialogue or Split Recording, instead of voices.",
                 ),
                 io.Audio.Input(
                     "soundtrack",
@@ -95,17 +107,19 @@ class MultiTalkEncodeAudio(io.ComfyNode):
     def execute(
         cls,
         audio_encoder: Lazy[Wav2Vec2Model],
-        audio_1: dict,
         num_frames: int,
         fps: float,
         multi_audio_type: str,
         normalize_loudness: bool,
         start_times: str,
         soundtrack: dict | None = None,
+        speakers: tuple[Speaker, ...] | None = None,
+        dialogue: Dialogue | None = None,
         **voices: dict,
     ) -> io.NodeOutput:
         host, problems, arrangement = ComfyHost(), Problems(), Arrangement(multi_audio_type)
-        speeches = speeches_of({"audio_1": audio_1, **voices}, start_times_of(start_times, 1 + len(voices)))
+        dialogue = from_dialogue(dialogue)
+        speeches = speeches_of(dialogue, speakers, voices, start_times)
         check_voices(speeches, arrangement, num_frames, fps, problems)
         problems.raise_errors()
         host.report(Progress("audio", 0))
@@ -118,21 +132,30 @@ class MultiTalkEncodeAudio(io.ComfyNode):
                 normalize_loudness,
                 handles.normalizes_input(encoder),
                 fps,
-                None if soundtrack is None else from_audio(soundtrack, "soundtrack"),
+                dialogue.soundtrack if soundtrack is None else from_audio(soundtrack, "soundtrack"),
             )
         host.report(Progress("audio", 1))
         show_text("\n".join(problems.notes))
         return io.NodeOutput(embeds, embeds.num_frames)
 
 
-def speeches_of(voices: Mapping[str, dict], starts: Sequence[float | None]) -> list[Speech]:
-    """The voices by the names of their sockets, in their order, with a start for each.
+def speeches_of(
+    dialogue: Dialogue, speakers: tuple[Speaker, ...] | None, voices: Mapping[str, dict], start_times: str
+) -> list[Speech]:
+    """What each speaker says: the dialogue, the speakers' own voices, or those of `audio_1`, `audio_2`, ...
 
     Raises:
-        AudioError: a voice is no sound, or a start is out of range.
+        AudioError: there is no voice, more than one kind of them, a voice is no sound, or a start is out of range.
     """
-    sounds = [from_audio(voice, name) for name, voice in sorted(voices.items())]
-    return [Speech(sound, start) for sound, start in zip(sounds, starts, strict=True)]
+    if dialogue.clips:
+        if voices or start_times.strip():
+            name = min(voices, default="start_times")
+            raise AudioError(f"There is a dialogue, and {name} too. Disconnect or empty one of them.")
+        return dialogue.speeches()
+    sounds = voices_of(speakers, voices)
+    if not sounds:
+        raise AudioError("There is no voice. Connect audio_1, speakers with voices, or a dialogue.")
+    return [Speech(sound, start) for sound, start in zip(sounds, start_times_of(start_times, len(sounds)), strict=True)]
 
 
 class MultiTalkEmbedsToKijai(io.ComfyNode):

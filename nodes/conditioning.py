@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..pipeline.conditioning.reference_image import BUCKETS, bucket, check_size, fit_frames
-from ..pipeline.conditioning.speakers import Place, draw_places
+from ..pipeline.conditioning.speakers import draw_places
 from ..pipeline.config import FPS_RANGE, Resolution, check_fps
 from ..pipeline.errors import ConfigError, Problems
 from ..pipeline.host import Progress
@@ -26,10 +26,8 @@ from .conversions import (
     from_clip_vision,
     from_conditioning,
     from_image,
-    from_mask,
-    from_masks,
-    from_speakers,
 )
+from .speakers import Speaker, places_of
 
 if TYPE_CHECKING:
     from comfy.clip_vision import Output
@@ -37,55 +35,6 @@ if TYPE_CHECKING:
 
 CATEGORY = "MultiTalk"
 CUSTOM = "custom"
-
-
-class MultiTalkSpeaker(io.ComfyNode):
-    """One speaker's place in the picture."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MultiTalkSpeaker",
-            display_name="MultiTalk Speaker",
-            search_aliases=["talking", "speech", "who speaks", "two people", "dialogue"],
-            category=CATEGORY,
-            description="A speaker's place: a mask, or a box in percent of the image. Chain one for each voice. Where "
-            "one of several people speaks, one place is enough.",
-            inputs=[
-                sockets.Speakers.Input("speakers", optional=True, tooltip="The speakers before this one."),
-                io.Mask.Input(
-                    "mask", optional=True, tooltip="The whole person in white; it is used instead of the box."
-                ),
-                *(
-                    io.Float.Input(
-                        side,
-                        default=default,
-                        min=0.0,
-                        max=100.0,
-                        step=0.5,
-                        tooltip=f"The box's {side} edge, in percent.",
-                    )
-                    for side, default in (("left", 0.0), ("top", 0.0), ("right", 50.0), ("bottom", 100.0))
-                ),
-            ],
-            outputs=[sockets.Speakers.Output(display_name="speakers")],
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        left: float,
-        top: float,
-        right: float,
-        bottom: float,
-        speakers: tuple[Place, ...] | None = None,
-        mask: Tensor | None = None,
-    ) -> io.NodeOutput:
-        if mask is None:
-            place = Place(box=(left, top, right, bottom), percent=True)
-        else:
-            place = Place(mask=from_mask(mask, "mask"))
-        return io.NodeOutput((*from_speakers(speakers), place))
 
 
 class MultiTalkCondition(io.ComfyNode):
@@ -191,7 +140,7 @@ class MultiTalkCondition(io.ComfyNode):
         text_encoder: Lazy | None = None,
         positive: list | None = None,
         negative: list | None = None,
-        speakers: tuple[Place, ...] | None = None,
+        speakers: tuple[Speaker, ...] | None = None,
         ref_target_masks: Tensor | None = None,
     ) -> io.NodeOutput:
         from ..pipeline.conditioning.conditioning import Conditioning  # imports diffusers, which takes seconds
@@ -240,13 +189,6 @@ def target_size(resolution: str, width: int, height: int, rows: int, columns: in
     if resolution == CUSTOM:
         return check_size(height, width)
     return bucket(rows, columns, BUCKETS[Resolution(resolution)])
-
-
-def places_of(speakers: tuple[Place, ...] | None, masks: Tensor | None) -> tuple[Place, ...]:
-    """The speakers' places, or the masks; none where neither is given."""
-    if speakers or masks is None:
-        return from_speakers(speakers)
-    return tuple(Place(mask=mask) for mask in from_masks(masks, "ref_target_masks"))
 
 
 def _encode_prompts(

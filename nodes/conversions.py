@@ -97,17 +97,36 @@ def from_mask(mask: object, name: str) -> Tensor:
     return from_masks(mask, name)[0]
 
 
-def from_speakers(speakers: object) -> tuple[Place, ...]:
-    """The places of a chain of MultiTalk Speaker nodes; none of None.
+def from_boxes(boxes: object, width: int, height: int, name: str) -> list[Place]:
+    """BOUNDING_BOX to places in percent of a picture of `width x height` pixels.
+
+    Args:
+        boxes: one of `{x, y, width, height}` in pixels, several, or those of each picture of a batch: the first's.
 
     Raises:
-        ImageError: it is something else.
+        ImageError: they are something else, or one holds no pixel of the picture.
     """
-    if speakers is None:
-        return ()
-    if not isinstance(speakers, tuple) or not all(isinstance(place, Place) for place in speakers):
-        raise ImageError(f"speakers must come from MultiTalk Speaker, got {describe(speakers)}. Connect that node.")
-    return speakers
+    if isinstance(boxes, Mapping):
+        boxes = [boxes]
+    if isinstance(boxes, list) and boxes and isinstance(boxes[0], list):
+        boxes = boxes[0]
+    if not isinstance(boxes, list) or not all(map(_is_box, boxes)):
+        raise ImageError(f"{name} must be boxes {{x, y, width, height}}, got {describe(boxes)}. Connect BOUNDING_BOX.")
+    places = []
+    for number, box in enumerate(boxes, start=1):
+        left, top = max(0, box["x"]), max(0, box["y"])
+        right, bottom = min(width, box["x"] + box["width"]), min(height, box["y"] + box["height"])
+        if right <= left or bottom <= top:
+            raise ImageError(f"Box {number} of {name} lies outside of {width}x{height} pixels. Draw it on the picture.")
+        sides = (100 * left / width, 100 * top / height, 100 * right / width, 100 * bottom / height)
+        places.append(Place(box=sides, percent=True))
+    return places
+
+
+def _is_box(box: object) -> bool:
+    """A box of `x`, `y`, `width` and `height`, all of them finite numbers."""
+    sides = [box.get(side) for side in ("x", "y", "width", "height")] if isinstance(box, Mapping) else [None]
+    return all(isinstance(side, Real) and math.isfinite(side) for side in sides)
 
 
 def from_conditioning(conditioning: object, name: str) -> Tensor:

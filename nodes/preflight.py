@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..pipeline.audio.clips import Dialogue
 from ..pipeline.audio.dialogue import Arrangement
 from ..pipeline.audio.embeds import AudioEmbeds
 from ..pipeline.conditioning.speakers import Place, count_speakers
@@ -21,13 +22,15 @@ from ..pipeline.model_files import ModelFiles
 from ..pipeline.preflight.checks import RunInputs, check_masks, check_run, check_voices, describe
 from ..pipeline.weights.handles import Lazy, TransformerFiles
 from . import sockets
-from .audio import MAX_SPEAKERS, speeches_of, start_times_of
+from .audio import speeches_of
 from .comfy_host import PreflightHost, executing_node_id, running_graph, show_text
-from .conditioning import places_of, target_size
+from .conditioning import target_size
 from .conversions import from_image
+from .dialogue import from_dialogue
 from .graph import run_widgets
 from .options import SamplerOptions
 from .sampler import run_setup, sampling_config
+from .speakers import MAX_SPEAKERS, Speaker, from_speakers, places_of
 
 if TYPE_CHECKING:
     from ..pipeline.conditioning.conditioning import Conditioning
@@ -54,6 +57,9 @@ class MultiTalkPreflight(io.ComfyNode):
                 *(
                     io.Audio.Input(f"audio_{k}", optional=True, tooltip=f"The voice of speaker {k}.")
                     for k in range(1, MAX_SPEAKERS + 1)
+                ),
+                sockets.Dialogue.Input(
+                    "dialogue", optional=True, tooltip="Clips on a timeline, as for MultiTalk Encode Audio."
                 ),
                 sockets.Speakers.Input("speakers", optional=True, tooltip="Who is where, as for MultiTalk Condition."),
                 io.Mask.Input(
@@ -93,7 +99,8 @@ class MultiTalkPreflight(io.ComfyNode):
         cls,
         model: TransformerFiles,
         image: Tensor | None = None,
-        speakers: tuple[Place, ...] | None = None,
+        dialogue: Dialogue | None = None,
+        speakers: tuple[Speaker, ...] | None = None,
         ref_target_masks: Tensor | None = None,
         vae: Lazy | None = None,
         image_encoder: Lazy | None = None,
@@ -110,7 +117,11 @@ class MultiTalkPreflight(io.ComfyNode):
         loaders = {"vae": vae, "image_encoder": image_encoder, "text_encoder": text_encoder}
         setup = replace(setup, files=_with_encoders(setup.files, loaders, audio_encoder))
         places = places_of(speakers, ref_target_masks)
-        length, num_voices = _speech(audio_embeds, voices, audio, problems)
+        if audio_embeds is None:
+            length, num_voices = _speech(from_dialogue(dialogue), speakers, voices, audio, problems)
+        else:
+            length = audio_embeds.num_output_frames or audio_embeds.num_frames
+            num_voices = audio_embeds.num_speakers
         if conditioning is not None:
             size, inputs = (conditioning.height, conditioning.width), RunInputs.encoded(audio_embeds, conditioning)
             num_places = 0 if conditioning.speaker_masks is None else conditioning.num_places
@@ -145,19 +156,21 @@ def _with_encoders(files: ModelFiles, loaders: Mapping[str, Lazy | None], audio_
 
 
 def _speech(
-    embeds: AudioEmbeds | None, voices: Mapping[str, dict], audio: Mapping[str, Any], problems: Problems
+    dialogue: Dialogue,
+    speakers: tuple[Speaker, ...] | None,
+    voices: Mapping[str, dict],
+    audio: Mapping[str, Any],
+    problems: Problems,
 ) -> tuple[int | None, int]:
     """Frames of the video at its rate, None while nobody is heard, and the number of voices."""
-    if embeds is not None:
-        return embeds.num_output_frames or embeds.num_frames, embeds.num_speakers
-    if not voices:
+    num_voices = dialogue.num_speakers or len(voices) or sum(s.voice is not None for s in from_speakers(speakers))
+    if not num_voices:
         return None, 1
-    starts = problems.attempt("audio", start_times_of, audio["start_times"], len(voices)) or [None] * len(voices)
-    speeches = problems.attempt("audio", speeches_of, voices, starts)
+    speeches = problems.attempt("audio", speeches_of, dialogue, speakers, voices, audio["start_times"])
     if speeches is None:
-        return None, len(voices)
+        return None, num_voices
     arrangement = Arrangement(audio["multi_audio_type"])
-    return check_voices(speeches, arrangement, audio["num_frames"], audio["fps"], problems), len(voices)
+    return check_voices(speeches, arrangement, audio["num_frames"], audio["fps"], problems), num_voices
 
 
 def _size(

@@ -14,8 +14,10 @@ ImageEncoder = io.Custom("MULTITALK_IMAGE_ENCODER")  # Lazy[ImageEncoder]
 Vae = io.Custom("MULTITALK_VAE")  # Lazy[VideoVae]
 AudioEmbeds = io.Custom("MULTITALK_AUDIO")  # pipeline.audio.embeds.AudioEmbeds
 Conditioning = io.Custom("MULTITALK_CONDITIONING")  # pipeline.conditioning.conditioning.Conditioning
-Speakers = io.Custom("MULTITALK_SPEAKERS")  # tuple of pipeline.conditioning.speakers.Place
+Speakers = io.Custom("MULTITALK_SPEAKERS")  # tuple of nodes.speakers.Speaker
+Dialogue = io.Custom("MULTITALK_DIALOGUE")  # pipeline.audio.clips.Dialogue
 Options = io.Custom("MULTITALK_OPTIONS")  # nodes.options.SamplerOptions
+BoundingBox = io.Custom("BOUNDING_BOX")  # core's, of detectors
 KijaiEmbeds = io.Custom("MULTITALK_EMBEDS")  # the dictionary that WanVideoWrapper's sampler takes
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from support import pack
 
-WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "BOUNDING_BOXES")
 
 
 @pytest.fixture(scope="module")

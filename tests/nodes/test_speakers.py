@@ -188,3 +188,105 @@ def test_the_audio_attention_with_the_nodes_masks_is_as_published(nodes, kind):
     voices = voices.unflatten(1, (2, golden.cases[case]["tokens_per_person"])).transpose(0, 1)  # p t n d
     attn_out = attention(golden[f"in.{case}.x"][0], attention.audio_kv(voices), reference_map)
     golden.assert_close(attn_out[None], f"out.{case}.x")
+
+
+PICTURE_HW = (60, 120)
+DRAWN = [{"x": 60, "y": 0, "width": 60, "height": 60}, {"x": 0, "y": 0, "width": 30, "height": 60, "metadata": {}}]
+PERCENT = [(50, 0, 100, 100), (0, 0, 25, 100)]
+
+
+def voice(level):
+    return {"waveform": torch.full((1, 1, 16000), level), "sample_rate": 16000}
+
+
+def speakers_of(nodes, **inputs):
+    """Speakers of the node that boxes are drawn on, with a canvas as large as the picture."""
+    canvas = {"width": PICTURE_HW[1], "height": PICTURE_HW[0]}
+    return nodes["MultiTalkSpeakers"].execute(**(canvas | inputs)).args[0]
+
+
+def test_box_n_is_the_place_of_voice_n(nodes):
+    speakers = speakers_of(nodes, boxes=DRAWN, audio_1=voice(0.25), audio_2=voice(0.5))
+    assert [speaker.place.box for speaker in speakers] == PERCENT
+    assert [speaker.voice.samples.max().item() for speaker in speakers] == [0.25, 0.5]
+
+
+@pytest.mark.parametrize("batch", [DRAWN, [DRAWN], [DRAWN, []]])
+def test_detected_boxes_are_speakers_from_left_to_right_in_pixels_of_the_picture(nodes, batch):
+    picture = torch.zeros(1, *PICTURE_HW, 3)
+    speakers = speakers_of(nodes, bboxes=batch, background=picture, width=999, height=999, boxes=[DRAWN[0]])
+    assert [speaker.place.box for speaker in speakers] == PERCENT[::-1]
+
+
+def test_one_detected_box_is_one_speaker(nodes):
+    (speaker,) = speakers_of(nodes, bboxes=DRAWN[0])
+    assert speaker.place.box == PERCENT[0]
+
+
+def test_voices_without_boxes_share_the_width(nodes):
+    speakers = speakers_of(nodes, audio_1=voice(0.25), audio_2=voice(0.5))
+    shared = condition(nodes, PICTURE_HW, (64, 128), speakers=speakers)
+    _, default = matched(condition(nodes, PICTURE_HW, (64, 128)), num_voices=2)
+    assert torch.equal(shared.speaker_masks, default.speaker_masks)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"boxes": DRAWN, "audio_1": voice(0.5), "audio_2": voice(0.5), "audio_3": voice(0.5)}, "2 boxes for 3 voices"),
+        ({"boxes": [{"x": 200, "y": 0, "width": 9, "height": 9}]}, "Box 1 of boxes lies outside of 120x60 pixels"),
+        ({"bboxes": [[1, 2, 3, 4]]}, "bboxes must be boxes"),
+        ({"bboxes": [{"x": 0, "y": 0, "width": float("nan"), "height": 9}]}, "bboxes must be boxes"),
+        ({"bboxes": "faces"}, "bboxes must be boxes"),
+    ],
+)
+def test_boxes_that_place_nobody_are_refused(nodes, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        speakers_of(nodes, **inputs)
+
+
+def test_an_older_comfyui_has_the_node_without_the_canvas(nodes, monkeypatch):
+    monkeypatch.delattr(sys.modules["comfy_api.latest"].io, "BoundingBoxes")
+    assert "boxes" not in [socket.id for socket in nodes["MultiTalkSpeakers"].GET_SCHEMA().inputs]
+
+
+def test_a_voice_goes_with_its_speaker_and_nobody_speaks_twice(nodes):
+    audio = sys.modules[f"{pack.NAME}.nodes.audio"]
+    dialogue = sys.modules[f"{pack.NAME}.pipeline.audio.clips"].Dialogue
+    first = nodes["MultiTalkSpeaker"].execute(0.0, 0.0, 50.0, 100.0, audio=voice(0.25)).args[0]
+    both = nodes["MultiTalkSpeaker"].execute(50.0, 0.0, 100.0, 100.0, speakers=first, audio=voice(0.5)).args[0]
+    speeches = audio.speeches_of(dialogue(), both, {}, "")
+    assert [speech.sound.samples.max().item() for speech in speeches] == [0.25, 0.5]
+    half = nodes["MultiTalkSpeaker"].execute(50.0, 0.0, 100.0, 100.0, speakers=first).args[0]
+    for speakers, voices, message in (
+        (both, {"audio_1": voice(0.5)}, "The speakers have their voices, and there is audio_1 too"),
+        (half, {}, "Speaker 2 of 2 has no voice"),
+        (None, {}, "There is no voice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            audio.speeches_of(dialogue(), speakers, voices, "")
+
+
+def test_a_chain_of_clips_is_a_dialogue_with_its_picture(nodes):
+    widgets = {"start": -1.0, "pause": 0.5}
+    first = nodes["MultiTalkDialogue"].execute(audio=voice(0.5), speaker=1, **widgets)
+    second = nodes["MultiTalkDialogue"].execute(audio=voice(0.5), speaker=2, dialogue=first.args[0], **widgets)
+    assert [turn.start_s for turn in second.args[0].turns()] == [0.0, 1.5]
+    assert second.ui.value.shape[0] == 1 and second.ui.value.shape[1] > first.ui.value.shape[1]
+    audio = sys.modules[f"{pack.NAME}.nodes.audio"]
+    assert [speech.start_s for speech in audio.speeches_of(second.args[0], None, {}, "")] == [0.0, 1.5]
+    with pytest.raises(ValueError, match="There is a dialogue, and audio_2 too"):
+        audio.speeches_of(second.args[0], None, {"audio_2": voice(0.5)}, "")
+
+
+def test_one_switch_makes_two_voices_of_a_stereo_recording(nodes):
+    stereo = {
+        "waveform": torch.stack((torch.full((16000,), 0.25), torch.full((16000,), 0.5)))[None],
+        "sample_rate": 16000,
+    }
+    split = nodes["MultiTalkSplitRecording"]
+    dialogue = split.execute(audio=stereo, split="a speaker on each channel", transcript="").args[0]
+    assert [speech.sound.samples.max().item() for speech in dialogue.speeches()] == [0.25, 0.5]
+    text = "1\n00:00:00,000 --> 00:00:00,500\nAnn: Yes?\n\n2\n00:00:00,500 --> 00:00:01,000\nBob: No.\n"
+    dialogue = split.execute(audio=stereo, split="transcript", transcript=text).args[0]
+    assert [speech.start_s for speech in dialogue.speeches()] == [0.0, 0.5]

@@ -206,6 +206,7 @@ def install(models: Path, work: Path) -> None:
         Boolean=kind("BOOLEAN", frozenset({"label_on", "label_off"}), widget=True),
         Combo=type("Combo", (), {"Input": ComboInput, "Output": kind("COMBO").Output, "io_type": "COMBO"}),
         MultiType=type("MultiType", (), {"Input": MultiTypeInput}),
+        BoundingBoxes=kind("BOUNDING_BOXES", widget=True),
         Custom=kind,
         WidgetInput=WidgetInput,
         Schema=Schema,

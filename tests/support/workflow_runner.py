@@ -55,10 +55,13 @@ def check(prompt: dict[str, Any], nodes: dict[str, type]) -> None:
 
 
 def _check_value(where: str, value: Any, socket: Any, prompt: dict[str, Any], nodes: dict[str, type]) -> None:
-    if isinstance(value, list):
+    if isinstance(value, list) and value:
         link_type = _link_type(where, value, prompt, nodes)
         if link_type not in socket.io_type.split(","):
             raise Rejected(f"{where}: return_type_mismatch {link_type} into {socket.io_type}")
+    elif isinstance(value, dict) and "__value__" in value:  # a list that is no link
+        number, name = where.split(" ", maxsplit=1)[0], where.rpartition(".")[2]
+        prompt[number]["inputs"][name] = value["__value__"]
     elif socket.io_type == "COMBO" and value not in socket.choices:
         raise Rejected(f"{where}: value_not_in_list {value!r}, have {socket.choices}")
     elif socket.io_type in CONVERSIONS:
@@ -125,7 +128,7 @@ class Runner:
         if key not in self.cache:
             entry = prompt[number]
             inputs = {
-                name: self._outputs(value[0], prompt)[value[1]] if isinstance(value, list) else value
+                name: self._outputs(value[0], prompt)[value[1]] if isinstance(value, list) and value else value
                 for name, value in entry["inputs"].items()
             }
             with executing(number):
@@ -143,7 +146,7 @@ class Runner:
     def _key(self, number: str, prompt: dict[str, Any]) -> str:
         entry = prompt[number]
         inputs = [
-            (name, (self._key(value[0], prompt), value[1]) if isinstance(value, list) else value)
+            (name, (self._key(value[0], prompt), value[1]) if isinstance(value, list) and value else value)
             for name, value in sorted(entry["inputs"].items())
         ]
         return repr((entry["class_type"], inputs))
@@ -157,6 +160,12 @@ class Runner:
             return ({"waveform": sound.samples[None], "sample_rate": sound.rate_hz},)
         if kind == "SaveVideo":
             return (inputs["video"],)
+        if kind == "LoadMediaPipeFaceLandmarker":
+            return (None,)
+        if kind == "MediaPipeFaceLandmarker":  # two faces, as from a detector: the surer one first
+            height, width = inputs["image"].shape[1:3]
+            half = {"y": 0.1 * height, "width": 0.4 * width, "height": 0.8 * height, "label": "face"}
+            return None, [[half | {"x": 0.55 * width, "score": 0.9}, half | {"x": 0.05 * width, "score": 0.8}]]
         node = self.nodes[kind]
         node.hidden = SimpleNamespace(prompt=sys.modules["server"].PromptServer.instance.prompt_queue.graph)
         result = node.execute(**inputs)
@@ -165,5 +174,17 @@ class Runner:
         return result.args
 
 
-CORE = {"LoadImage": ["IMAGE", "MASK"], "LoadAudio": ["AUDIO"], "SaveVideo": []}
-CORE_INPUTS = {"LoadImage": "image", "LoadAudio": "audio", "SaveVideo": "video"}  # what each cannot do without
+CORE = {
+    "LoadImage": ["IMAGE", "MASK"],
+    "LoadAudio": ["AUDIO"],
+    "LoadMediaPipeFaceLandmarker": ["FACE_DETECTION_MODEL"],
+    "MediaPipeFaceLandmarker": ["FACE_LANDMARKS", "BOUNDING_BOX"],
+    "SaveVideo": [],
+}
+CORE_INPUTS = {  # what each cannot do without
+    "LoadImage": "image",
+    "LoadAudio": "audio",
+    "LoadMediaPipeFaceLandmarker": "model_name",
+    "MediaPipeFaceLandmarker": "image",
+    "SaveVideo": "video",
+}
