@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import comfy.model_management as mm
 import torch
@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from ..pipeline.host import Preview, Progress, RemainingTime
 from ..pipeline.media.pixels import to_uint8
 from ..pipeline.memory.placement import num_bytes, resident
+from ..pipeline.shapes import FPS
 
 PREVIEW_SIDE = 512  # pixels, to which ComfyUI scales a picture bilinearly
+MOVING_SIDE = 320  # pixels of pictures that move
+EVERY = 3  # of 25 frames a second is shown
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -35,7 +38,7 @@ class ComfyHost:
 
     def __init__(self, keeps_windows: bool = False):
         self._bar, self._remaining, self._keeps_windows = ProgressBar(1000), RemainingTime(), keeps_windows
-        self._progress = Progress("", 0)
+        self._progress, self._headline = Progress("", 0), ""
 
     @property
     def device(self) -> torch.device:
@@ -49,10 +52,16 @@ class ComfyHost:
 
     def report(self, progress: Progress, preview: Preview | None = None) -> None:
         """Moves the bar, and shows the time left and the present picture."""
-        picture = None if preview is None else ("JPEG", _to_pillow(preview.picture()), PREVIEW_SIDE)
+        picture = None if preview is None else _to_image(preview.pictures())
         self._bar.update_absolute(round(progress.fraction * 1000), 1000, picture)
-        show_text(progress.describe(self._remaining.left_s(progress.fraction)))
+        line = progress.describe(self._remaining.left_s(progress.fraction))
+        show_text("\n".join(filter(None, (self._headline, line))))
         self._progress = progress
+
+    def show_headline(self, text: str) -> None:
+        """Shows what is known before the first step; it stays above the progress."""
+        self._headline = text
+        show_text(text)
 
     def check_cancelled(self) -> None:
         """Raises ComfyUI's own interruption, once the node shows what is left of the run."""
@@ -128,6 +137,31 @@ def running_graph() -> Mapping[str, Any]:
 
     running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
     return running[0][2] if running else {}
+
+
+class MovingPicture(Image.Image):
+    """Several pictures in the place of one, for ComfyUI's preview: saved, they are an animated WebP."""
+
+    def __init__(self, pictures: Sequence[Image.Image], duration_ms: float):
+        super().__init__()
+        self.pictures, self.duration_ms = pictures, duration_ms
+
+    def save(self, fp: IO[bytes], format: str | None = None, **params: object) -> None:
+        """Writes all pictures; the options of a single one are not those of several."""
+        first, *others = self.pictures
+        first.save(
+            fp, "WEBP", save_all=True, append_images=others, duration=round(self.duration_ms), loop=0, quality=70
+        )
+
+
+def _to_image(pictures: Tensor) -> tuple[str, Image.Image, int | None]:
+    """Pictures `f c h w` as ComfyUI takes a preview: format, picture, and the side that it scales it to."""
+    if len(pictures) == 1:
+        return "JPEG", _to_pillow(pictures[0]), PREVIEW_SIDE
+    shown = [_to_pillow(picture) for picture in pictures[::EVERY]]
+    for picture in shown:
+        picture.thumbnail((MOVING_SIDE, MOVING_SIDE))
+    return "WEBP", MovingPicture(shown, 1000 * EVERY / FPS), None
 
 
 def _to_pillow(picture: Tensor) -> Image.Image:

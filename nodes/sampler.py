@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +17,16 @@ from ..pipeline.audio.embeds import AudioEmbeds
 from ..pipeline.audio.waveform import fit_length
 from ..pipeline.config import Acceleration, GenerationConfig
 from ..pipeline.errors import Problems
+from ..pipeline.generation.run_spec import RunSpec
+from ..pipeline.host import format_duration
+from ..pipeline.memory.placement import GB
 from ..pipeline.model_files import ModelFiles
 from ..pipeline.multitalk_pipeline import MultiTalkPipeline
 from ..pipeline.preflight.checks import RunInputs, RunSetup, check_run, describe
+from ..pipeline.preflight.estimate import RunEstimate
 from ..pipeline.weights.handles import TransformerFiles
 from . import folders, sockets
-from .comfy_host import ComfyHost
+from .comfy_host import ComfyHost, show_text
 from .conversions import to_audio, to_image
 from .options import SamplerOptions
 
@@ -147,9 +153,13 @@ class MultiTalkSampler(io.ComfyNode):
         estimate = check_run(spec, inputs, setup, problems, host)
         problems.raise_errors()
         logger.info("%s", describe(problems, estimate))
+        assert estimate is not None, "encoded inputs have a size and a length"
+        host.show_headline("\n".join((estimate.headline(), *problems.notes)))
         frames: list[Tensor] = []
         keep = (lambda window: frames.append(to_image(window))) if keep_frames else None
+        start = time.monotonic()
         path = talk.write(audio_embeds, conditioning, spec, setup, estimate, on_frames=keep)
+        show_text(_facts(spec, estimate, time.monotonic() - start, path))
         images = (
             torch.cat(frames)
             if frames
@@ -187,6 +197,15 @@ def run_setup(model: TransformerFiles, options: SamplerOptions, keep_frames: boo
     runs = folders.runs_directory()
     return RunSetup(
         files, model.dtype, model.memory, runs if options.resume else None, timings=runs, keeps_frames=keep_frames
+    )
+
+
+def _facts(spec: RunSpec, estimate: RunEstimate, run_s: float, path: Path) -> str:
+    """The finished run: frames, time, memory, and the file."""
+    memory = "" if estimate.placement is None else f", about {estimate.placement.estimate / GB:.1f} GB"
+    return (
+        f"{spec.num_output_frames} frames ({spec.output_s:.1f} s) in {format_duration(run_s)}{memory}; "
+        f"{path.parent.name}/{path.name} until Save Video keeps it"
     )
 
 

@@ -31,10 +31,10 @@ class Progress:
 
 
 class Preview(Protocol):
-    """The run as it stands, made into a picture only where a host wants one."""
+    """The run as it stands, made into pictures only where a host wants them."""
 
-    def picture(self) -> Tensor:
-        """`c h w`, -1..1, on the CPU; of latents it is as small as they are."""
+    def pictures(self) -> Tensor:
+        """`f c h w`, -1..1, on the CPU; several move, 25 a second, and one of latents is as small as they are."""
         ...
 
 
@@ -52,7 +52,7 @@ class Host(Protocol):
         ...
 
     def report(self, progress: Progress, preview: Preview | None = None) -> None:
-        """Shows the progress, with the picture of `preview` where there is one."""
+        """Shows the progress, with the pictures of `preview` where there is one."""
 
     def check_cancelled(self) -> None:
         """Raises the host's own exception when the user wants the run to end."""

@@ -28,17 +28,17 @@ class LatentPreview:
     reference_latents: Tensor
     reference: Tensor
 
-    def picture(self) -> Tensor:
-        """The middle latent frame, `3 h w` at the size of latents, -1..1."""
+    def pictures(self) -> Tensor:
+        """The middle latent frame, `1 3 h w` at the size of latents, -1..1."""
         colors = interpolate(self.reference[None].float(), self.reference_latents.shape[1:], mode="area")[0].flatten(1)
         weights = torch.linalg.solve(*_normal_equations(_rows(self.reference_latents), colors.T.double().cpu()))
         frame = self.latents[:, self.latents.shape[1] // 2]
-        return (_rows(frame) @ weights).T.float().reshape(3, *frame.shape[1:]).clamp(-1, 1)
+        return (_rows(frame) @ weights).T.float().reshape(1, 3, *frame.shape[1:]).clamp(-1, 1)
 
 
 @dataclass(frozen=True)
 class FramePreview:
-    """The middle one of finished frames.
+    """Finished frames, which move.
 
     Attributes:
         frames: `c f h w`, -1..1.
@@ -46,9 +46,9 @@ class FramePreview:
 
     frames: Tensor
 
-    def picture(self) -> Tensor:
-        """The frame, `c h w`, -1..1."""
-        return self.frames[:, self.frames.shape[1] // 2].float().cpu()
+    def pictures(self) -> Tensor:
+        """The frames, `f c h w`, -1..1."""
+        return self.frames.transpose(0, 1).cpu()
 
 
 def _rows(latents: Tensor) -> Tensor:

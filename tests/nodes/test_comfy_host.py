@@ -1,12 +1,14 @@
 """Ours and other nodes' models make room for each other through ComfyUI's model management."""
 
 import importlib
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
+from PIL import Image
 from support import pack
 
 
@@ -91,8 +93,23 @@ def test_a_node_shows_the_remaining_time_in_words_and_the_finished_window(host_m
     assert (node, again) == ("1", "1") and text == "sampling, window 1 of 2, step 1 of 4"
     assert later.startswith("done, window 1 of 2, about ") and later.endswith(" left")
     (_, _, latents), (value, total, (kind, picture, _)) = updates[-2:]
-    assert (value, total, kind, latents[1].size) == (500, 1000, "JPEG", (4, 4))  # the smaller one is scaled by ComfyUI
-    assert picture.size == (12, 8) and picture.getpixel((3, 3)) == (0, 255, 0)
+    assert (value, total, latents[0], latents[1].size) == (500, 1000, "JPEG", (4, 4))  # which is scaled by ComfyUI
+    file = io.BytesIO()
+    picture.save(file, format=kind, quality=95, compress_level=1)  # as ComfyUI does
+    moving = Image.open(file)
+    assert (kind, moving.n_frames, moving.size, moving.info["duration"]) == ("WEBP", 2, (12, 8), 120)
+    red, green_level, blue = moving.convert("RGB").getpixel((3, 3))
+    assert green_level > 240 and max(red, blue) < 30
+
+
+def test_what_is_known_before_the_first_step_stays_above_the_progress(host_module):
+    server = sys.modules["server"].PromptServer.instance
+    progress = sys.modules[f"{pack.NAME}.pipeline.host"].Progress
+    host = host_module.ComfyHost()
+    host.show_headline("145 frames in 2 windows")
+    host.report(progress("sampling", 0.1, 1, 2, 1, 4))
+    texts = [text for _, text in server.texts[-2:]]
+    assert texts == ["145 frames in 2 windows", "145 frames in 2 windows\nsampling, window 1 of 2, step 1 of 4"]
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_every_step_of_every_window_is_told_and_every_finished_window_shown(mode
     assert steps == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
     first, second = (preview.frames for preview in host.previews if isinstance(preview, FramePreview))
     assert torch.equal(first, frames[:, :9]) and torch.equal(second[:, -4:], frames[:, 9:])
-    assert {preview.picture().shape for preview in host.previews} == {(3, 4, 6), (3, run.HEIGHT, run.WIDTH)}
+    assert {preview.pictures().shape[1:] for preview in host.previews} == {(3, 4, 6), (3, run.HEIGHT, run.WIDTH)}
 
 
 def test_bad_numbers_stop_the_run_with_a_cause(model):

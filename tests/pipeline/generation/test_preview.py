@@ -26,7 +26,7 @@ def test_colours_that_are_linear_in_the_latents_are_recovered(seed):
     mix = random(3, LATENT_CHANNELS, seed=seed) / 20
     reference, latents = random(LATENT_CHANNELS, 20, 30, seed=seed + 10), random(LATENT_CHANNELS, 5, 20, 30, seed=seed)
     pixels = torch.einsum("rc,chw->rhw", mix, reference).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    picture = LatentPreview(latents, reference, pixels + 0.1).picture()
+    picture = LatentPreview(latents, reference, pixels + 0.1).pictures()[0]
     expected = (torch.einsum("rc,chw->rhw", mix, latents[:, 2]) + 0.1).clamp(-1, 1)
     assert (picture - expected).abs().max() < 0.05  # what the ridge takes
 
@@ -39,19 +39,19 @@ def test_the_bundled_vae_is_previewed_as_well_as_so_few_pixels_can(name):
     )
     latents = vae.encode(reference[:, None])
     few_pixels = interpolate(reference[None], latents.shape[2:], mode="area")[0]
-    picture = LatentPreview(latents, latents[:, 0], reference).picture()
+    picture = LatentPreview(latents, latents[:, 0], reference).pictures()[0]
     assert rms_levels(picture, reference) < rms_levels(few_pixels, reference) + 3
-    noise = LatentPreview(random(*latents.shape), latents[:, 0], reference).picture()
+    noise = LatentPreview(random(*latents.shape), latents[:, 0], reference).pictures()[0]
     assert noise.std() < 2 * reference.std()
-    unseen = LatentPreview(vae.encode(other[:, None]), latents[:, 0], reference).picture()
+    unseen = LatentPreview(vae.encode(other[:, None]), latents[:, 0], reference).pictures()[0]
     assert rms_levels(unseen, other) < 64  # the error of factors that were fitted to another VAE
 
 
 def test_a_flat_reference_gives_a_flat_picture():
-    picture = LatentPreview(torch.zeros(16, 3, 4, 4), torch.zeros(16, 4, 4), torch.full((3, 32, 32), 0.5)).picture()
+    picture = LatentPreview(torch.zeros(16, 3, 4, 4), torch.zeros(16, 4, 4), torch.full((3, 32, 32), 0.5)).pictures()[0]
     assert torch.allclose(picture, torch.full((3, 4, 4), 0.5), atol=0.01)
 
 
-def test_of_finished_frames_the_middle_one_is_shown():
+def test_finished_frames_are_shown_as_they_follow_each_other():
     frames = random(3, 5, 8, 12)
-    assert torch.equal(FramePreview(frames).picture(), frames[:, 2])
+    assert torch.equal(FramePreview(frames).pictures(), frames.transpose(0, 1))
