@@ -26,14 +26,16 @@ class MultiTalkLoadModel(io.ComfyNode):
         return io.Schema(
             node_id="MultiTalkLoadModel",
             display_name="MultiTalk Load Model",
-            search_aliases=["multitalk", "infinitetalk", "talking", "lip sync", "avatar", "wan2.1 i2v"],
+            search_aliases=["multitalk", "infinitetalk", "flashtalk", "talking", "lip sync", "wan2.1 i2v"],
             category=CATEGORY,
-            description="Wan2.1 I2V 14B and the MultiTalk or InfiniteTalk audio weights, in any packaging.",
+            description="Wan2.1 I2V 14B and the audio weights of MultiTalk, InfiniteTalk or FlashTalk, in any "
+            "packaging.",
             inputs=[
                 io.Combo.Input(
                     "base",
                     options=folders.names(folders.BASE),
-                    tooltip="Wan2.1 image-to-video 14B (480P or 720P), or a file that already holds the audio weights.",
+                    tooltip="Wan2.1 image-to-video 14B (480P or 720P), or a file that already holds the audio weights, "
+                    "as FlashTalk's.",
                 ),
                 io.Combo.Input(
                     "adapter",
@@ -47,7 +49,7 @@ class MultiTalkLoadModel(io.ComfyNode):
                     options=[AUTO, *(recipe.value for recipe in Recipe)],
                     default=AUTO,
                     tooltip="The model that the audio weights belong to, which decides how it is run. The files do not "
-                    "tell; auto goes by their name.",
+                    "tell; auto goes by their name, or their folder's.",
                 ),
                 io.Combo.Input(
                     "precision",

@@ -12,10 +12,11 @@ from ..pipeline.acceleration.attention_kernels import AttentionKernel
 from ..pipeline.acceleration.caches import CacheKind
 from ..pipeline.acceleration.compilation import Compile
 from ..pipeline.acceleration.presets import AccelerationOptions
-from ..pipeline.config import WindowPlan
+from ..pipeline.config import ColorMatch, SamplerKind, WindowPlan
 from . import sockets
 
 CATEGORY = "MultiTalk/options"
+AUTO = "auto"  # the model's
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
                     min=0,
                     max=1001,
                     tooltip="Frames sampled together, 4n+1; 0 takes the model's: up to 97 that fit the request, "
-                    "InfiniteTalk's 81.",
+                    "InfiniteTalk's 81, FlashTalk's 33.",
                 ),
                 io.Int.Input(
                     "motion_frames",
                     default=0,
                     min=0,
                     max=249,
-                    tooltip="Frames handed on to the next window, 4n+1; 0 takes the model's 25 or 9.",
+                    tooltip="Frames handed on to the next window, 4n+1; 0 takes the model's 25, 9 or 5.",
                 ),
                 io.Float.Input(
                     "color_strength",
@@ -99,6 +100,14 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
                     tooltip="Holds back changes from frame to frame of up to so many of 255 grey levels; 0 is off, -1 "
                     "takes the model's.",
                 ),
+                io.Combo.Input(
+                    "color_match",
+                    options=[AUTO, *(match.value for match in ColorMatch)],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="steady compares the colours of two seconds and fades the seams; frame compares each frame "
+                    "by itself, as published. Auto takes the model's.",
+                ),
             ],
             outputs=[sockets.Options.Output(display_name="sampler_options")],
         )
@@ -114,6 +123,7 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
         resume: bool,
         deflicker: float,
         options: SamplerOptions | None = None,
+        color_match: str = AUTO,
     ) -> io.NodeOutput:
         sampler_options = (options or SamplerOptions()).with_choices(
             plan=WindowPlan(plan),
@@ -121,6 +131,7 @@ class MultiTalkLongVideoOptions(io.ComfyNode):
             motion_frames=motion_frames or None,
             color_strength=None if color_strength < 0 else color_strength,
             deflicker=None if deflicker < 0 else deflicker,
+            color_match=None if color_match == AUTO else ColorMatch(color_match),
             first_look=first_look,
         )
         return io.NodeOutput(replace(sampler_options, resume=resume))
@@ -206,6 +217,14 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
                     max=50,
                     tooltip="The Taylor forecast runs every n-th step; the other caches decide by themselves.",
                 ),
+                io.Combo.Input(
+                    "sampler",
+                    options=[AUTO, *(kind.value for kind in SamplerKind)],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="euler follows the velocity; renoise draws fresh noise at every step, which FlashTalk was "
+                    "distilled to. Auto takes the model's.",
+                ),
             ],
             outputs=[sockets.Options.Output(display_name="sampler_options")],
         )
@@ -224,6 +243,7 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
         projected_guidance: bool,
         interval: int,
         options: SamplerOptions | None = None,
+        sampler: str = AUTO,
     ) -> io.NodeOutput:
         acceleration = AccelerationOptions(
             cache=CacheKind(cache),
@@ -236,6 +256,8 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
             compile=Compile(compile),
         )
         sampler_options = (options or SamplerOptions()).with_choices(
-            skip_tail=skip_tail or None, projected=projected_guidance
+            skip_tail=skip_tail or None,
+            projected=projected_guidance,
+            sampler=None if sampler == AUTO else SamplerKind(sampler),
         )
         return io.NodeOutput(replace(sampler_options, acceleration=acceleration))

@@ -49,6 +49,7 @@ class MultiTalkSampler(io.ComfyNode):
             search_aliases=[
                 "multitalk",
                 "infinitetalk",
+                "flashtalk",
                 "talking",
                 "talking head",
                 "lip sync",
@@ -72,7 +73,8 @@ class MultiTalkSampler(io.ComfyNode):
                     default=0,
                     min=0,
                     max=200,
-                    tooltip="Denoising steps; 0 takes the model's: 40 as published. 8 or 4 with a few-step LoRA.",
+                    tooltip="Denoising steps; 0 takes the model's: 40 as published, FlashTalk's 4. 8 or 4 with a "
+                    "few-step LoRA.",
                 ),
                 io.Float.Input(
                     "text_scale",
@@ -98,8 +100,8 @@ class MultiTalkSampler(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Where the steps are spent; 0 takes the model's: 7 for 480p and 11 for 720p. 2 with a "
-                    "few-step LoRA.",
+                    tooltip="Where the steps are spent; 0 takes the model's: 7 for 480p and 11 for 720p, FlashTalk's "
+                    "5. 2 with a few-step LoRA.",
                 ),
                 io.Int.Input(
                     "seed",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .choice import Choice
-from .config import Acceleration, GenerationConfig, Recipe, Resolution
+from .config import Acceleration, ColorMatch, GenerationConfig, Recipe, Resolution, SamplerKind
 from .errors import MultiTalkError, Problems
 from .host import Preview, Progress, RemainingTime, TorchHost
 from .memory.placement import MemoryLimit
@@ -111,6 +111,7 @@ def _add_video(group: argparse._ArgumentGroup) -> None:
     add("--size", type=_sides, metavar="WxH", help="width and height in pixels, multiples of 16, not --resolution")
     add("--deflicker", type=float, metavar="LEVELS", help="hold back changes of up to so many grey levels")
     add("--color-strength", type=float, metavar="0..1", help="how far colours are moved to the picture's")
+    add("--color-match", choices=_words(ColorMatch), help="steady: two seconds of frames; frame: each, as published")
     add("--resume-folder", type=Path, help="keep finished windows here, up to 50 GB, and go on from them")
     add("--restart", action="store_true", help="make every window again, whatever --resume-folder holds")
     add("--first-look", action="store_true", help="the first 41 frames only, to judge a long run by")
@@ -120,8 +121,9 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--seed", type=int, default=GenerationConfig.seed)
     add("--acceleration", choices=_words(Acceleration), default=GenerationConfig.acceleration.value)
-    add("--steps", type=int, help="denoising steps: 40 as published, 4 or 8 with a few-step LoRA")
-    add("--shift", type=float, help="schedule shift: 7 at 480p, 11 at 720p")
+    add("--steps", type=int, help="denoising steps: 40 as published, 4 with FlashTalk or a few-step LoRA")
+    add("--shift", type=float, help="schedule shift: 7 at 480p, 11 at 720p, 5 with FlashTalk")
+    add("--sampler", choices=_words(SamplerKind), help="euler; renoise for what was distilled to it, as FlashTalk")
     add("--text-scale", type=float, help="guidance towards the prompt; 1 turns it off")
     add("--audio-scale", type=float, help="guidance towards the audio; 1 turns it off")
     add("--window-frames", type=int, help="frames that are sampled together, 4n+1")
@@ -133,7 +135,9 @@ def _add_weights(group: argparse._ArgumentGroup) -> None:
         group.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="FILE")
     group.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="once for each")
     group.add_argument(
-        "--recipe", choices=_words(Recipe), help="the model of the audio weights, if not as their file is called"
+        "--recipe",
+        choices=_words(Recipe),
+        help="the model of the audio weights, if not as their file, or folder, is called",
     )
 
 
@@ -205,8 +209,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     """The other arguments of `Request.of`, by their names."""
     names = (
         "soundtrack", "negative_prompt", "num_frames", "fps", "resolution", "size", "seed", "acceleration", "steps",
-        "shift", "text_scale", "audio_scale", "window_frames", "motion_frames", "color_strength", "deflicker",
-        "first_look",
+        "shift", "sampler", "text_scale", "audio_scale", "window_frames", "motion_frames", "color_strength",
+        "color_match", "deflicker", "first_look",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names}
     return options | {"start": args.start or (), "box": args.box or (), "in_turn": args.in_turn or args.demo_two}

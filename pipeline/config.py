@@ -41,7 +41,22 @@ class Recipe(Choice):
 
     MULTITALK = "multitalk"
     INFINITETALK = "infinitetalk"
+    FLASHTALK = "flashtalk"
     BUNDLED = "bundled"  # the small model of this repository
+
+
+class SamplerKind(Choice):
+    """The step from one noise level to the next."""
+
+    EULER = "euler"  # along the velocity
+    RENOISE = "renoise"  # to the clean estimate, and back with fresh noise: what FlashTalk was distilled to
+
+
+class ColorMatch(Choice):
+    """The frames whose colours are compared with the reference image's."""
+
+    STEADY = "steady"  # two seconds of them, and the seam between windows is faded
+    FRAME = "frame"  # each by itself, as published
 
 
 class WindowPlan(Choice):
@@ -80,6 +95,7 @@ class GenerationConfig:
         steps: denoising steps.
         shift: of the noise schedule; above 1 spends more steps at high noise.
         skip_tail: leaves out the evaluation next to zero noise, for few-step LoRAs.
+        sampler: the step from one noise level to the next.
         text_scale: guidance towards the prompt; 1 turns it off.
         audio_scale: guidance towards the audio; 1 turns it off.
         projected: adaptive projected guidance.
@@ -87,6 +103,7 @@ class GenerationConfig:
         motion_frames: frames that a window hands on to the next, 4n+1.
         max_frames: where the published plan stops.
         color_strength: 0..1, how far the colours of several windows are moved to the reference image's.
+        color_match: the frames that are compared for it.
         deflicker: grey levels of 255; smaller changes from frame to frame are held back.
         first_look: a short video of the beginning, to judge a long run by.
     """
@@ -99,6 +116,7 @@ class GenerationConfig:
     steps: int | None = None
     shift: float | None = None
     skip_tail: bool | None = None
+    sampler: SamplerKind | None = None
     text_scale: float | None = None
     audio_scale: float | None = None
     projected: bool = False
@@ -108,6 +126,7 @@ class GenerationConfig:
     motion_frames: int | None = None
     max_frames: int = 1000
     color_strength: float | None = None
+    color_match: ColorMatch | None = None
     deflicker: float | None = None
     first_look: bool = False
 

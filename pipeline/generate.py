@@ -28,7 +28,7 @@ from .models.transformer.model import MultiTalkTransformer
 from .postprocess.apply import postprocess
 from .sampling.denoise import denoise
 from .sampling.noise import Noise, NoiseSource
-from .sampling.samplers import EulerSampler
+from .sampling.samplers import make_sampler
 from .shapes import MASK_CHANNELS
 
 DENOISING = 0.9  # a window's share of progress that its steps take; the rest is the VAE's
@@ -91,9 +91,8 @@ def generate(
                         cache = make_cache(spec.acceleration, transformer, timesteps, spec.resolution)
                         forwards = PassForwards(transformer, inputs, cache, placement, host)
                         latents = noise.for_window(window.index, size.shape).to(host.device)
-                        latents = denoise(
-                            forwards, latents, timesteps, guidance, start.anchor, EulerSampler(), report.step
-                        )
+                        sampler = make_sampler(spec.sampler, noise, window.index, size.shape)
+                        latents = denoise(forwards, latents, timesteps, guidance, start.anchor, sampler, report.step)
                         check_latents(latents, "after the last step")
                 report = replace(report, start=None)
                 del start, inputs, cache, forwards  # keys and values leave the device before the VAE comes
@@ -122,7 +121,7 @@ def open_store(
     optional = [part for part in (conditioning.speaker_masks, conditioning.image_embeds) if part is not None]
     inputs = (conditioning.source, conditioning.negative_embeds, audio_embeds.features, optional)
     choices = (spec.recipe, spec.num_frames, spec.seed, spec.steps, spec.shift, spec.skip_tail, spec.guidance)
-    methods = (spec.windows_config, spec.acceleration, spec.postprocess, spec.resolution)
+    methods = (spec.windows_config, spec.sampler, spec.acceleration, spec.postprocess, spec.resolution)
     prompts = [conditioning.prompt_for(window.index) for window in spec.windows]
     return WindowStore(folder, RunKeys.of((transformer, coders, inputs, choices, methods), prompts))
 

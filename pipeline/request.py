@@ -14,14 +14,20 @@ from .audio.dialogue import Arrangement, Speech
 from .audio.embeds import decode_duration_s
 from .audio.waveform import Sound
 from .conditioning.speakers import Place
-from .config import Acceleration, GenerationConfig, Resolution, WindowPlan
+from .config import Acceleration, ColorMatch, GenerationConfig, Resolution, SamplerKind, WindowPlan
 from .errors import Problems
 from .media.picture import read_image
 from .media.sound import read_sound
 from .media.video import frames_at_25, is_video, read_video
 
 Box = tuple[float, float, float, float]
-CHOICES = {"resolution": Resolution, "acceleration": Acceleration, "plan": WindowPlan}
+CHOICES = {
+    "resolution": Resolution,
+    "acceleration": Acceleration,
+    "plan": WindowPlan,
+    "sampler": SamplerKind,
+    "color_match": ColorMatch,
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Request:
             ConfigError: a choice is out of range, or there are more or fewer starts or boxes than voices.
         """
         collected = problems or Problems()
-        for name in CHOICES.keys() & config.keys():
+        for name in [name for name in CHOICES if config.get(name) is not None]:
             config[name] = collected.attempt(name, CHOICES[name], config[name]) or getattr(GenerationConfig, name)
         voices = list(audio) if isinstance(audio, list | tuple) else [audio]
         starts = _one_each("start", "starts", start, len(voices), collected)

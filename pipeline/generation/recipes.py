@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..conditioning.context_frames import condition, motion_latents
 from ..conditioning.reference_image import BUCKETS, Buckets
-from ..config import GuidanceConfig, Recipe, Resolution
+from ..config import ColorMatch, GuidanceConfig, Recipe, Resolution, SamplerKind
 from ..sampling.denoise import Anchor, CleanMotion, NoAnchor, NoisedMotion
 from ..sampling.noise import Noise
-from ..shapes import FPS, MASK_CHANNELS, num_latent_frames
+from ..shapes import MASK_CHANNELS, num_latent_frames
 from .windows import Window, WindowFit
 
 if TYPE_CHECKING:  # imports diffusers, which takes seconds
@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # imports diffusers, which takes seconds
 
 TRAINED_NUM_FRAMES = 81
 LONGEST_EQUAL_WINDOW = 97  # a little over the trained length, where it saves a window; the authors go up to 201
+FLASHTALK_SIZES: Mapping[Resolution, Buckets] = {  # the one size that it was distilled at, and the family's
+    **BUCKETS,
+    Resolution.P480: {**BUCKETS[Resolution.P480], 1.71: (768, 448), 0.58: (448, 768)},
+}
 SMALL_SIZES = {1.0: (128, 128), 0.67: (128, 192)}  # of the bundled model: one drawn face, and two side by side
 
 
@@ -97,7 +101,7 @@ def continue_motion(
 def return_to_reference(
     conditioning: Conditioning, window: Window, motion_frames: Tensor | None, noise: Noise, reference: ReferenceCache
 ) -> WindowStart:
-    """InfiniteTalk: the reference at the window's start is the condition, the motion latents stay clean.
+    """InfiniteTalk and FlashTalk: the reference at the window's start is the condition, the motion latents stay clean.
 
     Args:
         motion_frames: `c m h w`, the last frames of the window before; None in the first.
@@ -118,7 +122,7 @@ class ModelDefaults:
 
     Attributes:
         name: for people.
-        file_pattern: finds the model by the name of its audio weights; nothing inside the files tells.
+        file_pattern: finds the model by the name of its audio weights, or of their folder; nothing inside them tells.
         start_window: how a window starts.
         shift: of the noise schedule, by resolution.
         sizes: (height, width) by aspect ratio, for each resolution.
@@ -126,9 +130,10 @@ class ModelDefaults:
         window_frames: of a window at most.
         motion_frames: handed on to the next window.
         window_fit: how windows fit a request.
-        color_frames: over which colours are compared: they drift in seconds, mouths move in tenths of them.
+        color_match: the frames whose colours are compared.
         deflicker: grey levels of 255.
         drops_mirrored_tail: of the published plan, see `WindowConfig`.
+        sampler: the step that it was trained, or distilled, for.
         max_speakers: that it was trained with.
         dubs_video: whether the picture may be a video.
     """
@@ -141,12 +146,13 @@ class ModelDefaults:
     guidance: GuidanceConfig = GuidanceConfig()
     steps: int = 40
     skip_tail: bool = False
+    sampler: SamplerKind = SamplerKind.EULER
     window_frames: int = TRAINED_NUM_FRAMES
     published_frames: int = TRAINED_NUM_FRAMES
     motion_frames: int = 25
     window_fit: WindowFit = WindowFit.EQUAL
     color_strength: float = 1.0
-    color_frames: int = 2 * FPS + 1
+    color_match: ColorMatch = ColorMatch.STEADY
     deflicker: float = 0.0
     drops_mirrored_tail: bool = True
     max_speakers: int = 2
@@ -178,9 +184,24 @@ RECIPES: Mapping[Recipe, ModelDefaults] = {
         drops_mirrored_tail=False,
         dubs_video=True,
     ),
-    Recipe.MULTITALK: ModelDefaults(  # the last: it takes every other name
+    Recipe.FLASHTALK: ModelDefaults(
+        name="FlashTalk",
+        file_pattern=re.compile("flash[ _-]?talk", re.IGNORECASE),
+        start_window=return_to_reference,
+        shift=dict.fromkeys(Resolution, 5.0),
+        sizes=FLASHTALK_SIZES,
+        guidance=GuidanceConfig(text_scale=1.0, audio_scale=1.0),
+        steps=4,
+        skip_tail=True,
+        sampler=SamplerKind.RENOISE,
+        window_frames=33,
+        motion_frames=5,
+        window_fit=WindowFit.FIXED,
+        max_speakers=1,
+    ),
+    Recipe.MULTITALK: ModelDefaults(
         name="MultiTalk",
-        file_pattern=re.compile(""),
+        file_pattern=re.compile("multi[ _-]?talk", re.IGNORECASE),
         start_window=continue_motion,
         shift=_WAN_SHIFT,
         sizes=BUCKETS,
@@ -190,6 +211,10 @@ RECIPES: Mapping[Recipe, ModelDefaults] = {
 
 
 def find_recipe(weights: Path | None) -> Recipe:
-    """The recipe of audio weights by the name of their file, MultiTalk for a name that tells nothing."""
-    name = "" if weights is None else weights.name
-    return next(recipe for recipe, row in RECIPES.items() if row.file_pattern.search(name))
+    """The recipe of audio weights by the name of their file, or of its folder where that says nothing, as shards'.
+
+    MultiTalk where neither does.
+    """
+    names = () if weights is None else (weights.name, weights.absolute().parent.name)
+    recipes = (recipe for name in names for recipe, row in RECIPES.items() if row.file_pattern.search(name))
+    return next(recipes, Recipe.MULTITALK)

@@ -44,6 +44,7 @@ def check_inputs(
     spec.acceleration.check(spec.steps)
     check_size(conditioning.height, conditioning.width)
     check_audio_features(tuple(audio.features.shape[2:]), tuple(sizes.audio_features))
+    check_speakers(audio.num_speakers, spec.model)
     check_places(audio.num_speakers, conditioning.num_places)
     note_speakers(audio.num_speakers, spec.model)
     for prompt in conditioning.all_prompts:
@@ -60,6 +61,15 @@ def check_audio_features(features: tuple[int, ...], expected: tuple[int, ...]) -
         raise ConfigError(
             f"The audio embeds have {features} layers x channels, the audio weights take {expected}. Encode the audio "
             f"with chinese-wav2vec2-base."
+        )
+
+
+def check_speakers(num_speakers: int, model: ModelDefaults) -> None:
+    """Raises `ConfigError` where a model that knows one person in the picture gets several, or one in a place."""
+    if model.max_speakers == 1 < num_speakers:
+        raise ConfigError(
+            f"{model.name} animates one person, who has the picture alone, got {num_speakers} speakers. Take one voice "
+            f"without a place, or InfiniteTalk's weights."
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..acceleration.presets import AccelerationOptions, make_guidance, preset
 from ..audio.embeds import TAIL_FRAMES, num_model_frames
 from ..conditioning.reference_image import bucket, check_size
-from ..config import GenerationConfig, GuidanceConfig, Recipe, Resolution, WindowPlan
+from ..config import ColorMatch, GenerationConfig, GuidanceConfig, Recipe, Resolution, SamplerKind, WindowPlan
 from ..postprocess.apply import PostprocessConfig
 from ..sampling.guidance import Guidance
 from ..sampling.schedule import timesteps
@@ -20,6 +20,7 @@ from .recipes import RECIPES, ModelDefaults
 from .windows import Window, WindowConfig, WindowFit, plan_windows
 
 FIRST_LOOK_FRAMES = 41
+COLOR_FRAMES = 2 * FPS + 1  # that a steady match compares: colours drift in seconds, mouths move in tenths of them
 
 T = TypeVar("T")
 
@@ -49,11 +50,13 @@ class RunSpec:
     steps: int
     shift: float
     skip_tail: bool
+    sampler: SamplerKind
     guidance: GuidanceConfig
     windows_config: WindowConfig
     acceleration_choice: AccelerationOptions | None
     config: GenerationConfig
     color_strength: float
+    color_match: ColorMatch
     deflicker: float
     num_output_frames: int | None
 
@@ -97,11 +100,11 @@ class RunSpec:
 
     @property
     def postprocess(self) -> PostprocessConfig:
-        """Options for decoded frames; a single window of the exact plan keeps its colours."""
-        if self.windows_config.plan is WindowPlan.PUBLISHED:
+        """Options for decoded frames; a single window keeps its colours, unless they are matched as published."""
+        if self.windows_config.plan is WindowPlan.PUBLISHED or self.color_match is ColorMatch.FRAME:
             return PostprocessConfig(self.color_strength, 1, self.deflicker, fades_seam=False)
         strength = self.color_strength if len(self.windows) > 1 else 0.0
-        return PostprocessConfig(strength, self.model.color_frames, self.deflicker)
+        return PostprocessConfig(strength, COLOR_FRAMES, self.deflicker)
 
     def latent_size(self, window: Window) -> LatentSize:
         """The size of a window's latents."""
@@ -156,6 +159,7 @@ def make_run_spec(
         steps=_or(config.steps, row.steps),
         shift=_or(config.shift, row.shift[resolution]),
         skip_tail=_or(config.skip_tail, row.skip_tail),
+        sampler=_or(config.sampler, row.sampler),
         guidance=GuidanceConfig(
             _or(config.text_scale, row.guidance.text_scale),
             _or(config.audio_scale, row.guidance.audio_scale),
@@ -165,6 +169,7 @@ def make_run_spec(
         acceleration_choice=acceleration,
         config=config,
         color_strength=_or(config.color_strength, row.color_strength),
+        color_match=_or(config.color_match, row.color_match),
         deflicker=_or(config.deflicker, row.deflicker),
         num_output_frames=output_frames,
     )

@@ -120,6 +120,8 @@ def window_size(num_frames: int, config: WindowConfig) -> int:
 
 def _published_plan(config: WindowConfig, num_features: list[int]) -> list[Window]:
     size, overlap = config.num_frames, config.motion_frames
+    if config.fit is WindowFit.FIXED:
+        raise ConfigError("The published plan is MultiTalk's and InfiniteTalk's. Take the exact plan.")
     if min(num_features) <= size:
         raise ConfigError(
             f"The published plan needs audio longer than a window of {size} frames, got {min(num_features)}. "

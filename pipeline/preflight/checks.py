@@ -25,7 +25,7 @@ from ..conditioning.tokens import check_image, check_prompt
 from ..config import check_fps, check_num_frames
 from ..errors import Problems
 from ..generation.recipes import find_recipe
-from ..generation.rules import check_audio_features, check_dubbing, check_places
+from ..generation.rules import check_audio_features, check_dubbing, check_places, check_speakers
 from ..generation.run_spec import RunSpec
 from ..generation.store import kept_bytes
 from ..host import Host
@@ -223,6 +223,7 @@ def _check_fit(spec: RunSpec, inputs: RunInputs, files: ModelFiles, problems: Pr
     """Sizes, voices against places, recipe and voices against the audio weights' name."""
     if spec.size is not None:
         problems.attempt("size", check_size, *spec.size)
+    problems.attempt("speakers", check_speakers, spec.num_speakers, spec.model)
     problems.attempt("speakers", check_places, spec.num_speakers, inputs.num_places)
     problems.attempt("image", check_dubbing, inputs.num_source_frames, spec.model)
     if spec.num_frames is not None and 1 < inputs.num_source_frames < spec.num_frames:
@@ -259,13 +260,14 @@ def _check_encoded(inputs: RunInputs, facts: TransformerFacts, problems: Problem
 
 
 def _note_steps(spec: RunSpec, files: ModelFiles, problems: Problems) -> None:
-    """Steps and guidance against what the LoRAs were made for."""
-    steps, scale, lora = spec.steps, spec.guidance.text_scale, few_step_lora(files.loras)
-    if lora and steps > 2 * FEW_STEPS:
-        problems.note(f"{lora} was made for few steps; {steps} cost time and gain nothing. Take 4 to 8.")
-    if lora and scale > 1:
-        problems.note(f"{lora} was made without text guidance; set the text scale from {scale:g} to 1.")
-    if not lora and files.base is not None and steps <= FEW_STEPS:
+    """Steps and guidance against what a distilled model, or the LoRAs, were made for."""
+    steps, scale = spec.steps, spec.guidance.text_scale
+    distilled = spec.model.name if spec.model.steps <= FEW_STEPS else few_step_lora(files.loras)
+    if distilled and steps > 2 * FEW_STEPS:
+        problems.note(f"{distilled} was made for few steps; {steps} cost time and gain nothing. Take 4 to 8.")
+    if distilled and scale > 1:
+        problems.note(f"{distilled} was made without text guidance; set the text scale from {scale:g} to 1.")
+    if not distilled and files.base is not None and steps <= FEW_STEPS:
         problems.note(f"{steps} steps without a few-step LoRA give a blurred video. Take 20 or more, or such a LoRA.")
 
 

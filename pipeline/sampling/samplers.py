@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from torch import Tensor
+
+from ..config import SamplerKind
+from .noise import Noise
 
 
 class Sampler(Protocol):
@@ -40,3 +43,10 @@ class RenoiseSampler:
         """The next latents."""
         clean = latents - sigma * velocity
         return (1 - next_sigma) * clean + next_sigma * next(self.noise).to(clean)
+
+
+def make_sampler(kind: SamplerKind, noise: Noise, window: int, shape: Sequence[int]) -> Sampler:
+    """The sampler of one attempt at a window with latents of `shape`; its noise begins anew with each."""
+    if kind is SamplerKind.RENOISE:
+        return RenoiseSampler(noise.renoise(window, shape))
+    return EulerSampler()

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLWan
 from multitalk_pack.pipeline.audio.embeds import AudioEmbeds
 from multitalk_pack.pipeline.conditioning.conditioning import Conditioning
 from multitalk_pack.pipeline.conditioning.reference_image import fit_frames
-from multitalk_pack.pipeline.config import GenerationConfig, Recipe, WindowPlan
+from multitalk_pack.pipeline.config import ColorMatch, GenerationConfig, Recipe, WindowPlan
 from multitalk_pack.pipeline.host import TorchHost
 from multitalk_pack.pipeline.models.image_encoder import ImageEncoder
 from multitalk_pack.pipeline.models.text_encoder import encode_ids
@@ -35,6 +35,7 @@ RUNS = {
     "infinitetalk_end_to_end_video": Recipe.INFINITETALK,
 }
 CASES = [(name, case) for name in RUNS for case in Golden(name).cases]
+FLASHTALK = Golden("flashtalk_end_to_end")
 
 
 class RecordedNoise:
@@ -48,6 +49,9 @@ class RecordedNoise:
 
     def motion(self, window, shape):
         yield from self.golden[f"in.{self.case}.clip{window}.motion_noise"]
+
+    def renoise(self, window, shape):
+        yield from self.golden[f"in.{self.case}.clip{window}.renoise"]
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
@@ -65,6 +69,28 @@ def test_the_same_inputs_and_noise_give_the_published_frames(name, case):
     golden.assert_close(conditioning.prompt_embeds[0], "mid.context")
     golden.assert_close(conditioning.negative_embeds, "mid.context_null")
     golden.assert_close(frames, f"out.{case}.video")
+
+
+@pytest.mark.parametrize("case", FLASHTALK.cases)
+@torch.inference_mode()
+def test_flashtalk_s_frames_are_the_published_ones_with_those_that_it_throws_away(case):
+    """The published program drops the first motion frames, so that its mouth is ahead of the sound."""
+    facts = FLASHTALK.cases[case]
+    config = GenerationConfig(
+        num_frames=facts["total_frames"] + facts["motion_frame"],
+        window_frames=facts["frame_num"],
+        motion_frames=facts["motion_frame"],
+        color_strength=facts["color_strength"],
+        color_match=ColorMatch.FRAME,
+    )
+    conditioning = make_conditioning(FLASHTALK, case)
+    windows = run.generate(
+        load_transformer(FLASHTALK), make_audio(FLASHTALK, case), conditioning, config, TorchHost("cpu"),
+        Recipe.FLASHTALK, noise=RecordedNoise(FLASHTALK, case),
+    )  # fmt: skip
+    frames = torch.cat(list(windows), 1)
+    FLASHTALK.assert_close(conditioning.prompt_embeds[0], "mid.context")
+    FLASHTALK.assert_close(frames[:, facts["motion_frame"] :], f"out.{case}.video")
 
 
 def make_config(facts: dict) -> GenerationConfig:
@@ -93,10 +119,14 @@ def make_conditioning(golden: Golden, case: str) -> Conditioning:
     video = f"in.{case}.source_video_uint8"
     pictures = golden[video] if video in golden else golden["in.image_uint8"][None]
     text = load_text_encoder(golden)
+    negative = "negative_prompt" if "in.negative_prompt.ids" in golden else "prompt"  # without guidance there is none
+    prompt, negative = (
+        encode_ids(text, golden[f"in.{name}.ids"], golden[f"in.{name}.mask"]) for name in ("prompt", negative)
+    )
     return Conditioning(
         source=fit_frames(pictures, len(pictures), target),
-        prompt_embeds=(encode_ids(text, golden["in.prompt.ids"], golden["in.prompt.mask"]),),
-        negative_embeds=encode_ids(text, golden["in.negative_prompt.ids"], golden["in.negative_prompt.mask"]),
+        prompt_embeds=(prompt,),
+        negative_embeds=negative,
         vae=VideoVae(load_vae(golden)),
         image_encoder=ImageEncoder(load_image_encoder(golden)),
         speaker_masks=make_masks(facts, pictures.shape[1:3], target) if facts["people"] > 1 else None,
