@@ -23,7 +23,7 @@ from .generation.run_spec import RunSpec
 from .generation.store import NoStore, RunKeys, WindowStore
 from .generation.windows import Window
 from .host import Host, Preview, Progress
-from .memory.placement import Footprint, MemoryConfig, decode_bytes, num_bytes, placed
+from .memory.placement import Footprint, MemoryConfig, placed
 from .models.transformer.model import MultiTalkTransformer
 from .postprocess.apply import postprocess
 from .sampling.denoise import denoise
@@ -65,14 +65,14 @@ def generate(
     sizes = transformer.config
     check_inputs(sizes, sizes.text_len, audio_embeds, conditioning, spec)
     store, noise, timesteps = store or NoStore(), noise or NoiseSource(spec.seed), spec.timesteps()
-    vae_bytes, reference, motion_frames = _vae_bytes(conditioning), ReferenceCache(), None
+    reference, motion_frames = ReferenceCache(), None
     first, kept_bytes = spec.latent_size(spec.windows[0]), _kept_bytes(transformer, audio_embeds, spec)
     with (
         accelerated(transformer, spec.acceleration, host.device, spec.steps),
         placed(transformer, memory or MemoryConfig(), first, host, kept_bytes) as placement,
         cancellable(transformer, host),
     ):
-        coders = Coders(conditioning, placement, vae_bytes, host)
+        coders = Coders(conditioning, placement, host)
         portrait = conditioning.source_frame(0)[:, 0]
         for window in spec.windows:
             size, report = spec.latent_size(window), WindowReport(host, spec, window)
@@ -81,7 +81,7 @@ def generate(
                 report.stage("image", 0.0)
                 for attempt in attention_attempts(transformer, host):
                     with attempt:
-                        start = coders.run(spec.model.start_window, window, motion_frames, noise, reference)
+                        start = coders.encode(spec.model.start_window, window, motion_frames, noise, reference)
                         report = replace(report, start=start)
                         placement.place()
                         guidance = spec.new_guidance()
@@ -97,9 +97,9 @@ def generate(
                 report = replace(report, start=None)
                 del start, inputs, cache, forwards  # keys and values leave the device before the VAE comes
                 report.stage("decode", DENOISING)
-                frames = coders.run(_decode, latents, host)
+                frames = coders.decode(_decode, latents, host)
                 check_frames(frames, portrait, window.index)
-                frames = postprocess(frames, portrait, motion_frames, window.overlap, spec.postprocess)
+                frames = postprocess(frames, portrait, motion_frames, window.overlap, spec.postprocess, host.device)
                 report.stage("done", 1.0, FramePreview(frames))
                 finished = store.save(window.index, frames, spec.windows_config.motion_frames)
                 del frames
@@ -162,13 +162,6 @@ def _decode(conditioning: Conditioning, latents: Tensor, host: Host) -> Tensor:
         chunks.append(chunk.cpu())
         host.check_cancelled()
     return torch.cat(chunks, 1)
-
-
-def _vae_bytes(conditioning: Conditioning) -> int:
-    """Bytes that the VAE takes on the device, with the coders' weights; another's VAE is taken for ours."""
-    networks = conditioning.networks
-    itemsize = next(networks[0].parameters()).dtype.itemsize if networks else 4
-    return sum(map(num_bytes, networks)) + decode_bytes(conditioning.height, conditioning.width, itemsize)
 
 
 def _kept_bytes(transformer: MultiTalkTransformer, audio_embeds: AudioEmbeds, spec: RunSpec) -> int:

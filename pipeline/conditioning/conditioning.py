@@ -91,8 +91,12 @@ class Conditioning:
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         """Our own coders' networks, on which the frames depend; others' are not ours to look into."""
-        coders = (self.vae, self.image_encoder)
-        return tuple(coder.model for coder in coders if isinstance(coder, VideoVae | ImageEncoder))
+        return *self.vae_networks, *([] if self.image_encoder is None else [self.image_encoder.model])
+
+    @property
+    def vae_networks(self) -> tuple[nn.Module, ...]:
+        """The VAE's network, if it is our own."""
+        return (self.vae.model,) if isinstance(self.vae, VideoVae) else ()
 
     @property
     def can_tile(self) -> bool:

@@ -7,18 +7,20 @@ mended, and adds no call between the run and its fault.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Concatenate, ParamSpec, TypeVar
+
+from torch import nn
 
 from ..acceleration.attention_kernels import AttentionKernel, find_kernel
 from ..conditioning.conditioning import Conditioning
 from ..errors import NumericalError
 from ..host import Host
 from ..memory.out_of_memory import is_out_of_memory
-from ..memory.placement import GB, PlacedTransformer, resident
+from ..memory.placement import GB, PlacedTransformer, decode_bytes, num_bytes, resident
 from ..models.transformer.model import MultiTalkTransformer
 
 logger = logging.getLogger(__name__)
@@ -77,38 +79,47 @@ class Coders:
 
     Attributes:
         conditioning: holds them.
-        placement: of the transformer, which steps aside for them.
-        num_bytes: what they take on the device with whole frames.
+        placement: of the transformer, of which as much steps aside for them as they need.
     """
 
     conditioning: Conditioning
     placement: PlacedTransformer
-    num_bytes: int
     host: Host
 
-    def run(self, work: Callable[Concatenate[Conditioning, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`work(conditioning, ...)`; after a lack of memory once more, with a VAE that works on tiles."""
-        can_tile = self.conditioning.can_tile
-        if self.placement.make_room(self.num_bytes) or not can_tile:
+    def encode(self, work: Callable[Concatenate[Conditioning, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`work(conditioning, ...)` with both on the device; after a lack of memory once more, on tiles."""
+        return self._run(self.conditioning.networks, lambda conditioning: work(conditioning, *args, **kwargs))
+
+    def decode(self, work: Callable[Concatenate[Conditioning, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same with the VAE alone."""
+        return self._run(self.conditioning.vae_networks, lambda conditioning: work(conditioning, *args, **kwargs))
+
+    def _run(self, networks: Sequence[nn.Module], work: Callable[[Conditioning], T]) -> T:
+        can_tile, vae_bytes = self.conditioning.can_tile, self._vae_bytes(networks)
+        if self.placement.make_room(vae_bytes) or not can_tile:
             try:
-                with self._on_device():
-                    return work(self.conditioning, *args, **kwargs)
+                with self._on_device(networks):
+                    return work(self.conditioning)
             except (RuntimeError, MemoryError) as error:
                 if not can_tile or not is_out_of_memory(error):
                     raise
         logger.warning(
             "There is too little memory for the VAE, which takes about %.1f GB: it works on tiles in this window, "
             "which may show a little.",
-            self.num_bytes / GB,
+            vae_bytes / GB,
         )
         self.placement.release()
-        with self._on_device():
-            return work(self.conditioning.tiled(), *args, **kwargs)
+        with self._on_device(networks):
+            return work(self.conditioning.tiled())
+
+    def _vae_bytes(self, networks: Sequence[nn.Module]) -> int:
+        """Bytes that the VAE takes with whole frames and these weights; another's VAE is taken for ours."""
+        itemsize = next(networks[0].parameters()).dtype.itemsize if networks else 4
+        return sum(map(num_bytes, networks)) + decode_bytes(self.conditioning.height, self.conditioning.width, itemsize)
 
     @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        """Keeps our own coders on the host's device; others look after themselves."""
+    def _on_device(self, networks: Sequence[nn.Module]) -> Iterator[None]:
         with ExitStack() as stack:
-            for network in self.conditioning.networks:
+            for network in networks:
                 stack.enter_context(resident(network, self.host))
             yield

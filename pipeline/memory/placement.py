@@ -219,6 +219,8 @@ class PlacedTransformer:
         self._originals = OriginalTensors(transformer)
         self._stream: BlockStream | None = None
         self._is_placed = False
+        self._block_originals = [OriginalTensors(block) for block in transformer.blocks]
+        self._num_there, self._bytes_there = 0, 0  # resident blocks, and bytes of all weights, that are on the device
 
     def place(self) -> None:
         """Moves the weights as planned, if they are not there; if memory runs out, all blocks are streamed instead."""
@@ -232,25 +234,45 @@ class PlacedTransformer:
 
     def _move(self) -> None:
         self._is_placed = True
+        self._num_there, self._bytes_there = self.placement.resident_blocks, self.placement.weights
         streamed = list(self.transformer.blocks)[self.placement.resident_blocks :]
         inside = {id(tensor) for block in streamed for tensor in tensors_of(block)}
         for tensor in tensors_of(self.transformer):
             if id(tensor) not in inside:
                 tensor.data = tensor.data.to(self.host.device)
-        if streamed:
+        if streamed and self._stream is None:
             self._stream = BlockStream(streamed, self.host.device, self.host.can_pin)
 
     def make_room(self, vae_bytes: int) -> bool:
-        """Leaves the device, until `place`, where `vae_bytes` are not left beside it. True when they are left now."""
-        if self._is_placed and self._free_bytes() < vae_bytes:
-            logger.info("The transformer leaves the device: the VAE wants %.1f GB.", vae_bytes / GB)
-            self.release()
+        """Takes blocks off the device, until `place`, where `vae_bytes` are not left beside them.
+
+        As many of the resident blocks leave as are needed, or everything. True when `vae_bytes` are left now.
+        """
+        missing = vae_bytes - self._free_bytes()
+        if self._bytes_there and missing > 0:
+            self._step_aside(missing)
+            if self._free_bytes() < vae_bytes:
+                self.release()
+            logger.info(
+                "%d of %d blocks stay on the device: the VAE wants %.1f GB.",
+                self._num_there,
+                self.placement.resident_blocks,
+                vae_bytes / GB,
+            )
         return self._free_bytes() >= vae_bytes
+
+    def _step_aside(self, missing: int) -> None:
+        """Takes resident blocks of `missing` bytes off the device, the last ones first."""
+        self._is_placed = False
+        while missing > 0 and self._num_there:
+            self._num_there -= 1
+            self._block_originals[self._num_there].restore()
+            block_bytes = num_bytes(self.transformer.blocks[self._num_there])
+            missing, self._bytes_there = missing - block_bytes, self._bytes_there - block_bytes
 
     def _free_bytes(self) -> int:
         """Bytes that the run may still take."""
-        weights = self.placement.weights if self._is_placed else 0
-        return min(self.host.free_memory(), self.placement.budget - weights)
+        return min(self.host.free_memory(), self.placement.budget - self._bytes_there)
 
     def stream_all(self) -> bool:
         """Streams all blocks from now on; False where it already did."""
@@ -268,7 +290,7 @@ class PlacedTransformer:
             self._stream.close()
             self._stream = None
         self._originals.restore()
-        self._is_placed = False
+        self._is_placed, self._num_there, self._bytes_there = False, 0, 0
 
 
 @contextmanager

@@ -32,7 +32,12 @@ class PostprocessConfig:
 
 
 def postprocess(
-    frames: Tensor, reference: Tensor, motion_frames: Tensor | None, overlap: int, config: PostprocessConfig
+    frames: Tensor,
+    reference: Tensor,
+    motion_frames: Tensor | None,
+    overlap: int,
+    config: PostprocessConfig,
+    device: torch.device,
 ) -> Tensor:
     """The final frames of a window, `c f h w` in -1..1.
 
@@ -41,8 +46,9 @@ def postprocess(
         reference: `c h w`, -1..1, the reference image.
         motion_frames: `c m h w`, the last final frames of the window before; None in the first.
         overlap: number of frames at the start that are motion frames again; 0 in the first.
+        device: that matches the colours; the frames stay where they are.
     """
-    frames = match_colors(frames, reference, config.color_strength, config.color_frames)
+    frames = match_colors(frames, reference, config.color_strength, config.color_frames, device)
     if motion_frames is None or not overlap:
         return deflicker(frames, frames[:, 0], config.deflicker)
     last_frame = motion_frames[:, -1]

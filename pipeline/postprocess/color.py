@@ -18,7 +18,9 @@ Statistics = tuple[Tensor, Tensor]
 """Mean and population standard deviation of each channel of each frame, both `c f 1 1`."""
 
 
-def match_colors(frames: Tensor, reference: Tensor, strength: float, smoothing: int = 1) -> Tensor:
+def match_colors(
+    frames: Tensor, reference: Tensor, strength: float, smoothing: int = 1, device: torch.device | None = None
+) -> Tensor:
     """`frames` with the colours of `reference`: each frame takes the mean and the spread of its Lab channels.
 
     A mouth that opens darkens its frame, and matching that frame alone brightens all the rest of it. So mean and spread
@@ -30,19 +32,24 @@ def match_colors(frames: Tensor, reference: Tensor, strength: float, smoothing: 
         strength: 0 (frames as they are) .. 1 (matched); between, a blend in RGB.
         smoothing: number of frames, odd, that mean and spread are averaged over; 1 matches each frame by itself, as
             published.
+        device: that computes, on `CHUNK_FRAMES` frames at a time; None takes the frames' own.
     """
     if strength == 0:
         return frames
-    target = _statistics(_to_lab(_to_unit(reference[:, None].to(frames))))
-    chunks = frames.split(CHUNK_FRAMES, dim=1)
-    labs = [_to_lab(_to_unit(chunk)) for chunk in chunks]
-    mean, spread = (
-        torch.cat(chunk_statistics, dim=1) for chunk_statistics in zip(*map(_statistics, labs), strict=True)
-    )
-    means, spreads = (_smooth(statistic, smoothing).split(CHUNK_FRAMES, dim=1) for statistic in (mean, spread))
-    sources = zip(means, spreads, strict=True)
-    matched = [_match(lab, source, target) for lab, source in zip(labs, sources, strict=True)]
-    return torch.cat([_blend(chunk, rgb, strength) for chunk, rgb in zip(chunks, matched, strict=True)], dim=1)
+    home, device = frames.device, device or frames.device
+    target = _statistics(_to_lab(_to_unit(reference[:, None].to(device, frames.dtype))))
+    chunks, labs, statistics = frames.split(CHUNK_FRAMES, dim=1), [], []
+    for chunk in chunks:
+        lab = _to_lab(_to_unit(chunk.to(device)))
+        statistics.append(_statistics(lab))
+        labs.append(lab.to(home))
+    mean, spread = (_smooth(torch.cat(parts, dim=1), smoothing) for parts in zip(*statistics, strict=True))
+    sources = zip(mean.split(CHUNK_FRAMES, dim=1), spread.split(CHUNK_FRAMES, dim=1), strict=True)
+    matched = []
+    for chunk, lab, source in zip(chunks, labs, sources, strict=True):
+        rgb = _match(lab.to(device), source, target)
+        matched.append(_blend(chunk.to(device), rgb, strength).to(home))
+    return torch.cat(matched, dim=1)
 
 
 def _match(lab: Tensor, source: Statistics, target: Statistics) -> Tensor:

@@ -100,3 +100,20 @@ def test_a_network_whose_move_runs_out_of_memory_stays_on_the_cpu():
         encoder = Encoder()
         with resident(encoder, FullHost("cuda")):
             assert encoder.layer.weight.device.type == "cpu" and card.live == 0
+
+
+def test_as_many_blocks_step_aside_for_the_vae_as_it_needs():
+    with FakeCard(memory=6 * GB) as card:
+        transformer, host = fake_transformer(LAYERS, device="cpu"), TorchHost("cuda")
+        block_bytes = num_bytes(transformer.blocks[0])
+        with placed(transformer, MemoryConfig(), SIZES["smoke"], host) as placement:
+            placement.place()
+            whole = card.live
+            room = card.memory - whole
+            for missing, num_leaving in ((0, 0), (block_bytes // 2, 1), (3 * block_bytes // 2, 2)):
+                assert placement.make_room(room + missing)
+                assert card.live == whole - num_leaving * block_bytes
+            placement.place()
+            assert card.live == whole and sampled(transformer, SIZES["smoke"]) == "cuda"
+            assert placement.make_room(card.memory - GB // 10) and card.live < GB / 10
+            assert not placement.make_room(card.memory + 1)
