@@ -78,6 +78,25 @@ def save(path: Path, tables: Iterable[Table]) -> None:
     path.write_text(json.dumps(stored, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
+def save_page(path: Path, tables: Iterable[Table], json_file: Path | None) -> None:
+    """Writes the tables as a page in Markdown, which says how to send them."""
+    files = path.name if json_file is None else f"{path.name} and {json_file.name}"
+    lines = [
+        f"# MultiTalk on {facts().get('gpu', facts()['cpu'])}",
+        "",
+        machine_line(facts()),
+        "",
+        *(table.markdown() for table in tables),
+        "`docs/performance.md` has the estimates for cards; `seconds / ceilings` says how near a forward comes to",
+        "what this card's own products and attention allow. Nobody had measured them on a card when they were written:",
+        f"please open an issue in the repository of this pack and attach {files}. They name the card, the processor,",
+        "the system's version and the libraries, and nothing else of this machine.",
+        "",
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
 def machine_line(machine: Mapping[str, Any]) -> str:
     """Sentence about the machine that `machine.facts` describes."""
     device = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote
@@ -14,12 +15,18 @@ from urllib.parse import quote
 import make_workflows
 import torch
 from multitalk_pack.benchmarks.report import Table, machine_line
-from multitalk_pack.pipeline.config import Resolution
+from multitalk_pack.pipeline.config import GenerationConfig, Recipe, Resolution
+from multitalk_pack.pipeline.errors import Problems
+from multitalk_pack.pipeline.generation.run_spec import RunSpec, make_run_spec
+from multitalk_pack.pipeline.host import TorchHost
 from multitalk_pack.pipeline.memory.placement import GB, Footprint, MemoryConfig, plan_placement
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
+from multitalk_pack.pipeline.preflight.checks import with_memory
+from multitalk_pack.pipeline.preflight.estimate import estimate as estimate_run
 from multitalk_pack.pipeline.remote.endpoints import ENDPOINTS
 from multitalk_pack.pipeline.remote.pricing import PriceRule, dollars, estimate
 from multitalk_pack.pipeline.shapes import FPS, LatentSize
+from multitalk_pack.pipeline.weights.fit import TransformerFacts
 from support.packagings import PACKAGINGS
 
 PACK = Path(__file__).resolve().parents[1]
@@ -27,6 +34,7 @@ RESULTS = PACK / "benchmarks" / "results"
 WEIGHT_TESTS = PACK / "tests" / "pipeline" / "weights"
 PRICED_FRAMES = (41, 81, 85, 145, 241)  # the card's ends, its default, and both sides of the surcharge
 CARDS_GB = (8, 12, 16, 24, 48)
+CARD_SIZES = {"480p, 81 frames": (480, 832, 81), "480p, 97 frames": (480, 832, 97), "720p, 81 frames": (720, 1280, 81)}
 BITS = {"bf16": 16, "fp8, int8": 8, "Q4_K": 4.5}  # of a block's number
 WINDOW_480P = LatentSize.of_video(81, 480, 832)
 NOTHING_STORED = "No measurement is stored yet."
@@ -118,11 +126,17 @@ def prices() -> str:
 
 def placements() -> str:
     """Number of the published network's blocks that stay on cards of each size, by packaging."""
-    with torch.device("meta"):
-        footprint = Footprint.of(MultiTalkTransformer().bfloat16())
-    footprints = [replace(footprint, block_bytes=round(footprint.block_bytes * bits / 16)) for bits in BITS.values()]
+    footprints = _published_footprints()
     rows = ((f"{gb} GB", *(_num_resident(packaging, gb * GB) for packaging in footprints)) for gb in CARDS_GB)
     return table(("Free memory", *BITS), rows)
+
+
+@lru_cache
+def _published_footprints() -> tuple[Footprint, ...]:
+    """Those of the published network in the packagings of `BITS`."""
+    with torch.device("meta"):
+        plain = Footprint.of(MultiTalkTransformer().bfloat16())
+    return tuple(replace(plain, block_bytes=round(plain.block_bytes * bits / 16)) for bits in BITS.values())
 
 
 def _num_resident(footprint: Footprint, free: int) -> str:
@@ -131,6 +145,41 @@ def _num_resident(footprint: Footprint, free: int) -> str:
     if placement.estimate > free:
         return f"wants {placement.estimate / GB:.1f} GB"
     return str(placement.resident_blocks) if placement.streams else "all"
+
+
+def cards() -> str:
+    """The windows that run on cards of each size, by packaging: blocks that stay there, or what a refusal says."""
+    rows = []
+    for free_gb in CARDS_GB[:-1]:
+        for name, (height, width, num_frames) in CARD_SIZES.items():
+            for num_speakers in (1, 2):
+                config = GenerationConfig(num_frames=num_frames, window_frames=num_frames)
+                spec = make_run_spec(config, Recipe.MULTITALK, (height, width), num_frames, num_speakers)
+                cells = (_fit(spec, footprint, free_gb * GB) for footprint in _published_footprints())
+                rows.append((f"{free_gb} GB", name, str(num_speakers), *cells))
+    return table(("Free memory", "Window", "Speakers", *BITS), rows)
+
+
+def _fit(spec: RunSpec, footprint: Footprint, free: int) -> str:
+    problems, facts = Problems(), TransformerFacts(footprint, (12, 768), 4096, 1280)
+    run = with_memory(estimate_run(spec), spec, facts, MemoryConfig(), problems, CardHost(free))
+    if problems.errors:
+        _, _, cure = str(problems.errors[0]).partition(" are free. ")
+        return f"no, needs {run.placement.estimate / GB:.1f} GB. {cure}"
+    stay = f"{run.placement.resident_blocks} of 40 blocks" if run.placement.streams else "all blocks"
+    return f"{stay}, {run.placement.estimate / GB:.1f} GB"
+
+
+class CardHost(TorchHost):
+    """A card with so many bytes free, which nothing is run on."""
+
+    def __init__(self, free: int):
+        super().__init__("cuda")
+        self._free = free
+
+    def free_memory(self) -> int:
+        """Bytes."""
+        return self._free
 
 
 def measurements(*prefixes: str) -> str:

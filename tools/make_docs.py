@@ -134,6 +134,8 @@ def _sections(classes: dict[str, type]) -> dict[str, str]:
         "refusals": tables.refusals(),
         "acceleration": tables.measurements("acceleration"),
         "placements": tables.placements(),
+        "cards": tables.cards(),
+        "rehearsal": tables.measurements("rehearsal"),
         "weights": tables.measurements("weights"),
         "benchmarks": tables.measurements("dit", "step", "vae", "audio", "ops", "clip"),
         "lip_sync": tables.measurements("lip sync"),

@@ -27,7 +27,7 @@ ATTENTION = {
     "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
 }  # fmt: skip
-MATMUL = {"mm", "addmm", "bmm", "baddbmm", "linear"}
+MATMUL = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "_scaled_mm"}
 COPY = {"_to_copy", "clone", "copy_", "cat", "stack", "contiguous", "_reshape_copy"}
 ALLOCATION = {"empty", "empty_like", "new_empty", "empty_strided"}
 READS = {"_local_scalar_dense", "item", "equal", "is_nonzero"}  # the host waits for a number
@@ -173,7 +173,7 @@ def _number(name: str, tensor: Tensor) -> bool | float:
     """An answer that lets a run go on: checks hold, kernels agree with the formula, other numbers are 1."""
     if name == "equal" or tensor.dtype is torch.bool:
         return True
-    return 0.0 if "attention_kernels" in calling_place() else 1
+    return 0.0 if calling_place().startswith("acceleration/") else 1
 
 
 def _is_view(operator: Any, inputs: list[Tensor], outputs: list[Tensor]) -> bool:

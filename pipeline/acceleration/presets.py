@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,7 @@ from ..sampling.guidance import Guidance
 from .attention_kernels import AttentionKernel, find_kernel
 from .caches import CacheKind
 from .compilation import Compile, compiled
+from .fp8_products import fp8_products
 
 if TYPE_CHECKING:
     from ..models.transformer.model import MultiTalkTransformer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 FEW_STEPS = 8  # up to here a checkpoint or a LoRA is distilled, and no step resembles the one before
 MIN_CACHED_STEPS = 7
 WARMUP_SHARE = 5  # `regular` runs the first fifth of the steps in any case: there the picture is laid out
+FAST_PRODUCTS: dict[str, Any] = {"attention": AttentionKernel.FAST, "fp8_products": True}  # of `regular` and `high`
 FORECAST_PARTS, HIGH_GUIDED = 5, 0.05  # `high`: into how many parts forecasts cut a run; the share that is guided
 
 
@@ -38,6 +40,7 @@ class AccelerationOptions:
         guidance_until: the share of the steps, 0..1, after which they are not run any more; that difference stays.
         attention: the kernel; one that fails its probe is replaced.
         compile: compiles the blocks, which takes a minute at the first step of each size; then each is 8 % faster.
+        fp8_products: multiplies float8 weights as they are stored, on cards that can; activations are rounded to it.
     """
 
     cache: CacheKind = CacheKind.NONE
@@ -48,6 +51,7 @@ class AccelerationOptions:
     guidance_until: float = 1.0
     attention: AttentionKernel = AttentionKernel.AUTO
     compile: Compile = Compile.AUTO
+    fp8_products: bool = False
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 10:
@@ -95,7 +99,7 @@ def preset(acceleration: Acceleration, steps: int, text_scale: float) -> Acceler
     runs every eighth step, forecasts the others, and takes guidance from the first twentieth of the steps: 11 of
     120 forwards. `regular` keeps the lip sync of the bundled model, `high` loses 0.025 of its correlation (`python -m
     benchmarks acceleration`). Few-step runs have nothing to reuse; there `high` asks for guidance that fits a distilled
-    LoRA. Both take SageAttention where it works.
+    LoRA. Both take SageAttention and products in float8 where they work.
 
     Raises:
         ConfigError: `high` with few steps and text guidance, which distilled LoRAs do not bear.
@@ -109,17 +113,13 @@ def preset(acceleration: Acceleration, steps: int, text_scale: float) -> Acceler
                 f"High acceleration with {steps} steps needs a distilled LoRA, and none bears a text scale of "
                 f"{text_scale:g}. Set the text scale to 1 (the audio's to 1 or 2), or take more than {FEW_STEPS} steps."
             )
-        return AccelerationOptions(attention=AttentionKernel.FAST)
+        return AccelerationOptions(**FAST_PRODUCTS)
     if high:
         interval = max(2, round(steps / FORECAST_PARTS))
         return AccelerationOptions(
-            CacheKind.TAYLOR,
-            warmup=2,
-            interval=interval,
-            guidance_until=HIGH_GUIDED,
-            attention=AttentionKernel.FAST,
+            CacheKind.TAYLOR, warmup=2, interval=interval, guidance_until=HIGH_GUIDED, **FAST_PRODUCTS
         )
-    return AccelerationOptions(CacheKind.EASY, warmup=max(2, steps // WARMUP_SHARE), attention=AttentionKernel.FAST)
+    return AccelerationOptions(CacheKind.EASY, warmup=max(2, steps // WARMUP_SHARE), **FAST_PRODUCTS)
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def accelerated(
 
     Args:
         transformer: the shared model.
-        options: of which the kernel and compilation count; caches and guidance belong to the windows.
+        options: of which kernel, products and compilation count; caches and guidance belong to the windows.
         device: of the run.
         steps: of the run.
     """
@@ -138,7 +138,10 @@ def accelerated(
     head_dim = transformer.config.attention_head_dim
     transformer.set_attention(find_kernel(options.attention, device, transformer.compute_dtype, head_dim))
     try:
-        with compiled(transformer, device) if options.compile.applies(device, steps) else nullcontext():
+        with (
+            fp8_products(transformer, device) if options.fp8_products else nullcontext(),
+            compiled(transformer, device) if options.compile.applies(device, steps) else nullcontext(),
+        ):
             yield transformer
     finally:
         for block, (attend_video, attend_context) in zip(transformer.blocks, kernels, strict=True):

@@ -34,6 +34,7 @@ from ..memory.placement import GB, MemoryConfig, MemoryLimit, Placement, plan_pl
 from ..model_files import ModelFiles
 from ..shapes import FPS, LatentSize
 from ..weights.fit import TransformerFacts, check_weights, few_step_lora
+from ..weights.quantization import decodes_float8
 from .estimate import RunEstimate, estimate
 from .timings import Timings, run_kind
 
@@ -113,7 +114,8 @@ def check_run(spec: RunSpec, inputs: RunInputs, setup: RunSetup, problems: Probl
         return None
     run = estimate(spec)
     if facts is not None:
-        run = _with_memory(run, spec, facts, setup.memory, problems, host)
+        _check_float8(setup.files, facts, problems, host)
+        run = with_memory(run, spec, facts, setup.memory, problems, host)
         run = _with_seconds(run, spec, setup.timings, host)
     run = _with_ram(_with_disk(run, setup, problems), spec, setup, problems, host)
     return replace(run, ram_bytes=run.ram_bytes + inputs.sound_bytes)
@@ -259,6 +261,15 @@ def _check_encoded(inputs: RunInputs, facts: TransformerFacts, problems: Problem
             problems.attempt("conditioning", check_image, channels, facts.image_dim)
 
 
+def _check_float8(files: ModelFiles, facts: TransformerFacts, problems: Problems, host: Host) -> None:
+    if facts.stores_float8 and files.base is not None and not decodes_float8(host.device):
+        problems.add(
+            "base",
+            f"{files.base.name} or its audio weights are stored in float8, which {host.device} cannot decode. Take "
+            f"GGUF or bfloat16 files, or the CPU as the device.",
+        )
+
+
 def _note_steps(spec: RunSpec, files: ModelFiles, problems: Problems) -> None:
     """Steps and guidance against what a distilled model, or the LoRAs, were made for."""
     steps, scale = spec.steps, spec.guidance.text_scale
@@ -271,9 +282,10 @@ def _note_steps(spec: RunSpec, files: ModelFiles, problems: Problems) -> None:
         problems.note(f"{steps} steps without a few-step LoRA give a blurred video. Take 20 or more, or such a LoRA.")
 
 
-def _with_memory(
+def with_memory(
     run: RunEstimate, spec: RunSpec, facts: TransformerFacts, memory: MemoryConfig, problems: Problems, host: Host
 ) -> RunEstimate:
+    """The run with the placement of its blocks; adds a problem, with its cure, where it does not fit on the device."""
     free, own = host.free_memory(), facts.footprint
     facts = replace(facts, footprint=own.on(host.device))
     placement = _placement(spec, facts, memory, run.size, free)

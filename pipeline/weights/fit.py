@@ -70,12 +70,14 @@ class TransformerFacts:
         audio_features: layers and channels of the speech features that it takes.
         text_dim: channels of a prompt token.
         image_dim: channels of an image token.
+        stores_float8: some of its weights are float8.
     """
 
     footprint: Footprint
     audio_features: tuple[int, int]
     text_dim: int
     image_dim: int
+    stores_float8: bool = False
 
 
 def few_step_lora(loras: Iterable[tuple[Path, float]]) -> str | None:
@@ -143,6 +145,7 @@ def _facts(
             config["audio_features"],
             config["text_dim"],
             config["image_dim"],
+            any(weight.entry.dtype.startswith("F8") for weight in weights.values()),
         )
 
 

@@ -97,6 +97,15 @@ class Update(nn.Module):
         """The update, in float32."""
         raise NotImplementedError
 
+    @property
+    def is_low_rank(self) -> bool:
+        """It can be multiplied without being made."""
+        return False
+
+    def add_to(self, weight: Tensor) -> Tensor:
+        """`weight` with the update."""
+        return weight + self()
+
     def extra_repr(self) -> str:
         return repr(self.factor)  # tells the same LoRA at two strengths apart
 
@@ -124,6 +133,22 @@ class LowRank(Update):
 
     def forward(self) -> Tensor:
         return self.factor * (self._part(UP) @ self._part(DOWN))
+
+    @property
+    def is_low_rank(self) -> bool:
+        return True
+
+    def add_to(self, weight: Tensor) -> Tensor:
+        """In 16 bits without the update ever being written."""
+        if weight.dtype.itemsize > 2:
+            return super().add_to(weight)
+        up, down = (self.parts[role].to(weight.dtype) for role in (UP, DOWN))
+        return torch.addmm(weight, up, down, alpha=self.factor)
+
+    def add_product(self, output: Tensor, x: Tensor) -> None:
+        """Adds the product with `x` (`n in`) to that of the weight, `n out`."""
+        up, down = (self.parts[role].to(x.dtype) for role in (UP, DOWN))
+        output.addmm_(x @ down.T, up.T, alpha=self.factor)
 
 
 class Hadamard(Update):

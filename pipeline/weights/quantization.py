@@ -8,18 +8,23 @@ is held as bytes, so that `module.to(dtype)` cannot widen it by accident.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import ModuleType
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..acceleration.fp8_products import FP8, Product
 from ..errors import WeightsError
 
+if TYPE_CHECKING:
+    from .lora_layouts import Update
+
+FP8_SIDE = 16  # of which both sides of a float8 matrix are multiples
 CHUNK_BYTES = 2**23  # of packed rows that are decoded at once; their float32 is up to eight times as large
 ROTATION = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))  # a regular Hadamard matrix, times 2
 
@@ -52,8 +57,12 @@ class Numbers:
         numbers = data.view(self.dtype)
         if scale is None:
             return numbers.to(dtype)
-        weight = numbers.float() * scale.view(torch.float32).reshape(-1, 1)
-        return (_unrotate(weight, self.rotation) if self.rotation else weight).to(dtype)
+        row_scale = scale.view(torch.float32).reshape(-1, 1)
+        if self.rotation:
+            return _unrotate(numbers.float() * row_scale, self.rotation).to(dtype)
+        if numbers.dtype.itemsize > 1:
+            return (numbers.float() * row_scale).to(dtype)
+        return numbers.to(dtype).mul_(row_scale)  # 8 bits are exact in 16, and torch multiplies in the scale's float32
 
 
 @dataclass(frozen=True)
@@ -121,8 +130,13 @@ class PackedMatrix:
 class QuantizedLinear(nn.Module):
     """A linear layer on a packed weight, plus what LoRAs add to it: `y = x (W + sum of deltas)^T + b`.
 
-    The sum is made in float32 and rounded once, at each use: a LoRA acts as if merged, and taking it away leaves the
-    packed weight as it was. Making a matrix costs far less than multiplying a video's tokens by it.
+    The sum is made at each use: a LoRA acts as if merged, and taking it away leaves the packed weight as it was. Making
+    a matrix costs far less than multiplying a video's tokens by it. Where the stored weight is multiplied itself, low
+    ranks are multiplied beside it.
+
+    Attributes:
+        deltas: an `Update` for each LoRA.
+        fp8_product: multiplies the weight as it is stored, see `fp8_products`; None decodes it.
     """
 
     def __init__(self, packed: PackedMatrix, shape: tuple[int, int], bias: Tensor | None, compute_dtype: torch.dtype):
@@ -135,6 +149,7 @@ class QuantizedLinear(nn.Module):
         self.outer_scale = _parameter(packed.outer_scale)
         self.bias = _parameter(bias)
         self.deltas = nn.ModuleList()
+        self.fp8_product: Product | None = None
 
     @classmethod
     def of(cls, plain: nn.Linear) -> QuantizedLinear:
@@ -148,24 +163,49 @@ class QuantizedLinear(nn.Module):
         """Shape and dtype of the weight for whoever asks; it holds no numbers, `dense` does."""
         return torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype, device="meta")
 
+    @property
+    def _updates(self) -> Iterable[Update]:
+        return cast("Iterable[Update]", self.deltas)
+
+    @property
+    def stores_fp8(self) -> bool:
+        """The weight is float8 in sides of 16, which cards multiply, and what LoRAs add to it is of low rank."""
+        is_even = not (self.in_features % FP8_SIDE or self.out_features % FP8_SIDE)
+        low_ranks = all(update.is_low_rank for update in self._updates)
+        return self.encoding == Numbers(FP8) and self.compute_dtype is torch.bfloat16 and is_even and low_ranks
+
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight with its LoRAs, `out in`."""
+        """The weight with its LoRAs, `out in`.
+
+        In float32 the sum is rounded once. In 16 bits the weight is rounded, and with each LoRA of low rank again,
+        which spares its float32: in bfloat16 0.24 % off instead of 0.17 with one LoRA, where 8 bits alone are 2.7 % off.
+        """
         packed = PackedMatrix(self.data, self.encoding, self.scale, self.outer_scale)
-        if not len(self.deltas):
-            return packed.decode(dtype)
-        weight = packed.decode(torch.float32)
-        for delta in self.deltas:
-            weight = weight + delta()
+        low_ranks = all(update.is_low_rank for update in self._updates)
+        weight = packed.decode(dtype if low_ranks else torch.float32)
+        for update in self._updates:
+            weight = update.add_to(weight)
         return weight.to(dtype)
 
-    def decoded(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """The layer with its weight decoded, for several uses in a row."""
+    def product(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The layer with its weight made ready, for several uses in a row."""
         bias = None if self.bias is None else self.bias.to(dtype)
+        if self.fp8_product is not None:
+            return partial(self._multiply_stored, self.fp8_product, bias)
         return partial(linear, weight=self.dense(dtype), bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`... out_features` of `... in_features`, in the dtype of `x`."""
-        return self.decoded(x.dtype)(x)
+        return self.product(x.dtype)(x)
+
+    def _multiply_stored(self, product: Product, bias: Tensor | None, x: Tensor) -> Tensor:
+        rows, scale = x.reshape(-1, self.in_features), torch.ones(1, 1, device=x.device)
+        if self.scale is not None:
+            scale = self.scale.view(torch.float32).reshape(-1, 1)
+        output = product(rows, self.data.view(FP8), scale.expand(self.out_features, 1), bias)
+        for update in self._updates:
+            update.add_product(output, rows)
+        return output.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.encoding}"
@@ -185,6 +225,18 @@ class QuantizedEmbedding(nn.Module):
         """`... d` of `...` row numbers."""
         rows = PackedMatrix(self.data, self.encoding, self.scale).rows(ids.flatten())
         return rows.decode(self.compute_dtype).view(*ids.shape, -1)
+
+
+@lru_cache
+def decodes_float8(device: torch.device) -> bool:
+    """True for a device that can turn float8 into numbers; Apple's GPUs cannot."""
+    if device.type in ("cpu", "cuda"):
+        return True
+    try:
+        torch.zeros(1, dtype=torch.uint8, device=device).view(FP8).float()
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def to_bytes(tensor: Tensor) -> Tensor:

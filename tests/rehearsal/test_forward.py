@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from benchmarks.rehearsal import forwards
+from benchmarks.rehearsal import TIMESTEP, forwards
 from benchmarks.rehearsal.fake_card import FakeCard
 from benchmarks.rehearsal.networks import SIZES, fake_inputs, fake_latents, fake_transformer
+from pipeline.acceleration import fp8_products
 from pipeline.acceleration.caches import CacheKind, make_cache
 from pipeline.acceleration.caches.base import ForwardInputs
 from pipeline.acceleration.presets import AccelerationOptions
@@ -77,3 +78,27 @@ def test_the_time_projection_is_not_widened_as_a_whole():
     _, later = forwards(SIZES["smoke"], num_layers=1)
     whole_bytes = 6 * WIDTH * WIDTH * 4
     assert later.work_bytes < whole_bytes / 2
+
+
+@pytest.mark.parametrize("lora_rank", [0, 64])
+def test_float8_weights_are_multiplied_as_they_are_stored_on_cards_that_can(lora_rank):
+    device, size = torch.device("cuda"), SIZES["480p"]
+    figures = {}
+    for capability in ((8, 6), (8, 9)):
+        fp8_products.find_product.cache_clear()
+        with FakeCard(capability=capability) as card:
+            transformer = fake_transformer(1, "fp8", lora_rank)
+            inputs, latents = fake_inputs(transformer, size), fake_latents(size)
+            with fp8_products.fp8_products(transformer, device):
+                transformer(latents, TIMESTEP, inputs)
+                with card.record() as figures[capability]:
+                    transformer(latents, TIMESTEP, inputs)
+    fp8_products.find_product.cache_clear()
+    decoded, stored = figures.values()
+    assert "_scaled_mm" not in decoded.flops and 0.99 < stored.flops["_scaled_mm"] / _packed_flops(size) < 1.01
+    assert decoded.decoding_bytes > 0 and not stored.syncs and stored.decoding_bytes < decoded.decoding_bytes / 100
+
+
+def _packed_flops(size):
+    """FLOPs of the layers that every token passes: 4 of self-attention, 2 of text, 2 of audio, and the feed-forward."""
+    return 2 * size.num_tokens * WIDTH * (8 * WIDTH + 2 * FFN_WIDTH)

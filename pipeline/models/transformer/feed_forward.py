@@ -23,13 +23,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`n c` from `n c`, so many tokens at a time that the middle stays small."""
-        up, down = (_decoded(self.get_submodule(path), x.dtype) for path in ("net.0.proj", "net.2"))
+        up, down = (_product(self.get_submodule(path), x.dtype) for path in ("net.0.proj", "net.2"))
         return torch.cat([down(gelu_tanh(up(chunk))) for chunk in x.split(CHUNK_TOKENS)])
 
 
-def _decoded(layer: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _product(layer: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """The layer; where its weight is packed, with the weight decoded once for all chunks."""
-    return layer.decoded(dtype) if hasattr(layer, "decoded") else layer
+    return layer.product(dtype) if hasattr(layer, "product") else layer
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from multitalk_pack.pipeline.generation.run_spec import make_run_spec
 from multitalk_pack.pipeline.generation.store import run_key
 from multitalk_pack.pipeline.memory.placement import GB, MemoryConfig, MemoryLimit
 from multitalk_pack.pipeline.model_files import ModelFiles
-from multitalk_pack.pipeline.preflight import timings
+from multitalk_pack.pipeline.preflight import checks, timings
 from multitalk_pack.pipeline.preflight.checks import (
     RunInputs,
     RunSetup,
@@ -30,6 +30,7 @@ from multitalk_pack.pipeline.preflight.checks import (
     describe,
     timed,
 )
+from safetensors.torch import load_file, save_file
 from support.run import RecordingHost
 
 
@@ -252,3 +253,26 @@ def test_a_run_that_fails_or_goes_on_from_another_is_not_measured(files, tmp_pat
     with pytest.raises(KeyboardInterrupt), timed(spec(), setup, run, RecordingHost()):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+def test_float8_weights_are_refused_where_nothing_decodes_them(files, tmp_path, monkeypatch):
+    fp8 = tmp_path / "base_fp8.safetensors"
+    tensors = load_file(files.base)
+    save_file(
+        {key: tensor.to(torch.float8_e4m3fn) if tensor.ndim == 2 else tensor for key, tensor in tensors.items()}, fp8
+    )
+    float8 = ModelFiles(base=fp8, adapter=files.adapter)
+    assert not checked(files=float8)[0].errors
+    monkeypatch.setattr(checks, "decodes_float8", lambda device: False)
+    assert_matches(
+        r"base: base_fp8.safetensors or .* float8, which cpu cannot decode. Take GGUF or",
+        checked(files=float8)[0].errors[0],
+    )
+    assert not checked(files=weights(files))[0].errors
+
+
+def test_on_a_cpu_mapped_weights_are_no_memory_to_take(files):
+    problems, run = checked(files=weights(files))
+    window_bytes = run.windows[0] * 64 * 64 * 24
+    assert run.ram_bytes == window_bytes and run.placement.weights == 0 and not problems.errors
+    assert run.footprint.weights_bytes > 0
