@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 
 from .choice import Choice
 from .config import Acceleration, ColorMatch, GenerationConfig, Recipe, Resolution, SamplerKind
-from .errors import MultiTalkError, Problems
-from .host import Preview, Progress, RemainingTime, TorchHost
+from .errors import ConfigError, MultiTalkError, Problems
+from .host import Host, Preview, Progress, RemainingTime, TorchHost
 from .memory.placement import MemoryLimit
 from .model_files import ModelFiles, parse_lora
 from .multitalk_pipeline import MultiTalkPipeline
+from .request import Request
 from .weights.handles import Precision
 
 SILENT = "silent"  # instead of a file of sound
@@ -38,10 +40,14 @@ class TerminalHost(TorchHost):
 
     def report(self, progress: Progress, preview: Preview | None = None) -> None:
         """Rewrites the line."""
-        filled = round(progress.fraction * 30)
-        bar = "#" * filled + "-" * (30 - filled)
-        text = progress.describe(self._remaining.left_s(progress.fraction))
-        print(f"\r\033[K[{bar}] {text}", end="", file=sys.stderr, flush=True)
+        show_progress(progress.fraction, progress.describe(self._remaining.left_s(progress.fraction)))
+
+
+def show_progress(fraction: float, text: str) -> None:
+    """Rewrites the terminal's line: a bar, `fraction` (0..1) of it full, and `text`."""
+    filled = round(fraction * 30)
+    bar = "#" * filled + "-" * (30 - filled)
+    print(f"\r\033[K[{bar}] {text}", end="", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,10 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     problems = Problems()
     try:
-        files = _files(args, problems)
-        host = TerminalHost(args.device)
-        precision = {"precision": args.precision, "vae_precision": args.vae_precision}
-        talk = MultiTalkPipeline.of(files, memory=args.memory, **precision, host=host)
+        talk = make_pipeline(args, TerminalHost(args.device), problems)
         path = talk.render(
             args.output, *_media(args), args.prompt, resume_folder=args.resume_folder, restart=args.restart,
             problems=problems, **_options(args),
@@ -69,8 +72,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a request that was not typed at a terminal.
+
+    Raises:
+        ConfigError: a value is none that its option takes.
+    """
+    try:
+        return _parser(exit_on_error=False).parse_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from None
+
+
+def make_pipeline(args: argparse.Namespace, host: Host, problems: Problems) -> MultiTalkPipeline:
+    """The pipeline that the options name."""
+    precision = {"precision": args.precision, "vae_precision": args.vae_precision}
+    return MultiTalkPipeline.of(_files(args, problems), memory=args.memory, **precision, host=host)
+
+
+def make_request(args: argparse.Namespace, problems: Problems) -> Request:
+    """The request that the options describe."""
+    return Request.of(*_media(args), args.prompt, problems=problems, **_options(args))
+
+
+@cache
+def _parser(exit_on_error: bool = True) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__, exit_on_error=exit_on_error)
     _add_media(parser.add_argument_group("picture, voices, prompt"))
     _add_video(parser.add_argument_group("video"))
     _add_sampling(parser.add_argument_group("sampling (what is left out is the model's own)"))

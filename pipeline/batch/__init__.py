@@ -1,0 +1,1 @@
+"""Many clips on many devices: a manifest of requests, run by Ray."""
