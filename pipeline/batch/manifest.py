@@ -145,13 +145,12 @@ def _names() -> set[str]:
 
 
 def _check_names(options: dict[str, Any]) -> None:
-    unknown = options.keys() - _names()
-    if own := unknown & OWN_OPTIONS:
-        raise ConfigError(f"{', '.join(sorted(own))} is chosen for all lines alike, by the batch. Leave it out.")
+    own, unknown = options.keys() & OWN_OPTIONS, options.keys() - _names() - OWN_OPTIONS
+    if own:
+        raise ConfigError(f"{', '.join(sorted(own))}: the batch chooses this for all lines alike. Leave it out.")
     if unknown:
-        raise ConfigError(
-            f"There is no option {', '.join(sorted(unknown))}. The options are: {', '.join(sorted(_names()))}."
-        )
+        names = ", ".join(sorted(_names()))
+        raise ConfigError(f"There is no option {', '.join(sorted(unknown))}. The options are: id, {names}.")
 
 
 def _json_object(line: bytes) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class RayPool:
     ):
         # What a person has set counts. Otherwise Ray reports its use, and keeps a key in the home folder.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine takes long
         if address is None and "RAY_AUTH_MODE" not in os.environ:
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         try:
