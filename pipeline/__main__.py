@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .choice import Choice
-from .config import Acceleration, ColorMatch, GenerationConfig, Recipe, Resolution, SamplerKind
+from .config import Acceleration, AudioFeatures, ColorMatch, GenerationConfig, Recipe, Resolution, SamplerKind
 from .errors import ConfigError, MultiTalkError, Problems
 from .host import Host, Preview, Progress, RemainingTime, TorchHost
 from .memory.placement import MemoryLimit
@@ -153,6 +153,10 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     add("--sampler", choices=_words(SamplerKind), help="euler; renoise for what was distilled to it, as FlashTalk")
     add("--text-scale", type=float, help="guidance towards the prompt; 1 turns it off")
     add("--audio-scale", type=float, help="guidance towards the audio; 1 turns it off")
+    add(
+        "--features", choices=_words(AudioFeatures), default=GenerationConfig.features.value,
+        help="speech features of the whole sound, or of the last 8 s for each window, as in FlashTalk's live mode",
+    )  # fmt: skip
     add("--window-frames", type=int, help="frames that are sampled together, 4n+1")
     add("--motion-frames", type=int, help="frames that a window hands on to the next, 4n+1")
 
@@ -236,8 +240,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     """The other arguments of `Request.of`, by their names."""
     names = (
         "soundtrack", "negative_prompt", "num_frames", "fps", "resolution", "size", "seed", "acceleration", "steps",
-        "shift", "sampler", "text_scale", "audio_scale", "window_frames", "motion_frames", "color_strength",
-        "color_match", "deflicker", "first_look",
+        "shift", "sampler", "text_scale", "audio_scale", "features", "window_frames", "motion_frames",
+        "color_strength", "color_match", "deflicker", "first_look",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names}
     return options | {"start": args.start or (), "box": args.box or (), "in_turn": args.in_turn or args.demo_two}

@@ -52,11 +52,18 @@ class SamplerKind(Choice):
     RENOISE = "renoise"  # to the clean estimate, and back with fresh noise: what FlashTalk was distilled to
 
 
+class AudioFeatures(Choice):
+    """The sound that the speech features of a window are encoded from."""
+
+    WHOLE = "whole"  # all of it, in one go
+    STREAM = "stream"  # its last eight seconds, for each window anew, as in FlashTalk's live mode
+
+
 class ColorMatch(Choice):
     """The frames whose colours are compared with the reference image's."""
 
     STEADY = "steady"  # two seconds of them, and the seam between windows is faded
-    FRAME = "frame"  # each by itself, as published
+    FRAME = "frame"  # each by itself, as FlashTalk's program
 
 
 class WindowPlan(Choice):
@@ -99,6 +106,7 @@ class GenerationConfig:
         text_scale: guidance towards the prompt; 1 turns it off.
         audio_scale: guidance towards the audio; 1 turns it off.
         projected: adaptive projected guidance.
+        features: the sound that a window's speech features are encoded from.
         window_frames: frames that are sampled together, 4n+1.
         motion_frames: frames that a window hands on to the next, 4n+1.
         max_frames: where the published plan stops.
@@ -122,6 +130,7 @@ class GenerationConfig:
     projected: bool = False
     acceleration: Acceleration = Acceleration.NONE
     plan: WindowPlan = WindowPlan.EXACT
+    features: AudioFeatures = AudioFeatures.WHOLE
     window_frames: int | None = None
     motion_frames: int | None = None
     max_frames: int = 1000

@@ -265,6 +265,7 @@ class MultiTalkPipeline:
             normalize_input=handles.normalizes_input(encoder),
             fps=config.fps,
             soundtrack=run.media.soundtrack,
+            windows=run.spec.streamed_windows,
         )
         return encode_resident(encoder, self.host, encode)
 

@@ -14,7 +14,7 @@ from .audio.dialogue import Arrangement, Speech
 from .audio.embeds import decode_duration_s
 from .audio.waveform import Sound
 from .conditioning.speakers import Place
-from .config import Acceleration, ColorMatch, GenerationConfig, Resolution, SamplerKind, WindowPlan
+from .config import Acceleration, AudioFeatures, ColorMatch, GenerationConfig, Resolution, SamplerKind, WindowPlan
 from .errors import Problems
 from .media.picture import read_image
 from .media.sound import read_sound
@@ -25,6 +25,7 @@ CHOICES = {
     "resolution": Resolution,
     "acceleration": Acceleration,
     "plan": WindowPlan,
+    "features": AudioFeatures,
     "sampler": SamplerKind,
     "color_match": ColorMatch,
 }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..config import check_fps, check_num_frames
 from ..errors import AudioError
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FPS
 TAIL_FRAMES = 10  # 0.4 s of silence after the end, so that a window reaching past it hears silence
+BUFFER_FRAMES = 8 * FPS  # of sound that a window's own features are encoded from
+CONTEXT_FRAMES = 2  # before a window that its first frame hears, and after it
 METERED_TAIL_S = 1.0  # after the video's end, that loudness and resampling still take into account
 
 
@@ -94,6 +97,7 @@ def encode_audio(
     normalize_input: bool = False,
     fps: Fraction | float = FPS,
     soundtrack: Sound | None = None,
+    windows: Sequence[range] = (),
 ) -> AudioEmbeds:
     """
     The speech features of a video.
@@ -106,6 +110,7 @@ def encode_audio(
         normalize_input: the encoder wants zero mean and unit variance (see `wav2vec2.encode`).
         fps: of the finished video; the model itself always runs at 25.
         soundtrack: the sound of the video where it is not the voices, such as the mix they were separated from.
+        windows: the frames of each window, for features of its own (`encode_stream`); none encodes all sound in one go.
 
     Raises:
         AudioError: a sound cannot be used, or nobody has one and `num_frames` is 0.
@@ -122,13 +127,36 @@ def encode_audio(
     features = []
     for track in tracks:
         waveform = fit_length(track[: num_frames * SAMPLES_PER_FRAME], num_features * SAMPLES_PER_FRAME)
-        features.append(encode(model, waveform, num_features, normalize_input))
+        if windows:
+            features.append(encode_stream(model, waveform, windows, normalize_input))
+        else:
+            features.append(encode(model, waveform, num_features, normalize_input))
     sources = speeches if soundtrack is None else [Speech(soundtrack)]
     sound = mix_soundtrack(sources, arrangement, num_output_frames, _exact(fps))
     silence = None
     if len(tracks) == 1:
         silence = encode(model, torch.zeros(SAMPLE_RATE_HZ), FPS, normalize_input)[FPS // 2]  # far from both ends
     return AudioEmbeds(torch.stack(features), num_frames, _exact(fps), num_output_frames, sound, silence)
+
+
+def encode_stream(model: Wav2Vec2Model, waveform: Tensor, windows: Sequence[range], normalize: bool) -> Tensor:
+    """The features of windows that each hear the last 8 s before their end, as in FlashTalk's live mode.
+
+    Args:
+        waveform: `n`, mono, 16 kHz; silence stands before and after it.
+        windows: the frames of each.
+
+    Returns:
+        `(w (f+2)) layers channels`, window by window: two frames before it, and its own.
+    """
+    length, end = BUFFER_FRAMES * SAMPLES_PER_FRAME, windows[-1].stop * SAMPLES_PER_FRAME
+    samples = pad(waveform, (length, end))
+    features = []
+    for window in windows:
+        buffer = samples[window.stop * SAMPLES_PER_FRAME :][:length]
+        rows = encode(model, buffer, BUFFER_FRAMES, normalize)
+        features.append(rows[-len(window) - CONTEXT_FRAMES :])
+    return torch.cat(features)
 
 
 def _num_frames_from_audio(speeches: Sequence[Speech], arrangement: Arrangement, fps: Fraction | float) -> int:

@@ -11,8 +11,18 @@ from torch import Tensor
 from ..acceleration.presets import AccelerationOptions, make_guidance, preset
 from ..audio.embeds import TAIL_FRAMES, num_model_frames
 from ..conditioning.reference_image import bucket, check_size
-from ..config import ColorMatch, GenerationConfig, GuidanceConfig, Recipe, Resolution, SamplerKind, WindowPlan
+from ..config import (
+    AudioFeatures,
+    ColorMatch,
+    GenerationConfig,
+    GuidanceConfig,
+    Recipe,
+    Resolution,
+    SamplerKind,
+    WindowPlan,
+)
 from ..postprocess.apply import PostprocessConfig
+from ..postprocess.color import FLASHTALK_DIGITS
 from ..sampling.guidance import Guidance
 from ..sampling.schedule import timesteps
 from ..shapes import FPS, LatentSize
@@ -93,6 +103,13 @@ class RunSpec:
         return tuple(plan_windows(self.num_frames, self.windows_config, rows))
 
     @property
+    def streamed_windows(self) -> list[range]:
+        """The frames of the windows that have speech features of their own; none where all share those of the whole."""
+        if self.config.features is AudioFeatures.WHOLE:
+            return []
+        return [range(window.start, window.start + window.num_frames) for window in self.windows]
+
+    @property
     def output_s(self) -> float:
         """Seconds of the finished file."""
         assert self.num_output_frames is not None, "the length is known before the file is written"
@@ -101,10 +118,14 @@ class RunSpec:
     @property
     def postprocess(self) -> PostprocessConfig:
         """Options for decoded frames; a single window keeps its colours, unless they are matched as published."""
-        if self.windows_config.plan is WindowPlan.PUBLISHED or self.color_match is ColorMatch.FRAME:
-            return PostprocessConfig(self.color_strength, 1, self.deflicker, fades_seam=False)
+        if self.color_match is ColorMatch.FRAME:
+            return PostprocessConfig(
+                self.color_strength, color_digits=FLASHTALK_DIGITS, deflicker=self.deflicker, fades_seam=False
+            )
+        if self.windows_config.plan is WindowPlan.PUBLISHED:
+            return PostprocessConfig(self.color_strength, deflicker=self.deflicker, fades_seam=False)
         strength = self.color_strength if len(self.windows) > 1 else 0.0
-        return PostprocessConfig(strength, COLOR_FRAMES, self.deflicker)
+        return PostprocessConfig(strength, COLOR_FRAMES, deflicker=self.deflicker)
 
     def latent_size(self, window: Window) -> LatentSize:
         """The size of a window's latents."""
@@ -187,6 +208,7 @@ def _windows_config(config: GenerationConfig, row: ModelDefaults) -> WindowConfi
         motion_frames=_or(config.motion_frames, row.motion_frames),
         fit=fit,
         max_frames=config.max_frames,
+        features=config.features,
         drops_mirrored_tail=row.drops_mirrored_tail,
     )
 

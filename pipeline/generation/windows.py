@@ -10,11 +10,14 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from ..config import WindowPlan
+from ..audio.embeds import BUFFER_FRAMES, CONTEXT_FRAMES
+from ..config import AudioFeatures, WindowPlan
 from ..errors import ConfigError
 from ..shapes import nearest_num_frames
 
-CONTEXT = torch.tensor([-2, -1, 0, 1, 2])  # the audio features that a video frame hears, relative to its own
+CONTEXT = torch.arange(
+    -CONTEXT_FRAMES, CONTEXT_FRAMES + 1
+)  # the audio features that a video frame hears, relative to its own
 MIRRORED_MARGIN = 3  # the published program mirrors three audio frames more than it lacks
 
 
@@ -36,6 +39,7 @@ class WindowConfig:
         motion_frames: that a later window shares with the one before, 4n+1.
         fit: of the exact plan.
         max_frames: where the published plan stops.
+        features: whether the windows share the rows of audio features, or each has its own.
         drops_mirrored_tail: whether the published plan throws away what was generated to mirrored audio (MultiTalk),
             rather than to end with the audio (InfiniteTalk).
     """
@@ -45,6 +49,7 @@ class WindowConfig:
     motion_frames: int = 25
     fit: WindowFit = WindowFit.EQUAL
     max_frames: int = 1000
+    features: AudioFeatures = AudioFeatures.WHOLE
     drops_mirrored_tail: bool = True
 
 
@@ -93,7 +98,10 @@ def plan_windows(num_frames: int, config: WindowConfig, num_features: Sequence[i
         return _published_plan(config, [min(rows, num_frames) for rows in num_features])
     size = window_size(num_frames, config)
     starts = _starts(size, config.motion_frames, num_frames)
-    rows = [_clamped(starts, size, count) for count in num_features]
+    if config.features is AudioFeatures.STREAM:
+        rows = [_streamed(starts, size)] * len(num_features)
+    else:
+        rows = [_clamped(starts, size, count) for count in num_features]
     return _build(starts, size, config.motion_frames, num_frames, rows)
 
 
@@ -151,6 +159,21 @@ def _starts(size: int, overlap: int, num_frames: int) -> list[int]:
 def _clamped(starts: list[int], size: int, num_features: int) -> list[Tensor]:
     """For each window `f 5`, the rows that its frames hear; past the ends the outermost row."""
     return [_context_rows(start, size).clamp(0, num_features - 1) for start in starts]
+
+
+def _streamed(starts: list[int], size: int) -> list[Tensor]:
+    """For each window `f 5`, the rows of its own features, as `audio.embeds.encode_stream` makes them in a row.
+
+    They end with the window: its last two frames do not hear what comes.
+    """
+    num_rows = size + CONTEXT_FRAMES
+    if num_rows > BUFFER_FRAMES:
+        raise ConfigError(
+            f"Streamed features reach {BUFFER_FRAMES} frames back, too few for windows of {size}. Take shorter "
+            f"windows, or features of the whole sound."
+        )
+    rows = _context_rows(CONTEXT_FRAMES, size).clamp(max=num_rows - 1)
+    return [index * num_rows + rows for index in range(len(starts))]
 
 
 def _mirrored(starts: list[int], size: int, num_features: int) -> list[Tensor]:

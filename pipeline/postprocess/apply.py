@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .color import match_colors
+from .color import SKIMAGE_DIGITS, match_colors
 from .deflicker import deflicker
 from .seam import fade_seam
 
@@ -21,12 +21,14 @@ class PostprocessConfig:
     Attributes:
         color_strength: 0 (colours as decoded) .. 1 (the reference image's).
         color_frames: number of frames, odd, that colours are averaged over before they are matched.
+        color_digits: of the sRGB matrix that leads to them.
         deflicker: grey levels of 255 up to which changes from frame to frame are filtered out; 0 is off.
         fades_seam: fades the jump from the window before.
     """
 
     color_strength: float = 1.0
     color_frames: int = 1
+    color_digits: int = SKIMAGE_DIGITS
     deflicker: float = 0.0
     fades_seam: bool = True
 
@@ -48,7 +50,7 @@ def postprocess(
         overlap: number of frames at the start that are motion frames again; 0 in the first.
         device: that matches the colours; the frames stay where they are.
     """
-    frames = match_colors(frames, reference, config.color_strength, config.color_frames, device)
+    frames = match_colors(frames, reference, config.color_strength, config.color_frames, config.color_digits, device)
     if motion_frames is None or not overlap:
         return deflicker(frames, frames[:, 0], config.deflicker)
     last_frame = motion_frames[:, -1]

@@ -2,15 +2,18 @@
 
 import pytest
 import torch
+from multitalk_pack.pipeline.audio import embeds
 from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, arrange
-from multitalk_pack.pipeline.audio.embeds import AudioEmbeds
+from multitalk_pack.pipeline.audio.embeds import AudioEmbeds, encode_stream
 from multitalk_pack.pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound
-from multitalk_pack.pipeline.generation.windows import CONTEXT
+from multitalk_pack.pipeline.config import AudioFeatures
+from multitalk_pack.pipeline.generation.windows import CONTEXT, WindowConfig, WindowFit, plan_windows
 from multitalk_pack.pipeline.models.wav2vec2 import encoder as wav2vec2
 from support.golden import Golden
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-NOT_OF_THE_MODEL = ("feature_extractor", "fps", "transformers", "weight_norm_note")
+NOT_OF_THE_MODEL = ("feature_extractor", "fps", "lufs", "transformers", "weight_norm_note")
+FLASHTALK = Golden("flashtalk_audio")
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +26,17 @@ def speech():
     return Golden("wav2vec")
 
 
+def load_encoder(golden):
+    config = {key: value for key, value in golden.config.items() if key not in NOT_OF_THE_MODEL}
+    model = Wav2Vec2Model(Wav2Vec2Config(**config))
+    missing, unexpected = model.load_state_dict(golden.state(), strict=False)
+    assert set(missing) <= {"masked_spec_embed"} and not unexpected  # which only training reads
+    return model
+
+
 @pytest.fixture(scope="module")
 def encoder(speech):
-    config = {key: value for key, value in speech.config.items() if key not in NOT_OF_THE_MODEL}
-    model = Wav2Vec2Model(Wav2Vec2Config(**config))
-    model.load_state_dict(speech.state())
-    return model
+    return load_encoder(speech)
 
 
 def sound_of(golden, name):
@@ -87,3 +95,32 @@ def test_windows_are_the_published_rows(speech):
         neighbours = torch.arange(first, first + num_frames)[:, None] + CONTEXT
         feature_frames = rows[neighbours.clamp(0, len(rows) - 1)]
         assert torch.equal(AudioEmbeds(features, num_rows).window(feature_frames), windows)
+
+
+@pytest.mark.parametrize("case", [case for case, facts in FLASHTALK.cases.items() if facts["mode"] == "stream"])
+def test_streamed_windows_have_flashtalk_s_features_of_a_sound_that_starts_with_its_lead(case, monkeypatch):
+    """The published windows hear silence in their first motion frames, which are thrown away."""
+    facts = FLASHTALK.cases[case]
+    monkeypatch.setattr(embeds, "BUFFER_FRAMES", 25 * facts["cached_audio_duration"])
+    size, lead = facts["frame_num"], facts["motion_frame"]
+    config = WindowConfig(num_frames=size, motion_frames=lead, fit=WindowFit.FIXED, features=AudioFeatures.STREAM)
+    windows = plan_windows(facts["windows"] * (size - lead) + lead, config, [1])
+    waveform = torch.nn.functional.pad(waveform_of(FLASHTALK, case), (lead * SAMPLE_RATE_HZ // 25, 0))
+    frames = [range(window.start, window.start + size) for window in windows]
+    rows = encode_stream(load_encoder(FLASHTALK), waveform, frames, normalize=True)
+    audio_embeds = AudioEmbeds(rows[None], len(waveform) // 640)
+    for clip in facts["kept"]:
+        FLASHTALK.assert_close(audio_embeds.window(windows[clip].feature_frames), f"out.{case}.clip{clip}.audio")
+
+
+def test_flashtalk_s_features_of_a_whole_sound_are_the_published_ones():
+    facts, embedding = FLASHTALK.cases["once"], FLASHTALK["out.once.embedding"]
+    (track,) = arrange([Speech(Sound(waveform_of(FLASHTALK, "once")[None], SAMPLE_RATE_HZ))], Arrangement.PARALLEL)
+    rows = wav2vec2.encode(load_encoder(FLASHTALK), track, len(embedding), normalize=True)
+    FLASHTALK.assert_close(rows, "out.once.embedding")
+    size, lead = facts["frame_num"], facts["motion_frame"]
+    config = WindowConfig(num_frames=size, motion_frames=lead, fit=WindowFit.FIXED)
+    windows = plan_windows(facts["windows"] * (size - lead) + lead, config, [len(rows)])
+    for clip in facts["kept"]:
+        got = AudioEmbeds(rows[None], len(rows)).window(windows[clip].feature_frames)
+        FLASHTALK.assert_close(got, f"out.once.clip{clip}.audio")

@@ -4,10 +4,12 @@ from einops import rearrange, reduce
 from multitalk_pack.pipeline.conditioning.context_frames import condition, context_mask, motion_latents
 from multitalk_pack.pipeline.conditioning.reference_image import fit
 from multitalk_pack.pipeline.errors import ConfigError
+from multitalk_pack.pipeline.postprocess.apply import PostprocessConfig, postprocess
+from multitalk_pack.pipeline.postprocess.color import FLASHTALK_DIGITS
 from support.golden import Golden
 
-MSK_Y, PLAN = Golden("msk_y"), Golden("infinitetalk_plan")
-CONDITIONS = [case for case, facts in PLAN.cases.items() if facts.get("kind") or case.startswith("cond")]
+MSK_Y, INFINITETALK, FLASHTALK = map(Golden, ("msk_y", "infinitetalk_plan", "flashtalk_plan"))
+CONDITIONS = [(plan, case) for plan in (INFINITETALK, FLASHTALK) for case in plan.cases if case.startswith("cond")]
 
 
 class LinearVae:
@@ -62,28 +64,44 @@ def test_a_mask_may_end_inside_a_latent_frame():
     assert context_mask(4, 9).T.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
 
 
-def clips(case):
-    return range(sum(name.startswith(f"mid.{case}.clip") and "final" in name for name in PLAN.tensors))
+def clips(plan, case):
+    return range(sum(name.startswith(f"mid.{case}.clip") and "final" in name for name in plan.tensors))
 
 
-@pytest.mark.parametrize("case", CONDITIONS)
-def test_infinitetalk_looks_back_at_its_reference(case):
-    vae = LinearVae(PLAN)
-    for clip in clips(case):
-        if f"out.{case}.clip{clip}.y" not in PLAN:
+@pytest.mark.parametrize(("plan", "case"), CONDITIONS)
+def test_infinitetalk_and_flashtalk_look_back_at_their_reference(plan, case):
+    vae = LinearVae(plan)
+    for clip in clips(plan, case):
+        if f"out.{case}.clip{clip}.y" not in plan:
             continue
-        num_frames = 4 * PLAN[f"out.{case}.clip{clip}.y"].shape[1] - 3
-        got = condition(vae, PLAN[f"mid.{case}.clip{clip}.reference"], num_frames)
-        PLAN.assert_close(got, f"out.{case}.clip{clip}.y")
+        num_frames = 4 * plan[f"out.{case}.clip{clip}.y"].shape[1] - 3
+        got = condition(vae, plan[f"mid.{case}.clip{clip}.reference"], num_frames)
+        plan.assert_close(got, f"out.{case}.clip{clip}.y")
 
 
-@pytest.mark.parametrize("case", CONDITIONS)
-def test_infinitetalk_hands_on_clean_motion(case):
-    vae = LinearVae(PLAN)
-    for clip in clips(case):
+@pytest.mark.parametrize(("plan", "case"), CONDITIONS)
+def test_infinitetalk_and_flashtalk_hand_on_clean_motion(plan, case):
+    vae = LinearVae(plan)
+    for clip in clips(plan, case):
         source = "reference" if clip == 0 else "motion_frames"
-        got = motion_latents(vae, PLAN[f"mid.{case}.clip{clip}.{source}"])
-        PLAN.assert_close(got, f"out.{case}.clip{clip}.motion_latents")
+        got = motion_latents(vae, plan[f"mid.{case}.clip{clip}.{source}"])
+        plan.assert_close(got, f"out.{case}.clip{clip}.motion_latents")
+
+
+@pytest.mark.parametrize("case", [case for plan, case in CONDITIONS if plan is FLASHTALK])
+def test_flashtalk_matches_each_frame_before_it_hands_it_on(case):
+    vae, reference, video = LinearVae(FLASHTALK), FLASHTALK[f"mid.{case}.clip0.reference"][:, 0], []
+    facts = FLASHTALK.cases[case]
+    lead = facts["motion_frame"]
+    config = PostprocessConfig(facts["color_strength"], color_digits=FLASHTALK_DIGITS, fades_seam=False)
+    for clip in clips(FLASHTALK, case):
+        frames = torch.cat(list(vae.decode(FLASHTALK[f"mid.{case}.clip{clip}.final_latents"])), dim=1)
+        frames = postprocess(frames, reference, None, 0, config)
+        video.append(frames[:, lead:])
+        if clip + 1 in clips(FLASHTALK, case):
+            FLASHTALK.assert_close(frames[:, -lead:], f"mid.{case}.clip{clip + 1}.motion_frames")
+    step = {"every 8th": 8, "every 4th": 4}[facts["video_rows_and_columns"]]
+    FLASHTALK.assert_close(torch.cat(video, dim=1)[..., ::step, ::step], f"out.{case}.video")
 
 
 def test_more_known_frames_than_the_window_has_are_refused():

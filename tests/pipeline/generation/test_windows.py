@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from multitalk_pack.pipeline.config import Recipe, WindowPlan
+from multitalk_pack.pipeline.audio.embeds import BUFFER_FRAMES
+from multitalk_pack.pipeline.config import AudioFeatures, Recipe, WindowPlan
 from multitalk_pack.pipeline.errors import ConfigError
 from multitalk_pack.pipeline.generation.recipes import RECIPES
 from multitalk_pack.pipeline.generation.windows import WindowConfig, WindowFit, plan_windows
@@ -15,6 +16,8 @@ MULTITALK, INFINITETALK = Golden("clip_plan"), Golden("infinitetalk_plan")
 BOOKKEEPING = [case for case in INFINITETALK.cases if f"out.{case}.result_clip_and_frame" in INFINITETALK]
 
 
+FLASHTALK = Golden("flashtalk_plan")
+FLASHTALK_PLANS = [case for case, facts in FLASHTALK.cases.items() if facts.get("windows") and "mode" in facts]
 FULL = WindowConfig(num_frames=81, motion_frames=9, fit=WindowFit.SHORTENED)  # InfiniteTalk's
 
 
@@ -87,6 +90,38 @@ def test_a_network_of_one_length_gets_no_shorter_window():
     fixed = WindowConfig(num_frames=33, motion_frames=5, fit=WindowFit.FIXED)
     assert [window.num_frames for window in plan_windows(10, fixed, [10])] == [33]
     assert len(range(33)[plan_windows(10, fixed, [10])[0].keep]) == 10
+
+
+@pytest.mark.parametrize("case", FLASHTALK_PLANS)
+def test_the_published_flashtalk_plan_is_ours_without_the_frames_that_it_drops(case):
+    """It throws the first motion frames away; whole features count from the sound's start, streamed ones after them."""
+    facts = FLASHTALK.cases[case]
+    size, lead, streams = facts["frame_num"], facts["motion_frame"], facts["mode"] == "stream"
+    features = AudioFeatures.STREAM if streams else AudioFeatures.WHOLE
+    config = WindowConfig(num_frames=size, motion_frames=lead, fit=WindowFit.FIXED, features=features)
+    windows = plan_windows(facts["windows"] * (size - lead) + lead, config, [facts["audio_frames"]])
+    rows = numbered(windows, 0)[:, 0]
+    if streams:
+        buffer = 25 * facts["cached_audio_duration"]
+        own = rows - torch.arange(len(windows))[:, None, None] * (size + 2)
+        buffer_rows = own + buffer - size - 2
+        ends = torch.tensor([window.start + size - lead for window in windows])
+        FLASHTALK.assert_close((ends - buffer) * 640, f"out.{case}.buffer_first_sample")
+        FLASHTALK.assert_close(buffer_rows, f"out.{case}.buffer_rows")
+        rows = buffer_rows + (ends - buffer)[:, None, None]
+    FLASHTALK.assert_close(rows, f"out.{case}.heard_audio_frames")
+    frames = [[window.index, frame] for window in windows for frame in range(size)[window.keep]][lead:]
+    assert frames == FLASHTALK[f"out.{case}.result_clip_and_frame"].tolist()
+    assert len(frames) == FLASHTALK[f"out.{case}.total_frames"].item()
+    if len(windows) > 1:
+        handed_on = [list(range(size))[-window.overlap :] for window in windows[1:]]
+        assert handed_on == FLASHTALK[f"out.{case}.motion_frames"].tolist()
+
+
+def test_a_window_longer_than_the_buffer_cannot_have_features_of_its_own():
+    config = WindowConfig(num_frames=201, fit=WindowFit.FIXED, features=AudioFeatures.STREAM)
+    with pytest.raises(ConfigError, match=f"reach {BUFFER_FRAMES} frames back, too few for windows of 201"):
+        plan_windows(300, config, [300])
 
 
 def test_sizes_that_do_not_fit_are_refused():

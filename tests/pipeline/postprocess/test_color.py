@@ -1,6 +1,6 @@
 import pytest
 import torch
-from multitalk_pack.pipeline.postprocess.color import match_colors
+from multitalk_pack.pipeline.postprocess.color import FLASHTALK_DIGITS, match_colors
 from support.golden import Golden
 
 GOLDEN, FLASHTALK = Golden("color"), Golden("flashtalk_color")
@@ -14,9 +14,10 @@ def test_colors_are_matched_as_published(case):
 
 @pytest.mark.parametrize("case", sorted(set(FLASHTALK.cases) - {"dark"}))
 def test_colors_inside_rgb_are_matched_as_in_flashtalk(case):
-    """Its own constants keep a negative Z, which only dark, strongly coloured pixels outside RGB have."""
+    """It keeps a negative Z, which only dark, strongly coloured pixels outside RGB have."""
     reference = FLASHTALK["in.reference"][0, :, 0]
-    matched = match_colors(FLASHTALK["in.source"][0], reference, FLASHTALK.cases[case]["strength"])
+    strength = FLASHTALK.cases[case]["strength"]
+    matched = match_colors(FLASHTALK["in.source"][0], reference, strength, digits=FLASHTALK_DIGITS)
     FLASHTALK.assert_close(matched[None], f"out.{case}")
 
 
