@@ -312,7 +312,8 @@ class MultiTalkPipeline:
 
         Args:
             restart: forgets the windows that an earlier run has left.
-            on_frames: is handed each window's frames, as the file shows them, `c f h w` in -1..1.
+            on_frames: is handed each window's frames, as the file shows them, `c f h w` in -1..1. Without it the video
+                grows in a file that can be watched meanwhile.
         """
         from .generate import generate, open_store  # imports diffusers
         from .generation.store import NoStore
@@ -328,9 +329,12 @@ class MultiTalkPipeline:
         )
         assert spec.num_frames is not None, "encoded speech has a length"
         convert = RateConverter(spec.num_frames, spec.fps, spec.num_output_frames)
+        part = store.part(setup.output) if on_frames is None else None
+        if part is not None:
+            logger.info("The video grows in %s, where it can be watched meanwhile.", part)
         with (
             timed(spec, setup, estimate, self.host, is_whole=store.is_empty),
-            VideoWriter(setup.output, spec.fps, audio_embeds.soundtrack) as writer,
+            VideoWriter(setup.output, spec.fps, audio_embeds.soundtrack, part) as writer,
         ):
             for frames in map(convert, windows):
                 writer.add(frames)

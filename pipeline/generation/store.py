@@ -30,7 +30,8 @@ SAMPLES = 64  # values of each weight that its fingerprint looks at
 LIMIT_BYTES = 50 * 10**9
 GB = 10**9
 RUN_NAME = re.compile(r"[0-9a-f]{32}")  # see `run_key`
-WINDOW_FILE = re.compile(rf"\d{{4,}}\.(mkv|safetensors)|{UNFINISHED.pattern}")
+PART = "part"  # the name, without its ending, of the video as far as it is made
+WINDOW_FILE = re.compile(rf"\d{{4,}}\.(mkv|safetensors)|{PART}\.\w+|{UNFINISHED.pattern}")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class NoStore:
     def is_empty(self) -> bool:
         """It is."""
         return True
+
+    def part(self, output: Path) -> Path:
+        """The file that grows while `output` is made: beside it."""
+        return output.with_name(f"{output.stem}.{PART}{output.suffix}")
 
     def clear(self) -> None:
         """Nothing to forget."""
@@ -104,7 +109,11 @@ class WindowStore:
     @property
     def is_empty(self) -> bool:
         """No window of the run is stored."""
-        return not any(self.folder.iterdir())
+        return not any(self.folder.glob("*.safetensors"))
+
+    def part(self, output: Path) -> Path:
+        """The file that grows while `output` is made: it stays as long as the windows that it is made of."""
+        return self.folder / f"{PART}{output.suffix}"
 
     def load(self, index: int, shape: tuple[int, int, int]) -> FinishedWindow | None:
         """The finished window number `index` of `shape` (f h w); None where there is none, or a damaged one."""

@@ -33,7 +33,12 @@ FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 CRF = 16  # H.264 quality at which no loss is seen
 # x264's macroblock tree reads memory that nobody has written: the same frames came out in other bytes now and then.
 # Without it they never do, and files are a third larger at the same quality or a little better.
-X264_OPTIONS = {"crf": str(CRF), "x264-params": "mbtree=0"}
+# It holds back a frame for each of its threads, by default three for two cores; a file that is watched as it grows
+# shows no later than that on larger machines, and comes out the same on all of them.
+X264_OPTIONS = {"crf": str(CRF), "x264-params": "mbtree=0:threads=3"}
+FASTSTART = {"movflags": "+faststart"}  # the index stands before the pictures
+# Each fifth of a second is whole by itself and on the disk at once: what is there can be watched, whatever happens.
+GROWING = {"movflags": "+delay_moov+default_base_moof", "frag_duration": "200000", "flush_packets": "1"}
 MAX_FRAME_BYTES = 16 * 10**9  # of a video that is read whole
 AUDIO_BITS_PER_CHANNEL = 128_000
 BT709 = 1  # its number among colour spaces, primaries and transfers (ITU-T H.273)
@@ -83,13 +88,19 @@ class VideoWriter:
     The sound keeps its rate and channels, and is cut, or continued with silence, to the length of the picture. The
     file appears under its name when the `with` block ends well; after an exception there is none.
 
+    Args:
+        part: a file that grows meanwhile, and is copied in the end; it can be watched at any time, and stays where the
+            block does not end well.
+
     Raises:
         ConfigError: the file's ending is that of no such format.
         MultiTalkError: the disk is full, or refuses the file for another reason.
     """
 
-    def __init__(self, path: str | Path, fps: Fraction | float = FPS, sound: Sound | None = None):
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path, fps: Fraction | float = FPS, sound: Sound | None = None, part: Path | None = None
+    ):
+        self.path, self._part = Path(path), part
         self.fps = Fraction(fps).limit_denominator(1001)
         self.num_frames = 0
         self._format = _format(path)
@@ -100,12 +111,13 @@ class VideoWriter:
         self._streams: _Streams | None = None
 
     def __enter__(self) -> VideoWriter:
-        options = {} if self._format == "matroska" else {"movflags": "+faststart"}
         with _disk_errors(self.path), ExitStack() as files:
-            unfinished = files.enter_context(atomic_write(self.path))
-            address = f"file:{unfinished}"  # whatever its name, it is none of FFmpeg's other protocols
-            container = av.open(address, "w", format=self._format, container_options=options)
-            self._container = files.enter_context(container)
+            if self._part is None:
+                unfinished, options = files.enter_context(atomic_write(self.path)), FASTSTART
+            else:
+                self._part.parent.mkdir(parents=True, exist_ok=True)
+                unfinished, options = self._part, GROWING
+            self._container = files.enter_context(_output_container(unfinished, self._format, options))
             self._files = files.pop_all()
         return self
 
@@ -113,11 +125,17 @@ class VideoWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            with _disk_errors(self.path), self._files:
-                self._finish()
+            with _disk_errors(self.path):
+                with self._files:
+                    self._finish()
+                if self._part is not None:
+                    _copy_streams(self._part, self.path, self._format)
+                    self._part.unlink()
         else:
             with suppress(OSError):  # a full disk refuses the file's end too; the first error counts
                 self._files.__exit__(kind, error, trace)
+            if self._part is not None and not self.num_frames:
+                self._part.unlink(missing_ok=True)
 
     def add(self, frames: Tensor) -> None:
         """Writes frames: `c f h w` in -1..1, or uint8 `f h w c`. Odd sides grow by one pixel, as H.264 wants them."""
@@ -176,6 +194,26 @@ class VideoWriter:
             raise ImageError(f"{self.path.name} got no frame, so there is nothing to write.")
         for stream in filter(None, self._streams):
             self._container.mux(stream.encode(None))
+
+
+def _output_container(path: Path, file_format: str, options: dict[str, str]) -> OutputContainer:
+    """A new file; whatever its name, it is none of FFmpeg's other protocols."""
+    options = {} if file_format == "matroska" else options  # which can be watched at any time as it is
+    return av.open(f"file:{path.absolute()}", "w", format=file_format, container_options=options)
+
+
+def _copy_streams(part: Path, path: Path, file_format: str) -> None:
+    """Writes the pictures and sounds of `part`, as they are, into an ordinary file."""
+    with (
+        av.open(f"file:{part.absolute()}") as source,
+        atomic_write(path) as unfinished,
+        _output_container(unfinished, file_format, FASTSTART) as target,
+    ):
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:  # else it marks the end
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from multitalk_pack.pipeline.audio.waveform import Sound
 from multitalk_pack.pipeline.errors import AudioError, ImageError, MultiTalkError
 from multitalk_pack.pipeline.media.sound import read_sound
 from multitalk_pack.pipeline.media.video import AAC_LAYOUTS, VideoWriter, read_video, resample_frame_times
-from support.media import hum
+from support.media import hum, sweep
 from support.pack import PACK
 
 DURATIONS_S = [0.2, 1, 3.24, 3.25, 10, 59.97]
@@ -240,3 +240,29 @@ def test_memory_does_not_grow_with_the_video(tmp_path):
             video.add(frames)
         growth = psutil.Process().memory_info().rss - before
     assert growth < 60 * frames.numel() / 4
+
+
+def test_a_growing_file_can_be_watched_and_becomes_the_ordinary_one(tmp_path):
+    """Frames are there a few frames later; in the end its pictures and sounds are copied as they are."""
+    frames, sound, part = torch.rand(3, 60, 32, 48) * 2 - 1, sweep(2.4, 16000), tmp_path / "grown.mp4"
+    with VideoWriter(tmp_path / "grown_whole.mp4", 25, sound, part) as writer:
+        for start in range(0, 60, 20):
+            writer.add(frames[:, start : start + 20])
+            assert start + 10 <= len(read_video(part).frames) <= start + 20
+    with VideoWriter(tmp_path / "whole.mp4", 25, sound) as writer:
+        writer.add(frames)
+    grown, whole = (read_video(tmp_path / name) for name in ("grown_whole.mp4", "whole.mp4"))
+    assert torch.equal(grown.frames, whole.frames) and torch.equal(grown.times_s, whole.times_s)
+    assert torch.equal(grown.sound.samples, whole.sound.samples)
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "mkv"])
+def test_what_has_grown_stays_when_the_run_fails_and_nothing_stays_of_nothing(tmp_path, ending):
+    path, part = tmp_path / f"whole.{ending}", tmp_path / f"part.{ending}"
+    for num_frames in (0, 40):
+        with pytest.raises(KeyboardInterrupt), VideoWriter(path, 25, sweep(2, 16000), part) as writer:
+            writer.add(torch.zeros(3, num_frames, 32, 32))
+            raise KeyboardInterrupt
+        assert part.exists() == bool(num_frames) and not path.exists()
+    assert len(read_video(part).frames) >= 30
