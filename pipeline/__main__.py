@@ -20,7 +20,8 @@ from .errors import ConfigError, MultiTalkError, Problems
 from .host import Host, Preview, Progress, RemainingTime, TorchHost
 from .memory.placement import MemoryLimit
 from .model_files import ModelFiles, parse_lora
-from .multitalk_pipeline import MultiTalkPipeline
+from .multitalk_pipeline import LEDGER_FOLDER, MultiTalkPipeline
+from .remote.endpoints import ENDPOINTS
 from .request import Request
 from .weights.handles import Precision
 
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         talk = make_pipeline(args, TerminalHost(args.device), problems)
         path = talk.render(
             args.output, *_media(args), args.prompt, resume_folder=args.resume_folder, restart=args.restart,
-            problems=problems, **_options(args),
+            remote=args.remote, ledger_folder=args.ledger_folder, problems=problems, **_options(args),
         )  # fmt: skip
     except MultiTalkError as error:
         print(f"\n{error}", file=sys.stderr)
@@ -140,7 +141,11 @@ def _add_video(group: argparse._ArgumentGroup) -> None:
     add("--color-strength", type=float, metavar="0..1", help="how far colours are moved to the picture's")
     add("--color-match", choices=_words(ColorMatch), help="steady: two seconds of frames; frame: each, as published")
     add("--resume-folder", type=Path, help="keep finished windows here, up to 50 GB, and go on from them")
-    add("--restart", action="store_true", help="make every window again, whatever --resume-folder holds")
+    add(
+        "--restart",
+        action="store_true",
+        help="make every window again, whatever --resume-folder holds; at fal, buy it again",
+    )
     add("--first-look", action="store_true", help="the first 41 frames only, to judge a long run by")
 
 
@@ -174,6 +179,11 @@ def _add_weights(group: argparse._ArgumentGroup) -> None:
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add("--remote", choices=list(ENDPOINTS), help="have fal make it, for money; the key is in FAL_KEY")
+    add(
+        "--ledger-folder", type=Path, default=LEDGER_FOLDER, metavar="FOLDER",
+        help="where it is written down what was bought from fal; a ComfyUI's is user/__multitalk",
+    )  # fmt: skip
     add("--device", type=_device, help="cpu, cuda, cuda:1 ...")
     add("--memory", choices=_words(MemoryLimit), default=MemoryLimit.AUTO.value)
     add("--precision", choices=_words(Precision), default=Precision.AUTO.value)
@@ -253,7 +263,7 @@ def _files(args: argparse.Namespace, problems: Problems) -> ModelFiles:
     loras = [problems.attempt("lora", parse_lora, lora) for lora in args.lora]
     files = ModelFiles.of(loras=[lora for lora in loras if lora is not None], recipe=args.recipe, **paths)
     if not args.demo and not args.demo_two:
-        if any(paths.values()):
+        if any(paths.values()) or args.remote:
             return files
         problems.note("No weights are named, so the small bundled model is used, which knows drawn faces only.")
     bundled = ModelFiles.bundled()

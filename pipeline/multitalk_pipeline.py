@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # imports diffusers, which takes seconds
 
 logger = logging.getLogger(__name__)
 
+LEDGER_FOLDER = Path("~/.multitalk")  # outside of ComfyUI
 OnFrames = Callable[[Tensor], None]
 
 
@@ -187,6 +188,8 @@ class MultiTalkPipeline:
         *,
         resume_folder: Path | str | None = None,
         restart: bool = False,
+        remote: str | None = None,
+        ledger_folder: Path | str = LEDGER_FOLDER,
         problems: Problems | None = None,
         **options: Any,
     ) -> Path:
@@ -199,6 +202,9 @@ class MultiTalkPipeline:
             prompt: what the video shows.
             resume_folder: keeps finished windows until the video is written, and goes on from them.
             restart: makes every window again, whatever `resume_folder` holds.
+            remote: the id of an endpoint of fal that makes it, for money, in place of the weights here; the price, and
+                that of the other endpoints, is logged before anything is sent. `restart` buys it again.
+            ledger_folder: of what was bought from fal, and of its key; a ComfyUI's is user/__multitalk.
             problems: what is known to be wrong already.
             **options: the other arguments of `Request.of`.
 
@@ -206,7 +212,13 @@ class MultiTalkPipeline:
             ConfigError: all that is wrong with the request, at once.
             MultiTalkError: it went wrong later.
         """
+        problems = problems or Problems()
         request = Request.of(image, audio, prompt, problems=problems, **options)
+        if remote is not None:
+            from .remote.render import Resume, render_request
+
+            resume = Resume.ALWAYS_NEW if restart else Resume.AUTO
+            return render_request(request, Path(output), remote, self.host, problems, Path(ledger_folder), resume)
         run = self.check(request, Path(output), None if resume_folder is None else Path(resume_folder), problems)
         audio_embeds, conditioning = self.encode(run)
         return self.write(audio_embeds, conditioning, run.spec, run.setup, run.estimate, restart=restart)

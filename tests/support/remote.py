@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from multitalk_pack.pipeline.audio.waveform import Sound
 from multitalk_pack.pipeline.config import Acceleration, GenerationConfig
-from multitalk_pack.pipeline.host import Host, Progress
+from multitalk_pack.pipeline.host import Host
 from multitalk_pack.pipeline.remote import media
 from multitalk_pack.pipeline.remote.collect import RemoteVideo
 from multitalk_pack.pipeline.remote.context import RemoteContext
@@ -22,6 +22,7 @@ from multitalk_pack.pipeline.remote.exchange import EXCHANGE_THREAD_NAME, THREAD
 from multitalk_pack.pipeline.remote.job import Job, JobMonitor
 from multitalk_pack.pipeline.remote.ledger import Ledger, Row
 from multitalk_pack.pipeline.remote.purchase import Resume, run
+from multitalk_pack.pipeline.remote.render import follow
 from multitalk_pack.pipeline.remote.request import RemoteRequest
 
 RATE_HZ = 8000
@@ -97,13 +98,5 @@ def newest(context: RemoteContext, **changes: object) -> Row | None:
 
 
 def run_on_host(request: RemoteRequest, context: RemoteContext, host: Host) -> RemoteVideo:
-    """The video of a request; `host` is told of it as a node is, and leaving this early stops the job."""
-    job = start(request, context)
-    try:
-        while job.alive:
-            host.check_cancelled()
-            host.report(Progress(job.monitor.text, job.monitor.fraction))
-            job.join(0.1)
-        return job.result()
-    finally:
-        job.monitor.stop()
+    """The video of a request; `host` is told of it, and leaving this early stops the job."""
+    return follow(start(request, context), host)
