@@ -20,6 +20,7 @@ REAL = {
     "vae": "wan_2.1_vae.safetensors",
     "audio": "wav2vec2-chinese-base_fp16.safetensors",
 }
+FLASHTALK = REAL | {"base": "diffusers/SoulX-FlashTalk-14B", "adapter": "none"}
 SMALL = {
     "base": "wan2.1_i2v_480p_demo.safetensors",
     "adapter": "multitalk_demo.safetensors",
@@ -29,7 +30,6 @@ SMALL = {
     "audio": "wav2vec2_demo.safetensors",
 }
 LORA = "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors"
-FILES_NOTE = "\n".join(f"* models/{folder}: {name}" for name, (folder, _) in MODELS.items() if name in REAL.values())
 
 
 BLUEPRINTS = {  # the page's name for each, and the workflow that it is made of
@@ -72,6 +72,13 @@ def talk(
     _save(graph, (graph.add("MultiTalkSampler", **inputs), 1))
 
 
+def files_note(files: dict[str, str]) -> str:
+    """The files of a workflow and their folders, in the order of the table."""
+    names = {Path(file).name for file in files.values()}
+    lines = [f"* models/{folder}: {name}" for name, (folder, _) in MODELS.items() if name in names]
+    return "\n".join(["**Files**\n", *lines, ""])
+
+
 def _save(graph: Graph, video: tuple[str, int]) -> None:
     graph.add("SaveVideo", video=video, filename_prefix="video/MultiTalk", format="auto", codec="auto")
 
@@ -85,7 +92,7 @@ def build() -> dict[str, Graph]:
     woman = "A woman talks to the camera in a softly lit room."
     drawn, drawn_two = "multitalk_drawn_portrait.png", "multitalk_drawn_two.png"
     dialogue = ["multitalk_drawn_speech.wav", "multitalk_drawn_answer.wav"]
-    files = f"**Files**\n\n{FILES_NOTE}\n"
+    files = files_note(REAL)
     quality = Graph(
         "Talking portrait",
         f"# One speaker, best quality\n\n{files}\n40 steps with text and audio guidance.",
@@ -94,6 +101,13 @@ def build() -> dict[str, Graph]:
     fast = Graph(
         "Talking portrait in 4 steps",
         f"# One speaker, four steps\n\n{files}* models/loras: {LORA}\n\nThe LoRA wants text guidance 1.",
+    )
+    flashtalk = Graph(
+        "Talking portrait, fast (FlashTalk)",
+        f"# One speaker, fast\n\n{files_note(FLASHTALK)}\nFlashTalk is one folder: `hf download "
+        "Soul-AILab/SoulX-FlashTalk-14B --local-dir models/diffusers/SoulX-FlashTalk-14B`. Four steps without guidance "
+        "for each 1.12 s; a calm prompt suits it.",
+        is_app=True,
     )
     two = Graph(
         "Two people talking",
@@ -119,6 +133,8 @@ def build() -> dict[str, Graph]:
     few = {"steps": 4, "text_scale": 1.0, "audio_scale": 2.0, "shift": 2.0, "acceleration": "high"}
     talk(quality, REAL, portrait, [speech], woman)
     talk(fast, REAL, portrait, [speech], woman, lora=LORA, sampler=few)
+    calm = "A woman speaks calmly to the camera, with subtle, natural movements of her lips."
+    talk(flashtalk, FLASHTALK, portrait, [speech], calm, sampler={"keep_frames": False})
     talk(two, REAL, drawn_two, dialogue, "Two people talk to each other.", audio={"multi_audio_type": "add"})
     options = (long.add("MultiTalkLongVideoOptions"), 0)
     talk(
@@ -137,6 +153,7 @@ def build() -> dict[str, Graph]:
     return {
         "single_speaker_quality": quality,
         "single_speaker_fast": fast,
+        "flashtalk": flashtalk,
         "two_speakers": two,
         "long_speech": long,
         "remote": remote,

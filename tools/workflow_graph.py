@@ -69,6 +69,7 @@ MODELS = {
     "wan2.1_i2v_480p_14B_fp8_scaled.safetensors": ("diffusion_models", f"{COMFY}/diffusion_models"),
     "WanVideo_2_1_Multitalk_14B_fp8_e4m3fn.safetensors": ("diffusion_models", KIJAI),
     "Wan2_1-InfiniTetalk-Single_fp16.safetensors": ("diffusion_models", f"{KIJAI}/InfiniteTalk"),
+    "SoulX-FlashTalk-14B": ("diffusers", f"{HUB}/Soul-AILab"),  # a folder, which the page cannot fetch
     "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("text_encoders", f"{COMFY}/text_encoders"),
     "clip_vision_h.safetensors": ("clip_vision", f"{COMFY}/clip_vision"),
     "wan_2.1_vae.safetensors": ("vae", f"{COMFY}/vae"),

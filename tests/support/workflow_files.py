@@ -37,6 +37,11 @@ def write_models(models: Path) -> None:
         (models / key).mkdir(exist_ok=True)
         for name in names:
             shutil.copy(getattr(files, part), models / key / f"{name}.safetensors")
+    flashtalk = models / "diffusers" / "SoulX-FlashTalk-14B"
+    flashtalk.mkdir(parents=True, exist_ok=True)
+    (flashtalk / "config.json").write_text("{}")
+    merged = load_file(files.transformer) | load_file(files.adapter)
+    save_file(merged, flashtalk / "diffusion_pytorch_model.safetensors")
     weight = load_file(files.transformer)["blocks.0.self_attn.q.weight"]
     lora = {
         "diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.randn(2, weight.shape[1]) * 0.01,
