@@ -250,16 +250,16 @@ def _only_voice(samples: Tensor) -> int | None:
     if len(samples) == 1:
         return 0
     weights = torch.tensor(DOWNMIX.get(len(samples), ()))[:, None]
-    counted = weights[:, 0] > 0 if len(weights) else torch.ones(len(samples), dtype=torch.bool)
+    has_weight = weights[:, 0] > 0 if len(weights) else torch.ones(len(samples), dtype=torch.bool)
     powers, power, cancelled = torch.zeros(len(samples), dtype=torch.float64), 0.0, 0.0
     for piece in samples.split(CANCELLED_BLOCK, dim=-1):
         piece_powers = piece.float().square().sum(dim=1)
-        loudest = (piece_powers * counted).max().item()
+        loudest = (piece_powers * has_weight).max().item()
         mixed = _mix_piece(piece.float(), weights).square().sum().item()
         powers, power = powers + piece_powers, power + mixed
         cancelled += loudest if mixed < CANCELLED**2 * loudest else 0
-    if (powers * counted).any():  # else all of it is in the LFE channel, as of a recorder with six inputs
-        powers *= counted
+    if (powers * has_weight).any():  # else all of it is in the LFE channel, as of a recorder with six inputs
+        powers *= has_weight
     loudest = powers.max().item()
     is_lost = power < CANCELLED**2 * loudest or cancelled > CANCELLED_SHARE * loudest
     return int(powers.argmax()) if is_lost else None

@@ -110,7 +110,7 @@ def _decode(container: InputContainer, track: AudioStream, name: str, max_durati
             continue
         if recording is None or stamps is None:
             check_rate(frame.sample_rate, name)
-            recording = _Recording(frame, track.codec.name, max_duration_s, name)
+            recording = _Recording(frame, track.codec_context.name, max_duration_s, name)
             recording.add_silence(_late_start_s(container, frame))
             stamps = _TimeStamps(container, track, frame)
         recording.add_silence(stamps.gap_s(frame))

@@ -13,7 +13,7 @@ TEXT = [[torch.ones(1, 3, 8), {}]]
 
 @pytest.fixture(scope="module")
 def condition(tmp_path_factory):
-    """What MultiTalk Condition hands on of a video of 64x64 pixels."""
+    """The outputs of MultiTalk Condition for a video of 64x64 pixels."""
     folder = tmp_path_factory.mktemp("pack")
     node = pack.node_classes(pack.load(folder, folder))["MultiTalkCondition"]
 

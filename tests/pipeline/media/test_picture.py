@@ -63,7 +63,7 @@ def test_what_is_no_picture_is_refused(image, message):
         to_rgb(image)
 
 
-TURNS = {  # what a camera of this EXIF orientation has stored, from the upright picture
+ORIENTATIONS = {  # what a camera of this EXIF orientation has stored, from the upright picture
     1: lambda picture: picture,
     2: ImageOps.mirror,
     3: lambda picture: picture.rotate(180),
@@ -76,7 +76,7 @@ TURNS = {  # what a camera of this EXIF orientation has stored, from the upright
 CORNERS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))
 
 
-@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff", "avif"])
 def test_a_photo_is_turned_upright(tmp_path, suffix, orientation):
     upright = np.zeros((32, 48, 3), np.uint8)
@@ -84,7 +84,7 @@ def test_a_photo_is_turned_upright(tmp_path, suffix, orientation):
         upright[rows : rows + 16, columns : columns + 24] = level
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = TURNS[orientation](Image.fromarray(upright))
+    stored = ORIENTATIONS[orientation](Image.fromarray(upright))
     image = read_image(saved(tmp_path / f"photo.{suffix}", stored, exif=exif, quality=100))
     assert image.shape == upright.shape and image.dtype == torch.uint8
     for level, row, column in zip(CORNERS, (8, 8, 24, 24), (12, 36, 12, 36), strict=True):

@@ -108,13 +108,13 @@ def concatenate(path, *parts):
     return path
 
 
-JOINED = {"mp3": "mp3", "ts": "mp2", "flac": "flac", "oga": "flac", "ac3": "ac3"}
+CODECS = {"mp3": "mp3", "ts": "mp2", "flac": "flac", "oga": "flac", "ac3": "ac3"}
 
 
-@pytest.mark.parametrize("suffix", JOINED)
+@pytest.mark.parametrize("suffix", CODECS)
 @pytest.mark.parametrize(("rate_hz", "num_channels"), [(48000, 1), (44100, 2), (32000, 2)])
 def test_a_rate_or_channels_that_change_give_one_sound(tmp_path, suffix, rate_hz, num_channels):
-    codec, layout = JOINED[suffix], {1: "mono", 2: "stereo"}[num_channels]
+    codec, layout = CODECS[suffix], {1: "mono", 2: "stereo"}[num_channels]
     first, second = sweep(2, 44100), sweep(2, rate_hz, num_channels)
     file = concatenate(
         tmp_path / f"both.{suffix}",
@@ -237,9 +237,9 @@ def test_numbers_that_a_decoder_makes_of_damaged_packets_are_silence(tmp_path, m
     whole = read_sound(path).samples
     monkeypatch.setattr(sound_module._Recording, "_append", decoding(lambda samples: samples * 0 + np.float32(number)))
     result = read_sound(path).samples
-    changed = (result != whole).nonzero()[:, 1]
-    assert result.shape == whole.shape and 0 < len(changed) <= 2 * 1024
-    assert result[:, changed].abs().max() == 0 and "2 damaged audio packets" in caplog.text
+    places = (result != whole).nonzero()[:, 1]
+    assert result.shape == whole.shape and 0 < len(places) <= 2 * 1024
+    assert result[:, places].abs().max() == 0 and "2 damaged audio packets" in caplog.text
 
 
 def test_damage_is_told_where_only_a_part_is_used(tmp_path, caplog):

@@ -1,5 +1,6 @@
 """Video files: what is written comes back, in step with its sound."""
 
+import math
 import os
 import resource
 import subprocess
@@ -17,7 +18,14 @@ from multitalk_pack.pipeline.audio.embeds import num_frames_of, num_model_frames
 from multitalk_pack.pipeline.audio.waveform import Sound
 from multitalk_pack.pipeline.errors import AudioError, ImageError, MultiTalkError
 from multitalk_pack.pipeline.media.sound import read_sound
-from multitalk_pack.pipeline.media.video import AAC_LAYOUTS, VideoWriter, read_video, resample_frame_times
+from multitalk_pack.pipeline.media.video import (
+    AAC_LAYOUTS,
+    VideoWriter,
+    frames_at_25,
+    indices_at_25,
+    read_video,
+    resample_frame_times,
+)
 from support.media import hum, sweep
 from support.pack import PACK
 
@@ -212,6 +220,23 @@ def test_a_dubbing_source_comes_with_its_sound(tmp_path):
     assert (len(video.frames), video.fps) == (10, 20)
     assert (video.sound.rate_hz, video.sound.num_channels) == (48000, 2)
     assert video.times_s.tolist() == pytest.approx([frame / 20 for frame in range(10)])
+
+
+@given(st.lists(st.floats(0.004, 0.4), min_size=2, max_size=60))
+def test_of_a_source_of_any_rate_the_frame_of_its_time_is_shown(durations_s):
+    times_s = torch.tensor([0.0, *durations_s], dtype=torch.float64).cumsum(0)
+    indices = indices_at_25(times_s).tolist()
+    ends_s = [*times_s[1:].tolist(), math.inf]
+    middles_s = [(frame + 0.5) / 25 for frame in range(len(indices))]
+    assert all(times_s[k] <= middle < ends_s[k] for k, middle in zip(indices, middles_s, strict=True))
+    assert len(indices) >= 25 * times_s[-1] - 0.5  # all of it
+
+
+@pytest.mark.parametrize("fps", [12, 24, 25, 30, 50, 60])
+def test_a_video_to_dub_is_taken_by_time(tmp_path, fps):
+    video = read_video(write(tmp_path / "source.mp4", ONE_FRAME.expand(4 * fps, -1, -1, -1), fps=fps))
+    frames = frames_at_25(video.frames, video.times_s)
+    assert len(frames) == 100 and (fps != 25 or frames is video.frames)
 
 
 @given(st.integers(1, 2000), st.sampled_from([8, 12, 15, 16, 24, 25, 30, 50, 60, 23.976, Fraction(30000, 1001)]))

@@ -102,12 +102,12 @@ def weights(files, **changes):
     return ModelFiles(base=files.base, adapter=files.adapter, **changes)
 
 
-@pytest.mark.parametrize(("num_source_frames", "is_told"), [(1, False), (50, True), (200, False)])
-def test_a_video_to_dub_that_is_shorter_than_the_speech_is_told(num_source_frames, is_told):
+@pytest.mark.parametrize(("num_source_frames", "is_noted"), [(1, False), (50, True), (200, False)])
+def test_a_video_to_dub_that_is_shorter_than_the_speech_is_noted(num_source_frames, is_noted):
     inputs = RunInputs(num_source_frames=num_source_frames)
     problems, _ = checked(spec(num_frames=200, recipe=Recipe.INFINITETALK), inputs=inputs)
     note = "The video to dub lasts 2.0 s, the speech 8.0 s: its last frame stays."
-    assert (note in problems.notes) is is_told and not problems.errors
+    assert (note in problems.notes) is is_noted and not problems.errors
 
 
 def test_sounds_are_counted_in_memory():
@@ -135,7 +135,7 @@ def test_tokens_of_other_encoders_are_told(channels, message, files, no_tensor_i
 
 
 @pytest.mark.parametrize("memory", [MemoryConfig(MemoryLimit.ALL), MemoryConfig(resident_blocks=2)])
-def test_memory_that_is_not_there_is_told_with_the_setting_that_fits(memory, files, no_tensor_is_read):
+def test_memory_that_is_not_there_is_noted_with_the_setting_that_fits(memory, files, no_tensor_is_read):
     parts, large = dict(files=weights(files), memory=memory), spec(size=(480, 832))
     plenty, roomy = checked(large, 64 * GB, **parts)
     assert plenty.errors == [] and roomy.placement.resident_blocks == 2
@@ -177,7 +177,7 @@ def test_windows_that_are_kept_already_need_no_more_room(monkeypatch, tmp_path):
     assert not checked(store=tmp_path)[0].errors
 
 
-def test_a_video_longer_than_its_embeds_is_told():
+def test_a_video_longer_than_its_embeds_is_noted():
     def notes(num_frames):
         inputs = RunInputs(audio_embeds=AudioEmbeds(torch.zeros(1, num_frames + 10, 2, 128), num_frames))
         return checked(spec(num_frames=145), inputs=inputs)[0].notes
