@@ -5,7 +5,7 @@ queue, `subgraphs/*.json` for the page's library of nodes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ REAL = {
     "audio": "wav2vec2-chinese-base_fp16.safetensors",
 }
 FLASHTALK = REAL | {"base": "diffusers/SoulX-FlashTalk-14B", "adapter": "none"}
+FLASHTALK_FILES = [Path(file).name for file in FLASHTALK.values() if file != "none"]
 SMALL = {
     "base": "wan2.1_i2v_480p_demo.safetensors",
     "adapter": "multitalk_demo.safetensors",
@@ -29,8 +30,18 @@ SMALL = {
     "vae": "wan_2.1_vae_demo.safetensors",
     "audio": "wav2vec2_demo.safetensors",
 }
+FACES = "mediapipe_face_fp32.safetensors"
 LORA = "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors"
+ABOUT = json.loads((PACK / "docs" / "files.json").read_text(encoding="utf-8"))
+MEMORY_NOTE = (
+    "With 24 GB of GPU memory most of the model stays there; with 8 GB its blocks are streamed, which takes longer. The "
+    "sampler shows the minutes that your machine takes, from the second run on."
+)
 
+
+Link = tuple[str, int]  # a node's number, and its output
+Links = dict[str, Link]
+Arrangement = Callable[[Graph, Link, Links], tuple[Links, Links]]  # inputs of MultiTalk Encode Audio, of Condition
 
 BLUEPRINTS = {  # the page's name for each, and the workflow that it is made of
     "Talking Video (MultiTalk)": "single_speaker_quality",
@@ -49,10 +60,14 @@ def talk(
     sampler: dict[str, Any] | None = None,
     audio: dict[str, Any] | None = None,
     preflight: bool = False,
+    arrangement: Arrangement | None = None,
 ) -> None:
     """The local chain: picture, voices, loaders, encoders, sampler, video; `preflight` checks it all before."""
     picture = (graph.add("LoadImage", image=image), 0)
     sounds = {f"audio_{k}": (graph.add("LoadAudio", audio=voice), 0) for k, voice in enumerate(voices, start=1)}
+    if arrangement is not None:
+        sounds, speakers = arrangement(graph, picture, sounds)
+        condition = {**(condition or {}), **speakers}
     model = (graph.add("MultiTalkLoadModel", base=files["base"], adapter=files["adapter"]), 0)
     if lora:
         model = (graph.add("MultiTalkLoadLora", model=model, lora=lora, strength=1.0), 0)
@@ -72,11 +87,30 @@ def talk(
     _save(graph, (graph.add("MultiTalkSampler", **inputs), 1))
 
 
-def files_note(files: dict[str, str]) -> str:
-    """The files of a workflow and their folders, in the order of the table."""
-    names = {Path(file).name for file in files.values()}
-    lines = [f"* models/{folder}: {name}" for name, (folder, _) in MODELS.items() if name in names]
-    return "\n".join(["**Files**\n", *lines, ""])
+def by_faces(graph: Graph, picture: Link, sounds: Links) -> tuple[Links, Links]:
+    """Voices for the faces that core's detector sees, from left to right."""
+    model = (graph.add("LoadMediaPipeFaceLandmarker", model_name=FACES), 0)
+    detector = {"detector_variant": "full", "min_confidence": 0.5, "missing_frame_fallback": "empty"}
+    faces = graph.add(
+        "MediaPipeFaceLandmarker", face_detection_model=model, image=picture, num_faces=len(sounds), **detector
+    )
+    speakers = {"speakers": (graph.add("MultiTalkSpeakers", background=picture, bboxes=(faces, 1), **sounds), 0)}
+    return speakers, speakers
+
+
+def in_turns(graph: Graph, picture: Link, sounds: Links) -> tuple[Links, Links]:
+    """Each voice after the one before, on one timeline; the first one has the last word too."""
+    first, second = sounds.values()
+    clips: Links = {}
+    for audio, speaker, pause in ((first, 1, 0.3), (second, 2, 0.3), (first, 1, -0.2)):
+        clips = {"dialogue": (graph.add("MultiTalkDialogue", audio=audio, speaker=speaker, pause=pause, **clips), 0)}
+    return clips, {}
+
+
+def files_note(*names: str) -> str:
+    """A table of files: link, folder, size."""
+    rows = [f"| [{name}]({MODELS[name][1]}/{name}) | {MODELS[name][0]} | {ABOUT[name]['gb']:g} GB |" for name in names]
+    return "\n".join(("| File | models/ | Size |", "| --- | --- | --- |", *rows))
 
 
 def _save(graph: Graph, video: tuple[str, int]) -> None:
@@ -92,7 +126,9 @@ def build() -> dict[str, Graph]:
     woman = "A woman talks to the camera in a softly lit room."
     drawn, drawn_two = "multitalk_drawn_portrait.png", "multitalk_drawn_two.png"
     dialogue = ["multitalk_drawn_speech.wav", "multitalk_drawn_answer.wav"]
-    files = files_note(REAL)
+    files = f"{files_note(*REAL.values())}\n\n{MEMORY_NOTE}\n"
+    files_and_lora = f"{files_note(*REAL.values(), LORA)}\n\n{MEMORY_NOTE}\n"
+    files_and_faces = f"{files_note(*REAL.values(), FACES)}\n\n{MEMORY_NOTE}\n"
     quality = Graph(
         "Talking portrait",
         f"# One speaker, best quality\n\n{files}\n40 steps with text and audio guidance.",
@@ -100,11 +136,11 @@ def build() -> dict[str, Graph]:
     )
     fast = Graph(
         "Talking portrait in 4 steps",
-        f"# One speaker, four steps\n\n{files}* models/loras: {LORA}\n\nThe LoRA wants text guidance 1.",
+        f"# One speaker, four steps\n\n{files_and_lora}\nThe LoRA wants text guidance 1.",
     )
     flashtalk = Graph(
         "Talking portrait, fast (FlashTalk)",
-        f"# One speaker, fast\n\n{files_note(FLASHTALK)}\nFlashTalk is one folder: `hf download "
+        f"# One speaker, fast\n\n{files_note(*FLASHTALK_FILES)}\n\nFlashTalk is one folder: `hf download "
         "Soul-AILab/SoulX-FlashTalk-14B --local-dir models/diffusers/SoulX-FlashTalk-14B`. Four steps without guidance "
         "for each 1.12 s; a calm prompt suits it.",
         is_app=True,
@@ -115,6 +151,16 @@ def build() -> dict[str, Graph]:
         "places connect MultiTalk Speaker. The drawn faces only hold the place of a photograph of two people: the 14B "
         "model is for those.",
         is_app=True,
+    )
+    faces = Graph(
+        "Two people found by a face detector",
+        f"# Faces find their voices\n\n{files_and_faces}\nThe first voice is the left face's. Instead of the detector, "
+        "boxes may be drawn with the mouse: on MultiTalk Speakers, with Nodes 2.0.",
+    )
+    dialogue_graph = Graph(
+        "A dialogue",
+        f"# Who says what, when\n\n{files}\nOne MultiTalk Dialogue for each clip: after the one before, with a pause, "
+        "or overlapping it. For a podcast in one recording take MultiTalk Split Recording.",
     )
     long = Graph(
         "Long speech",
@@ -136,6 +182,8 @@ def build() -> dict[str, Graph]:
     calm = "A woman speaks calmly to the camera, with subtle, natural movements of her lips."
     talk(flashtalk, FLASHTALK, portrait, [speech], calm, sampler={"keep_frames": False})
     talk(two, REAL, drawn_two, dialogue, "Two people talk to each other.", audio={"multi_audio_type": "add"})
+    talk(faces, REAL, drawn_two, dialogue, "Two people talk to each other.", arrangement=by_faces)
+    talk(dialogue_graph, REAL, drawn_two, dialogue, "Two people talk to each other.", arrangement=in_turns)
     options = (long.add("MultiTalkLongVideoOptions"), 0)
     talk(
         long, REAL, portrait, [speech], woman, preflight=True,
@@ -155,6 +203,8 @@ def build() -> dict[str, Graph]:
         "single_speaker_fast": fast,
         "flashtalk": flashtalk,
         "two_speakers": two,
+        "two_faces": faces,
+        "dialogue": dialogue_graph,
         "long_speech": long,
         "remote": remote,
         "small_model": small,

@@ -12,12 +12,24 @@ from uuid import NAMESPACE_URL, uuid5
 PACK = Path(__file__).resolve().parents[1]
 OURS = json.loads((PACK / "tests" / "frozen_nodes.json").read_text())
 VERSION = "0.1.0"
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "BOUNDING_BOXES")
 GAP = 110  # between nodes; the page's newer look draws them a little taller than they say
 TITLE = 30  # a node's title bar stands above its position
 NOTE_WIDTH = 420
 COLUMNS = (  # from left to right: the group's title, its nodes' width, and the nodes in it
-    ("Picture and voice", 300, ("LoadImage", "LoadAudio", "MultiTalkSpeaker", "MultiTalkLongVideoOptions")),
+    (
+        "Picture and voice",
+        300,
+        (
+            "LoadImage",
+            "LoadAudio",
+            "LoadMediaPipeFaceLandmarker",
+            "MediaPipeFaceLandmarker",
+            "MultiTalkSpeaker",
+            "MultiTalkLongVideoOptions",
+        ),
+    ),
+    ("Who speaks when", 400, ("MultiTalkSpeakers", "MultiTalkDialogue", "MultiTalkSplitRecording")),
     (
         "Model files",
         440,
@@ -39,6 +51,8 @@ HEIGHTS = {  # of what a node shows beside its rows: a picture, a player, a text
     "LoadImage": 250,
     "LoadAudio": 60,
     "MultiTalkCondition": 200,
+    "MultiTalkDialogue": 160,
+    "MultiTalkSpeakers": 300,
     "MultiTalkSampler": 290,
     "MultiTalkPreflight": 340,
     "SaveVideo": 380,
@@ -48,6 +62,12 @@ HEIGHTS = {  # of what a node shows beside its rows: a picture, a player, a text
 CORE: dict[str, tuple[list[tuple[str, str]], list[str], list[tuple[str, str]]]] = {
     "LoadImage": ([], ["image"], [("IMAGE", "IMAGE"), ("MASK", "MASK")]),
     "LoadAudio": ([], ["audio"], [("AUDIO", "AUDIO")]),
+    "LoadMediaPipeFaceLandmarker": ([], ["model_name"], [("FACE_DETECTION_MODEL", "FACE_DETECTION_MODEL")]),
+    "MediaPipeFaceLandmarker": (
+        [("face_detection_model", "FACE_DETECTION_MODEL"), ("image", "IMAGE")],
+        ["detector_variant", "num_faces", "min_confidence", "missing_frame_fallback"],
+        [("FACE_LANDMARKS", "face_landmarks"), ("BOUNDING_BOX", "bboxes")],
+    ),
     "SaveVideo": ([("video", "VIDEO")], ["filename_prefix", "format", "codec"], []),
 }
 PAGE_WIDGETS = {"LoadImage": ["image"], "LoadAudio": [None, None]}
@@ -78,6 +98,7 @@ MODELS = {
         f"{HUB}/Kijai/wav2vec2_safetensors/resolve/main",
     ),
     "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors": ("loras", f"{KIJAI}/Lightx2v"),
+    "mediapipe_face_fp32.safetensors": ("detection", f"{HUB}/Comfy-Org/mediapipe/resolve/main/detection"),
 }
 
 
@@ -125,7 +146,7 @@ class Graph:
         prompt = {}
         for number, (kind, inputs) in self.nodes.items():
             values = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
-            defaults = {w["id"]: w.get("default") for w in widgets_of(kind) if w["id"] not in values}
+            defaults = {w["id"]: _queued(w.get("default")) for w in widgets_of(kind) if w["id"] not in values}
             extras = QUEUE_EXTRAS.get(kind, {})
             title = OURS[kind]["display_name"] if kind in OURS else kind
             prompt[number] = {"class_type": kind, "inputs": values | defaults | extras, "_meta": {"title": title}}
@@ -235,7 +256,7 @@ class Graph:
             values.append(inputs.get(widget["id"], widget.get("default")))
             if widget.get("control_after_generate"):
                 values.append("fixed")
-        names = [value for value in values if value in MODELS] if kind in OURS else []
+        names = [value for value in values if isinstance(value, str) and value in MODELS]
         models = [{"name": n, "url": f"{MODELS[n][1]}/{n}", "directory": MODELS[n][0]} for n in names]
         return [*values, *PAGE_WIDGETS.get(kind, [])], models
 
@@ -261,6 +282,11 @@ def sockets_of(kind: str) -> list[tuple[str, str]]:
 def outputs_of(kind: str) -> list[tuple[str, str]]:
     """Types and names of a node's outputs."""
     return CORE[kind][2] if kind in CORE else [(io_type, name) for io_type, name in OURS[kind]["outputs"]]
+
+
+def _queued(value: Any) -> Any:
+    """A widget's value in the queue, where a bare list is a link."""
+    return {"__value__": value} if isinstance(value, list) else value
 
 
 def _height(kind: str) -> int:

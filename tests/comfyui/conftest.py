@@ -19,6 +19,8 @@ def server(tmp_path_factory):
     (base / "custom_nodes" / "comfyui-multitalk").symlink_to(pack.PACK, target_is_directory=True)
     (base / "custom_nodes" / "tiny-parts").symlink_to(Path(__file__).parent / "parts", target_is_directory=True)
     write_models(base / "models")
+    (base / "models" / "detection").mkdir()
+    (base / "models" / "detection" / "mediapipe_face_fp32.safetensors").touch()  # in its list; nothing runs it
     write_inputs(base / "input", duration_s=2.0)
     environ = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
     server = ComfyServer(base, environ | {"HF_HUB_OFFLINE": "1"}, "--fp32-text-enc")

@@ -88,6 +88,7 @@ def test_a_node_shows_the_remaining_time_in_words_and_the_finished_window(host_m
     host.report(progress("sampling", 0.0, 1, 2, 1, 4), preview)
     green = torch.full((3, 5, 8, 12), -1.0)
     green[1] = 1.0
+    green[2, 3:] = 1.0  # the second picture that is shown is another one
     host.report(progress("done", 0.5, 1, 2), previews.FramePreview(green))
     (node, text), (again, later) = server.texts[-2:]
     assert (node, again) == ("1", "1") and text == "sampling, window 1 of 2, step 1 of 4"
@@ -97,6 +98,7 @@ def test_a_node_shows_the_remaining_time_in_words_and_the_finished_window(host_m
     file = io.BytesIO()
     picture.save(file, format=kind, quality=95, compress_level=1)  # as ComfyUI does
     moving = Image.open(file)
+    moving.load()
     assert (kind, moving.n_frames, moving.size, moving.info["duration"]) == ("WEBP", 2, (12, 8), 120)
     red, green_level, blue = moving.convert("RGB").getpixel((3, 3))
     assert green_level > 240 and max(red, blue) < 30

@@ -7,6 +7,7 @@ import av
 import pytest
 from multitalk_pack.pipeline.config import Recipe
 from multitalk_pack.pipeline.generation.recipes import find_recipe
+from PIL import Image
 from support import pack
 from support.workflow_files import PICTURE, VOICE_S, inputs_of, small, with_own_files, write_inputs, write_models
 from support.workflow_runner import Rejected, Runner, check
@@ -47,6 +48,8 @@ def test_a_workflow_runs_to_a_video_with_sound(path, runner):
     encode = inputs_of(prompt, "MultiTalkEncodeAudio")
     num_voices = sum(name.startswith("audio_") and name != "audio_encoder" for name in encode)
     speech_s = VOICE_S * (num_voices if encode["multi_audio_type"] == "add" else 1)
+    if "dialogue" in encode:
+        speech_s = 3 * VOICE_S + 0.3 - 0.2  # three clips, a pause and an interruption
     with av.open(video.path) as container:
         pictures = list(container.decode(video=0))
         sound = container.streams.audio[0]
@@ -64,6 +67,20 @@ def test_frames_of_encode_audio_cut_the_video(runner):
     sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
     frames, _, audio, _ = runner.run(with_own_files(prompt))[sampler]
     assert (len(frames), audio["waveform"].shape[-1]) == (9, round(9 / 25 * 16000))
+
+
+def test_the_sampler_shows_the_run_before_its_first_step_and_the_facts_after_the_last(runner):
+    prompt = small(json.loads((API / "single_speaker_quality.json").read_text()), num_frames=9)
+    sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
+    inputs_of(prompt, "MultiTalkSampler")["seed"] = 1234
+    server = sys.modules["server"].PromptServer.instance
+    server.texts.clear()
+    _, video, *_ = runner.run(prompt)[sampler]
+    texts = [text for number, text in server.texts if number == sampler]
+    headline, *_ = texts[0].splitlines()
+    assert headline.startswith("9 frames (0.4 s) of 64x64 in 1 window, ") and headline.endswith(" memory")
+    assert "2 steps without a few-step LoRA" in texts[0] and all(text.startswith(headline) for text in texts[:-1])
+    assert texts[-1].startswith("9 frames (0.4 s) in ") and video.path.rpartition("/")[2] in texts[-1]
 
 
 def test_a_first_look_is_one_short_window_and_tells_what_the_long_run_will_take(nodes, tmp_path):
@@ -132,6 +149,21 @@ def test_the_files_are_those_of_the_tool():
     blueprints = {f"{name}.json": make_workflows.blueprint(name, graphs[graph]) for name, graph in names}
     for folder, files in ((folders["workflows"], pages), (API, api), (folders["subgraphs"], blueprints)):
         assert {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")} == files
+
+
+def test_every_workflow_has_a_square_picture_of_its_result():
+    pictures = {path.stem: path for path in (PACK / "workflows").glob("*.jpg")}
+    assert set(pictures) == {graph.stem for graph in make_workflows.build().values()}
+    for path in pictures.values():
+        with Image.open(path) as picture:
+            assert picture.width == picture.height >= 256 and path.stat().st_size <= 400_000
+
+
+def test_people_see_few_nodes_and_links():
+    """An app shows none; by hand one speaker, without note and preflight, and two are as few as can be."""
+    graphs = make_workflows.build()
+    counts = {name: (len(graph.nodes), len(graph.links())) for name, graph in graphs.items()}
+    assert counts["single_speaker_quality"] <= (11, 11) and counts["two_speakers"][0] <= 14
 
 
 @pytest.mark.parametrize("graph", make_workflows.build().values(), ids=lambda graph: graph.name)
@@ -211,7 +243,7 @@ def test_the_page_and_the_queue_show_the_same_graph(path, nodes):
             for socket in kinds[number]["inputs"]
             if socket["link"] is not None
         }
-        assert linked == {name: value for name, value in entry["inputs"].items() if isinstance(value, list)}
+        assert linked == {name: value for name, value in entry["inputs"].items() if isinstance(value, list) and value}
         properties = kinds[number]["properties"]
         assert properties["Node name for S&R"] == entry["class_type"] and properties["cnr_id"] and properties["ver"]
         for model in properties.get("models", []):

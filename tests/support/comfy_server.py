@@ -30,7 +30,7 @@ NEEDS_COMFYUI = [
 class ComfyServer:
     """One process of ComfyUI; its base directory outlives it, so that the next one finds what this one left."""
 
-    def __init__(self, base: Path, environ: dict[str, str], *options: str):
+    def __init__(self, base: Path, environ: dict[str, str], *options: str, has_page: bool = False):
         comfy = Path(os.environ["COMFYUI_DIR"])
         self.base = base
         with socket.socket() as free:
@@ -38,11 +38,13 @@ class ComfyServer:
             self.port = free.getsockname()[1]
         for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
             (base / name).mkdir(parents=True, exist_ok=True)
-        (base / "web").mkdir(exist_ok=True)
-        (base / "web" / "index.html").write_text("<html></html>")
         command = [os.environ["COMFYUI_PYTHON"], "-u", str(comfy / "main.py"), "--cpu", "--listen", "127.0.0.1"]
         command += ["--port", str(self.port), "--base-directory", str(base), "--disable-auto-launch"]
-        command += ["--front-end-root", str(base / "web"), "--database-url", f"sqlite:///{base}/user/comfyui.db"]
+        command += ["--database-url", f"sqlite:///{base}/user/comfyui.db"]
+        if not has_page:
+            (base / "web").mkdir(exist_ok=True)
+            (base / "web" / "index.html").write_text("<html></html>")
+            command += ["--front-end-root", str(base / "web")]
         self.log: list[str] = []
         self.process = subprocess.Popen(
             [*command, *options],

@@ -50,6 +50,19 @@ class Boolean(ComfyTypeIO):
             advanced: bool | None = None,
         ) -> None: ...
 
+class BoundingBoxes(ComfyTypeIO):
+    class Input(WidgetInput):
+        def __init__(
+            self,
+            id: str,
+            display_name: str | None = None,
+            optional: bool = False,
+            tooltip: str | None = None,
+            socketless: bool = True,
+            default: list[dict[str, Any]] | None = None,
+            advanced: bool | None = None,
+        ) -> None: ...
+
 class Int(ComfyTypeIO):
     class Input(WidgetInput):
         def __init__(
