@@ -1,4 +1,4 @@
-"""ComfyUI's own command line finds nothing wrong with the workflow files."""
+"""ComfyUI's own command line finds nothing wrong with the pack and its workflow files."""
 
 import json
 import subprocess
@@ -23,6 +23,12 @@ def comfy(*arguments: str) -> dict:
 def validation(server, workflow: Path) -> dict:
     """Verdict of comfy-cli on a workflow file, in the page's form or the queue's, with the server's nodes and files."""
     return comfy("workflow", "validate", "--workflow", str(workflow), "--host", "127.0.0.1", "--port", str(server.port))
+
+
+def test_the_registry_finds_nothing_wrong_with_the_pack():
+    command = [Path(sys.executable).with_name("comfy"), "--skip-prompt", "node", "validate"]
+    answer = subprocess.run(command, cwd=pack.PACK, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0 and "warnings found" not in answer.stdout + answer.stderr, answer.stdout
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.relative_to(pack.PACK).as_posix())

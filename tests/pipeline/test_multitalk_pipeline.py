@@ -240,7 +240,10 @@ def test_the_command_line_says_all_of_it():
 
 
 def test_ctrl_c_is_one_line_that_says_what_is_kept(monkeypatch, capsys):
-    monkeypatch.setattr(MultiTalkPipeline, "render", lambda *_, **__: exec("raise KeyboardInterrupt"))
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MultiTalkPipeline, "render", interrupted)
     assert main(["--demo", "--resume-folder", "runs"]) == 130
     assert capsys.readouterr().err.strip() == (
         "Stopped. Finished windows are kept, the same command goes on from them."
