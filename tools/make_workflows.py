@@ -34,8 +34,8 @@ FACES = "mediapipe_face_fp32.safetensors"
 LORA = "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors"
 ABOUT = json.loads((PACK / "docs" / "files.json").read_text(encoding="utf-8"))
 MEMORY_NOTE = (
-    "With 24 GB of GPU memory most of the model stays there; with 8 GB its blocks are streamed, which takes longer. The "
-    "sampler shows the minutes that your machine takes, from the second run on."
+    "With 24 GB of GPU memory most of the model stays there; with 8 GB its blocks are streamed, which takes longer. "
+    "The sampler shows the minutes that your machine takes, from the second run on."
 )
 
 
