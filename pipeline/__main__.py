@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         return INVALID_INPUT
     except KeyboardInterrupt:
         hint = "Finished windows are kept, the same command goes on from them." if args.resume_folder else ""
-        print(f"\nStopped. {hint or 'Nothing is hint; --resume-folder keeps finished windows.'}", file=sys.stderr)
+        print(f"\nStopped. {hint or 'Nothing is kept; --resume-folder keeps finished windows.'}", file=sys.stderr)
         return INTERRUPTED
     print(f"\n{path}", file=sys.stderr)
     return 0

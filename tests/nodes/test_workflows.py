@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import av
 import pytest
@@ -131,6 +132,29 @@ def test_frames_that_the_published_plan_loses_are_missing_from_all_outputs(nodes
     with av.open(video.path) as container:
         num_pictures = len(list(container.decode(video=0)))
     assert 0 < len(frames) == num_pictures < 22
+
+
+def test_flashtalk_goes_on_after_an_interruption_to_the_same_bytes(runner, monkeypatch):
+    prompt = with_own_files(small(json.loads((API / "flashtalk.json").read_text()), num_frames=40))
+    sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
+    _, whole, *_ = runner.run_node(prompt, sampler)
+    store = sys.modules[f"{pack.NAME}.pipeline.generation.store"].WindowStore
+    save, saved = store.save, []
+
+    def save_and_stop(self, index, *given):
+        saved.append(index)
+        finished = save(self, index, *given)
+        if saved == [0]:
+            raise KeyboardInterrupt
+        return finished
+
+    monkeypatch.setattr(store, "save", save_and_stop)
+    del runner.cache[runner._key(sampler, prompt)]
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_node(prompt, sampler)
+    _, video, *_ = runner.run_node(prompt, sampler)
+    assert saved == [0, 1], "two windows, each made once"
+    assert Path(video.path).read_bytes() == Path(whole.path).read_bytes()
 
 
 def test_a_new_seed_runs_only_the_sampler_again(runner):

@@ -13,6 +13,7 @@ from multitalk_pack.pipeline.remote.ledger import Ledger
 from PIL import Image
 from support.fake_fal import KEY
 from support.media import hum, write_sound
+from support.remote import remote_threads, until
 from support.run import RecordingHost
 
 CHOICES = {"prompt": "a woman talks", "resolution": "480p", "seed": 42, "acceleration": "none"}
@@ -114,6 +115,7 @@ def test_a_run_that_is_left_is_cancelled_at_fal(fal, inputs):
             inputs / "out.mp4", inputs / "portrait.png", inputs / "usual.wav", "a woman talks", remote=FLASHTALK.id,
             ledger_folder=inputs / "ledger",
         )  # fmt: skip
+    until(lambda: not remote_threads())
     assert not (inputs / "out.mp4").exists()
 
 
