@@ -24,7 +24,7 @@ from multitalk_pack.pipeline.shapes import LatentSize
 STEPS, WARMUP = 12, 3
 SIZE = LatentSize(2, 2, 4)
 CACHES = [kind for kind in CacheKind if kind is not CacheKind.NONE]
-ADAPTIVE = [kind for kind in CACHES if kind is not CacheKind.TAYLOR]
+ADAPTIVE = [kind for kind in CACHES if kind.default_threshold > 0]
 
 
 class CountedTransformer(MultiTalkTransformer):
