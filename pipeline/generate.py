@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .acceleration.caches import make_cache
-from .acceleration.presets import accelerated
 from .audio.embeds import AudioEmbeds
 from .conditioning.conditioning import Conditioning
+from .generation.denoiser import Denoiser, local_denoiser
 from .generation.guards import check_frames, check_latents
-from .generation.passes import PassForwards, cancellable, prepare_passes
 from .generation.preview import FramePreview, LatentPreview
 from .generation.recipes import ReferenceCache, WindowStart
-from .generation.recovery import Coders, attention_attempts
+from .generation.recovery import Coders
 from .generation.rules import check_inputs
 from .generation.run_spec import RunSpec
 from .generation.store import NoStore, RunKeys, WindowStore
+from .generation.window_tensors import WindowTensors
 from .generation.windows import Window
 from .host import Host, Preview, Progress
-from .memory.placement import Footprint, MemoryConfig, placed
+from .memory.placement import Footprint, MemoryConfig
 from .models.transformer.model import MultiTalkTransformer
 from .postprocess.apply import postprocess
-from .sampling.denoise import denoise
 from .sampling.noise import Noise, NoiseSource
-from .sampling.samplers import make_sampler
 from .shapes import MASK_CHANNELS
 
+MakeDenoiser = Callable[
+    [MultiTalkTransformer, RunSpec, Noise, Host, MemoryConfig, int], AbstractContextManager[Denoiser]
+]
 DENOISING = 0.9  # a window's share of progress that its steps take; the rest is the VAE's
 
 
@@ -45,6 +46,7 @@ def generate(
     memory: MemoryConfig | None = None,
     store: WindowStore | NoStore | None = None,
     noise: Noise | None = None,
+    make_denoiser: MakeDenoiser = local_denoiser,
 ) -> Iterator[Tensor]:
     """Yields the video's frames, `c f h w` in -1..1 on the CPU, window by window; together `spec.num_frames`.
 
@@ -57,6 +59,7 @@ def generate(
         memory: how much of the device the transformer may take.
         store: keeps finished windows, so that an interrupted run goes on where it stopped; None keeps none.
         noise: the random numbers; None draws them from the seed.
+        make_denoiser: makes the context in which windows are denoised, here or on several devices.
 
     Raises:
         ConfigError: the inputs do not fit the network or each other.
@@ -64,38 +67,25 @@ def generate(
     """
     sizes = transformer.config
     check_inputs(sizes, sizes.text_len, audio_embeds, conditioning, spec)
-    store, noise, timesteps = store or NoStore(), noise or NoiseSource(spec.seed), spec.timesteps()
+    store, noise, memory = store or NoStore(), noise or NoiseSource(spec.seed), memory or MemoryConfig()
     reference, motion_frames = ReferenceCache(), None
-    first, kept_bytes = spec.latent_size(spec.windows[0]), _kept_bytes(transformer, audio_embeds, spec)
-    with (
-        accelerated(transformer, spec.acceleration, host.device, spec.steps),
-        placed(transformer, memory or MemoryConfig(), first, host, kept_bytes) as placement,
-        cancellable(transformer, host),
-    ):
-        coders = Coders(conditioning, placement, host)
+    kept_bytes = _kept_bytes(transformer, audio_embeds, spec)
+    with make_denoiser(transformer, spec, noise, host, memory, kept_bytes) as denoiser:
+        coders = Coders(conditioning, denoiser, host)
         portrait = conditioning.source_frame(0)[:, 0]
         for window in spec.windows:
             size, report = spec.latent_size(window), WindowReport(host, spec, window)
             finished = store.load(window.index, (window.num_frames, conditioning.height, conditioning.width))
             if finished is None:
                 report.stage("image", 0.0)
-                for attempt in attention_attempts(transformer, host):
+                start = coders.encode(spec.model.start_window, window, motion_frames, reference)
+                tensors = WindowTensors.of(window, size, start, conditioning, audio_embeds)
+                for attempt in denoiser.attempts():
                     with attempt:
-                        start = coders.encode(spec.model.start_window, window, motion_frames, noise, reference)
-                        report = replace(report, start=start)
-                        placement.place()
-                        guidance = spec.new_guidance()
-                        inputs = prepare_passes(
-                            guidance.passes, transformer, window, size, start, conditioning, audio_embeds, host.device
-                        )
-                        cache = make_cache(spec.acceleration, transformer, timesteps, spec.resolution)
-                        forwards = PassForwards(transformer, inputs, cache, placement, host)
-                        latents = noise.for_window(window.index, size.shape).to(host.device)
-                        sampler = make_sampler(spec.sampler, noise, window.index, size.shape)
-                        latents = denoise(forwards, latents, timesteps, guidance, start.anchor, sampler, report.step)
+                        denoise = denoiser.prepare(window, tensors)
+                        latents = denoise(replace(report, start=start).step)
                         check_latents(latents, "after the last step")
-                report = replace(report, start=None)
-                del start, inputs, cache, forwards  # keys and values leave the device before the VAE comes
+                del start, tensors, denoise  # keys and values leave the device before the VAE comes
                 report.stage("decode", DENOISING)
                 frames = coders.decode(_decode, latents, host)
                 check_frames(frames, portrait, window.index)

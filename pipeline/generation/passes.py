@@ -10,40 +10,29 @@ import torch
 from torch import Tensor
 
 from ..acceleration.caches.base import ForwardInputs, StepCache
-from ..audio.embeds import AudioEmbeds
-from ..conditioning.conditioning import Conditioning
-from ..conditioning.speakers import to_latent_masks
 from ..host import Host
 from ..memory.placement import PlacedTransformer
 from ..models.transformer.inputs import PassInputs, untraced
 from ..models.transformer.model import MultiTalkTransformer
+from ..sampling.agreement import Agreement
 from ..sampling.guidance import Pass
 from ..shapes import LatentSize
-from .recipes import WindowStart
 from .recovery import streaming_attempts
-from .windows import Window
+from .window_tensors import WindowTensors
 
 
 def prepare_passes(
     passes: tuple[Pass, ...],
     transformer: MultiTalkTransformer,
-    window: Window,
     size: LatentSize,
-    start: WindowStart,
-    conditioning: Conditioning,
-    audio_embeds: AudioEmbeds,
+    tensors: WindowTensors,
     device: torch.device,
 ) -> dict[Pass, PassInputs]:
     """The inputs of each of `passes`: its prompt and its voices; passes share what is made of one that they share."""
-    masks = None
-    if conditioning.speaker_masks is not None and audio_embeds.num_speakers > 1:
-        masks = to_latent_masks(conditioning.speaker_masks, size).to(device)
-    shared = transformer.prepare_window(size, start.condition.to(device), start.image_embeds.to(device), masks)
-    prompts = {True: conditioning.prompt_for(window.index).to(device), False: conditioning.negative_embeds.to(device)}
-    voices = {
-        True: audio_embeds.window(window.feature_frames).to(device),
-        False: transformer.zero_audio(window.num_frames).to(device),
-    }
+    tensors = tensors.to(device)
+    shared = transformer.prepare_window(size, tensors.condition, tensors.image_embeds, tensors.speaker_masks)
+    prompts = {True: tensors.prompt_embeds, False: tensors.negative_embeds}
+    voices = {True: tensors.audio, False: transformer.zero_audio(tensors.audio.shape[1]).to(device)}
     return {
         pass_: transformer.prepare_pass(shared, prompts[pass_.uses_prompt], voices[pass_.uses_audio])
         for pass_ in passes
@@ -57,6 +46,7 @@ class PassForwards:
         inputs: of each pass.
         cache: answers some forwards from earlier ones; None runs them all.
         placement: streams the blocks when the device's memory runs out.
+        agreement: of the ranks that sample the window together.
     """
 
     def __init__(
@@ -66,26 +56,21 @@ class PassForwards:
         cache: StepCache | None,
         placement: PlacedTransformer,
         host: Host,
+        agreement: Agreement,
     ):
-        self.transformer, self.inputs, self.cache, self.placement, self.host = (
-            transformer,
-            inputs,
-            cache,
-            placement,
-            host,
-        )
+        self.transformer, self.inputs, self.cache = transformer, inputs, cache
+        self.placement, self.host, self.agreement = placement, host, agreement
 
     def __call__(self, latents: Tensor, timestep: Tensor, step: int, pass_: Pass) -> Tensor:
         """The velocity `c t h w`, noise minus clean, of latents at a timestep of 1000..0."""
-        self.host.check_cancelled()
         inputs = self.inputs[pass_]
         forward = partial(self.transformer, latents, timestep, inputs)
         if self.cache is not None:
-            forward = partial(
-                self.cache.velocity, ForwardInputs(self.transformer, latents, timestep, step, inputs, pass_)
-            )
-        for attempt in streaming_attempts(self.placement):
-            with attempt:
+            forward_inputs = ForwardInputs(self.transformer, latents, timestep, step, inputs, pass_, self.agreement)
+            forward = partial(self.cache.velocity, forward_inputs)
+        for attempt in streaming_attempts(self.placement, self.agreement.pass_ranks):
+            with attempt, self.agreement.pass_ranks.together():
+                self.host.check_cancelled()
                 return forward()
         raise AssertionError("the last attempt returns or raises")
 

@@ -38,13 +38,13 @@ class WindowStart:
         condition: `20 t h w`, the mask and the latents of the known frames.
         picture: `c h w`, -1..1, the first known frame, which the first latent frame of the condition encodes.
         image_embeds: `i d`, the image tokens.
-        anchor: how the known frames enter the noisy latents.
+        motion_latents: `c t h w`, of the known frames that the noisy latents are held to; None where there are none.
     """
 
     condition: Tensor
     picture: Tensor
     image_embeds: Tensor
-    anchor: Anchor
+    motion_latents: Tensor | None
 
 
 class ReferenceCache:
@@ -69,19 +69,14 @@ class StartWindow(Protocol):
     """The start of a window from the picture and the last frames of the window before."""
 
     def __call__(
-        self,
-        conditioning: Conditioning,
-        window: Window,
-        motion_frames: Tensor | None,
-        noise: Noise,
-        reference: ReferenceCache,
+        self, conditioning: Conditioning, window: Window, motion_frames: Tensor | None, reference: ReferenceCache
     ) -> WindowStart:
         """`motion_frames` are `c m h w`, None in the first window."""
         ...
 
 
 def continue_motion(
-    conditioning: Conditioning, window: Window, motion_frames: Tensor | None, noise: Noise, reference: ReferenceCache
+    conditioning: Conditioning, window: Window, motion_frames: Tensor | None, reference: ReferenceCache
 ) -> WindowStart:
     """MultiTalk: the known frames are the image, later the motion frames, which the noise level follows.
 
@@ -91,21 +86,20 @@ def continue_motion(
     """
     frames = conditioning.source_frame(0) if motion_frames is None else motion_frames
     conditions = condition(conditioning.vae, frames, window.num_frames)
-    anchor: Anchor = NoAnchor()
+    latents = None
     if motion_frames is not None:
         latents = conditions[MASK_CHANNELS:, : num_latent_frames(motion_frames.shape[1])]
-        anchor = NoisedMotion(latents, noise.motion(window.index, latents.shape))
-    return WindowStart(conditions, frames[:, 0], conditioning.image_tokens(frames[:, -1]), anchor)
+    return WindowStart(conditions, frames[:, 0], conditioning.image_tokens(frames[:, -1]), latents)
 
 
 def return_to_reference(
-    conditioning: Conditioning, window: Window, motion_frames: Tensor | None, noise: Noise, reference: ReferenceCache
+    conditioning: Conditioning, window: Window, motion_frames: Tensor | None, reference: ReferenceCache
 ) -> WindowStart:
     """InfiniteTalk and FlashTalk: the reference at the window's start is the condition, the motion latents stay clean.
 
     Args:
         motion_frames: `c m h w`, the last frames of the window before; None in the first.
-        noise: not used.
+        reference: encoded once for all windows that start from the same frame.
     """
     conditions, image_embeds = reference.encode(conditioning, window)
     if motion_frames is None:
@@ -113,7 +107,16 @@ def return_to_reference(
     else:
         latents = motion_latents(conditioning.vae, motion_frames)
     picture = conditioning.source_frame(window.start)[:, 0]
-    return WindowStart(conditions, picture, image_embeds, CleanMotion(latents))
+    return WindowStart(conditions, picture, image_embeds, latents)
+
+
+def make_anchor(model: ModelDefaults, motion_latents: Tensor | None, noise: Noise, window: int) -> Anchor:
+    """The constraint that holds window number `window`, from 0, to its motion latents; None of them holds it free."""
+    if motion_latents is None:
+        return NoAnchor()
+    if model.keeps_motion_clean:
+        return CleanMotion(motion_latents)
+    return NoisedMotion(motion_latents, noise.motion(window, motion_latents.shape))
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class ModelDefaults:
         sampler: the step that it was trained, or distilled, for.
         max_speakers: that it was trained with.
         dubs_video: whether the picture may be a video.
+        keeps_motion_clean: whether motion latents stay clean at every noise level, or follow it.
     """
 
     name: str
@@ -157,6 +161,7 @@ class ModelDefaults:
     drops_mirrored_tail: bool = True
     max_speakers: int = 2
     dubs_video: bool = False
+    keeps_motion_clean: bool = False
 
 
 _WAN_SHIFT = {Resolution.P480: 7.0, Resolution.P720: 11.0}
@@ -183,6 +188,7 @@ RECIPES: Mapping[Recipe, ModelDefaults] = {
         window_fit=WindowFit.SHORTENED,
         drops_mirrored_tail=False,
         dubs_video=True,
+        keeps_motion_clean=True,
     ),
     Recipe.FLASHTALK: ModelDefaults(
         name="FlashTalk",
@@ -194,6 +200,7 @@ RECIPES: Mapping[Recipe, ModelDefaults] = {
         steps=4,
         skip_tail=True,
         sampler=SamplerKind.RENOISE,
+        keeps_motion_clean=True,
         window_frames=33,
         motion_frames=5,
         window_fit=WindowFit.FIXED,

@@ -20,8 +20,9 @@ from ..conditioning.conditioning import Conditioning
 from ..errors import NumericalError
 from ..host import Host
 from ..memory.out_of_memory import is_out_of_memory
-from ..memory.placement import GB, PlacedTransformer, decode_bytes, num_bytes, resident
+from ..memory.placement import GB, MovableWeights, PlacedTransformer, decode_bytes, num_bytes, resident
 from ..models.transformer.model import MultiTalkTransformer
+from ..sampling.agreement import Peers
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +49,19 @@ class Attempt:
         return True
 
 
-def streaming_attempts(placement: PlacedTransformer) -> Iterator[AbstractContextManager[object]]:
-    """Tries of a forward: as it is, then, if the device's memory ran out, with all blocks streamed, from then on."""
+def streaming_attempts(placement: PlacedTransformer, ranks: Peers) -> Iterator[AbstractContextManager[object]]:
+    """Tries of a forward: as it is, then, if a device's memory ran out, with all blocks streamed, from then on."""
     first = Attempt(is_out_of_memory)
     yield first
     if first.error is not None:
-        if not placement.stream_all():
+        if not ranks.any(placement.stream_all):
             raise first.error
         yield nullcontext()
 
 
-def attention_attempts(transformer: MultiTalkTransformer, host: Host) -> Iterator[AbstractContextManager[object]]:
+def attention_attempts(
+    transformer: MultiTalkTransformer, host: Host, ranks: Peers
+) -> Iterator[AbstractContextManager[object]]:
     """Tries of sampling a window: as it is, then, if numbers went bad, with plain attention, from then on."""
     first = Attempt(lambda error: isinstance(error, NumericalError))
     yield first
@@ -66,7 +69,7 @@ def attention_attempts(transformer: MultiTalkTransformer, host: Host) -> Iterato
         return
     head_dim = transformer.config.attention_head_dim
     plain = find_kernel(AttentionKernel.MATH, host.device, transformer.compute_dtype, head_dim)
-    if transformer.blocks[0].attn1.attend is plain:
+    if not ranks.any(lambda: transformer.blocks[0].attn1.attend is not plain):
         raise first.error
     logger.warning("%s The window is made again with the math attention kernel.", first.error)
     transformer.set_attention(plain)
@@ -79,11 +82,11 @@ class Coders:
 
     Attributes:
         conditioning: holds them.
-        placement: of the transformer, of which as much steps aside for them as they need.
+        placement: the transformer's weights, of which as much step aside for them as they need.
     """
 
     conditioning: Conditioning
-    placement: PlacedTransformer
+    placement: MovableWeights
     host: Host
 
     def encode(self, work: Callable[Concatenate[Conditioning, P], T], *args: P.args, **kwargs: P.kwargs) -> T:

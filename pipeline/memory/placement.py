@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -208,6 +208,18 @@ def encode_resident(module: nn.Module, host: Host, encode: Callable[[], T]) -> T
             raise
     logger.warning("%s ran out of memory on %s and works on the CPU.", type(module).__name__, host.device)
     return encode()  # outside the except, where the first try's tensors are gone
+
+
+class MovableWeights(Protocol):
+    """A transformer's weights, which leave the device for other networks."""
+
+    def make_room(self, vae_bytes: int) -> bool:
+        """Leaves the device where `vae_bytes` are not left beside them. True when they are left now."""
+        ...
+
+    def release(self) -> None:
+        """Leaves the device."""
+        ...
 
 
 class PlacedTransformer:

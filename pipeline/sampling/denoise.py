@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .agreement import ONE_PROCESS, Agreement
 from .guidance import Guidance, Pass
 from .samplers import Sampler
 from .schedule import NUM_TRAIN_TIMESTEPS
@@ -68,6 +69,7 @@ def denoise(
     anchor: Anchor,
     sampler: Sampler,
     on_step: Callable[[int, Tensor], None],
+    agreement: Agreement = ONE_PROCESS,
 ) -> Tensor:
     """The clean latents of a window, float32 `c t h w` on the device of `noise`.
 
@@ -79,16 +81,17 @@ def denoise(
         anchor: this window's own; sets the motion latents before the first step and after every step.
         sampler: this window's own.
         on_step: called after each step with its number, from 0, and the present estimate of the clean latents.
+        agreement: of the ranks that sample the window together.
     """
     sigmas = timesteps / NUM_TRAIN_TIMESTEPS
     latents = anchor.hold(noise.float(), sigmas[0])
     for step, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        velocities = {}
-        for pass_ in guidance.passes_at(step):
+        passes, velocities = guidance.passes_at(step), {}
+        for pass_ in agreement.own_passes(passes):
             velocities[pass_] = predict(latents, timesteps[step], step, pass_).float()
-        velocity = guidance.combine(velocities)
+        velocity = guidance.combine(agreement.all_velocities(passes, velocities))
         on_step(step, latents - sigma * velocity)
-        latents = anchor.hold(sampler.step(latents, velocity, sigma, next_sigma), next_sigma)
+        latents = agreement.latents(anchor.hold(sampler.step(latents, velocity, sigma, next_sigma), next_sigma))
     return latents
 
 

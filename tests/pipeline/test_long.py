@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from multitalk_pack.benchmarks.tiny_weights import TinySizes, write_tiny
 from multitalk_pack.pipeline import MultiTalkPipeline, generate
+from multitalk_pack.pipeline.generation import denoiser
 from multitalk_pack.pipeline.shapes import FPS, VAE_STRIDE_SPACE
 from PIL import Image
 from support.run import RecordingHost
@@ -75,7 +76,7 @@ class NumberingCoders:
         if self.window.index:
             last = frames_of(self.window)[:, : self.window.overlap]
             assert torch.equal(motion_frames, last), "a window goes on from the last frames made"
-        return SimpleNamespace(anchor=None)
+        return SimpleNamespace(condition=None)
 
 
 def frames_of(window):
@@ -88,8 +89,9 @@ def frames_of(window):
 def show_numbers(monkeypatch):
     """Windows whose frames show their numbers, without a forward of the network."""
     monkeypatch.setattr(generate, "Coders", NumberingCoders)
-    monkeypatch.setattr(generate, "prepare_passes", lambda *_: None)
-    monkeypatch.setattr(generate, "denoise", lambda forwards, latents, *_: latents)
+    monkeypatch.setattr(generate.WindowTensors, "of", lambda *_: SimpleNamespace(motion_latents=None))
+    monkeypatch.setattr(denoiser, "prepare_passes", lambda *_: None)
+    monkeypatch.setattr(denoiser, "denoise", lambda forwards, latents, *_, **__: latents)
 
 
 def numbers_in(container):

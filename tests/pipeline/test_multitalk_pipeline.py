@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from multitalk_pack.benchmarks.tiny_weights import TinySizes, write_tiny
-from multitalk_pack.pipeline import generate as engine
 from multitalk_pack.pipeline.__main__ import ASSETS, _media, _options, _parser, main
 from multitalk_pack.pipeline.conditioning.conditioning import Conditioning
 from multitalk_pack.pipeline.config import Recipe
 from multitalk_pack.pipeline.errors import MultiTalkError
+from multitalk_pack.pipeline.generation import denoiser
 from multitalk_pack.pipeline.media.video import read_video
 from multitalk_pack.pipeline.models.transformer.attention import SelfAttention
 from multitalk_pack.pipeline.multitalk_pipeline import MultiTalkPipeline
@@ -181,8 +181,8 @@ MultiTalkPipeline.of(files, host=RecordingHost()).render(**request)
 
 def count_windows(monkeypatch):
     """A list that grows by one with each window that is sampled."""
-    windows, denoise = [], engine.denoise
-    monkeypatch.setattr(engine, "denoise", lambda *args: windows.append(args) or denoise(*args))
+    windows, denoise = [], denoiser.denoise
+    monkeypatch.setattr(denoiser, "denoise", lambda *args, **agreed: windows.append(args) or denoise(*args, **agreed))
     return windows
 
 

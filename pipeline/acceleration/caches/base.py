@@ -8,13 +8,16 @@ that is repeated, after memory ran out, follows the same decision.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...config import Resolution
+from ...sampling.agreement import ONE_PROCESS, Agreement
 from ...sampling.guidance import Pass
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ class ForwardInputs:
     step: int
     inputs: PassInputs
     pass_: Pass
+    agreement: Agreement = ONE_PROCESS
 
     def compute(self) -> Tensor:
         """The velocity by the whole transformer, `c t h w` in float32."""
@@ -63,6 +67,9 @@ class StepCache(ABC):
 
     default_threshold: ClassVar[float] = 0.0
 
+    def __init__(self) -> None:
+        self._step, self._is_run = -1, True  # the step of the last decision
+
     @classmethod
     @abstractmethod
     def from_setup(cls, setup: CacheSetup) -> StepCache:
@@ -77,11 +84,18 @@ class StepCache(ABC):
     def velocity(self, forward: ForwardInputs) -> Tensor:
         """The velocity `c t h w` in float32, computed or reused."""
 
+    def decide(self, forward: ForwardInputs, is_run: Callable[[], bool]) -> bool:
+        """True where the step of `forward` is run: `is_run()` of its first pass, on the first rank."""
+        if forward.step != self._step:
+            self._step, self._is_run = forward.step, forward.agreement.decide(is_run)
+        return self._is_run
+
 
 class ResidualCache(StepCache):
     """Reuses the residual: the change of the tokens by all blocks together. Subclasses decide which steps are run."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._residuals: dict[Pass, Tensor] = {}
 
     @staticmethod
@@ -97,7 +111,7 @@ class ResidualCache(StepCache):
         """The velocity `c t h w`; embeddings and head are computed in any case."""
         transformer, inputs = forward.transformer, forward.inputs
         tokens, time = transformer.embed(forward.latents, forward.timestep, inputs)
-        if not self.is_run(forward.step) and forward.pass_ in self._residuals:
+        if not self.decide(forward, partial(self.is_run, forward.step)) and forward.pass_ in self._residuals:
             return transformer.head(tokens + self.residual(forward), time, inputs)
         after = transformer.run_blocks(tokens, time, inputs)
         velocity = transformer.head(after, time, inputs)
@@ -113,9 +127,9 @@ class ResidualCache(StepCache):
         return self._residuals[forward.pass_]
 
 
-def relative_change(now: Tensor, before: Tensor) -> Tensor:
+def relative_change(now: Tensor, before: Tensor, mean: Callable[[Tensor], Tensor] = torch.mean) -> Tensor:
     """`mean |now - before| / mean |before|`, 0-dim."""
-    return safe_ratio((now - before).abs().mean(), before.abs().mean())
+    return safe_ratio(mean((now - before).abs()), mean(before.abs()))
 
 
 def safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

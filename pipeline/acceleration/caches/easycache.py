@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -23,12 +24,12 @@ class EasyCache(StepCache):
     default_threshold: ClassVar[float] = 0.05
 
     def __init__(self, steps: int, threshold: float, warmup: int):
+        super().__init__()
         self.steps, self.threshold, self.warmup = steps, threshold, max(warmup, 2)
         self._differences: dict[Pass, Tensor] = {}  # velocity minus latents
         self._previous_latents: Tensor | None = None  # of the step before
         self._last_run: tuple[Tensor, Tensor] | None = None  # latents and velocity of the last step that was run
         self._rate, self._error = math.inf, 0.0
-        self._step, self._is_run = -1, True  # the step of the last decision
 
     @classmethod
     def from_setup(cls, setup: CacheSetup) -> EasyCache:
@@ -37,9 +38,8 @@ class EasyCache(StepCache):
 
     def velocity(self, forward: ForwardInputs) -> Tensor:
         """The velocity `c t h w`; of a reused step not even the embeddings are computed."""
-        if forward.step != self._step:
-            self._step, self._is_run = forward.step, self._decide(forward.step, forward.latents)
-        if not self._is_run and forward.pass_ in self._differences:
+        is_run = self.decide(forward, partial(self._is_changed, forward.step, forward.latents))
+        if not is_run and forward.pass_ in self._differences:
             return forward.latents + self._differences[forward.pass_]
         velocity = forward.compute()
         self._differences[forward.pass_] = velocity - forward.latents
@@ -47,7 +47,7 @@ class EasyCache(StepCache):
             self._update_rate(forward.latents, velocity)
         return velocity
 
-    def _decide(self, step: int, latents: Tensor) -> bool:
+    def _is_changed(self, step: int, latents: Tensor) -> bool:
         always = step < self.warmup or step == self.steps - 1
         error = math.inf if always else self._error + self._expected_change(latents)
         is_run = not error < self.threshold  # also where it is not a number

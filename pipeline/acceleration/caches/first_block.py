@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -19,10 +20,10 @@ class FirstBlockCache(StepCache):
     default_threshold: ClassVar[float] = 0.06
 
     def __init__(self, steps: int, threshold: float, warmup: int):
+        super().__init__()
         self.steps, self.threshold, self.warmup = steps, threshold, max(warmup, 1)
         self._first_residual: Tensor | None = None  # of the first block in the first pass of the last step that was run
         self._rest: dict[Pass, Tensor] = {}  # residuals of the other blocks
-        self._step, self._is_run = -1, True  # the step of the last decision
 
     @classmethod
     def from_setup(cls, setup: CacheSetup) -> FirstBlockCache:
@@ -39,17 +40,17 @@ class FirstBlockCache(StepCache):
         transformer, inputs = forward.transformer, forward.inputs
         tokens, time = transformer.embed(forward.latents, forward.timestep, inputs)
         first = transformer.run_blocks(tokens, time, inputs, slice(0, 1))
-        if forward.step != self._step:
-            self._step, self._is_run = forward.step, self._decide(forward.step, first - tokens)
-        if self._is_run or forward.pass_ not in self._rest:
+        is_run = self.decide(forward, partial(self._is_changed, forward, first - tokens))
+        if is_run or forward.pass_ not in self._rest:
             after = transformer.run_blocks(first, time, inputs, slice(1, None))
             self._rest[forward.pass_] = after - first
         else:
             after = first + self._rest[forward.pass_]
         return transformer.head(after, time, inputs)
 
-    def _decide(self, step: int, residual: Tensor) -> bool:
-        before, always = self._first_residual, step < self.warmup or step == self.steps - 1
-        is_run = always or before is None or relative_change(residual, before).item() >= self.threshold
+    def _is_changed(self, forward: ForwardInputs, residual: Tensor) -> bool:
+        before, always = self._first_residual, forward.step < self.warmup or forward.step == self.steps - 1
+        mean = forward.agreement.mean
+        is_run = always or before is None or relative_change(residual, before, mean).item() >= self.threshold
         self._first_residual = residual if is_run else self._first_residual
         return is_run

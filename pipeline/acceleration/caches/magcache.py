@@ -47,7 +47,7 @@ class MagCache(ResidualCache):
         super().keep(forward, residual)
         if forward.pass_ is Pass.COND:
             norms = torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32)
-            self._magnitudes[forward.step] = norms.mean().item()
+            self._magnitudes[forward.step] = forward.agreement.mean(norms).item()
 
     def _decide(self, step: int) -> bool:
         if step < self.warmup or step == self.steps - 1:

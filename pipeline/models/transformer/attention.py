@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from .rope import rotate
 from .scaled_dot_product import Attend
 from .speakers import reference_attention
+from .token_shares import ON_ONE_DEVICE, TokenShares
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one attention layer, each `b heads n k`."""
@@ -53,20 +54,25 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = (nn.RMSNorm(dim, eps=eps) for _ in range(2))
         self.to_out = nn.Sequential(nn.Linear(dim, dim))
 
-    def forward(self, x: Tensor, rope: Tensor, token_masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, rope: Tensor, token_masks: Tensor | None = None, shares: TokenShares = ON_ONE_DEVICE
+    ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
             x: `n c`.
             rope: `n 1 k/2 2`, see `rope.grid_rotation`.
             token_masks: `classes s`: persons, then background, in the first latent frame. None for one voice.
+            shares: of the window's tokens; x and rope are this device's.
 
         Returns:
             `n c`, and the reference map `classes n` (see `reference_attention`), None without masks.
         """
         query = self._rotate(self.norm_q(self.to_q(x)), rope).type_as(x)
         key = self._rotate(self.norm_k(self.to_k(x)), rope).type_as(x)
-        attn_out = self.attend(query, key, split_heads(self.to_v(x), self.num_heads))
-        reference_map = None if token_masks is None else reference_attention(query, key, token_masks)
+        attn_out = shares.attend(self.attend, query, key, split_heads(self.to_v(x), self.num_heads))
+        reference_map = None
+        if token_masks is not None:
+            reference_map = reference_attention(query, shares.first_frame(key), token_masks)
         return self.to_out(merge_heads(attn_out)), reference_map
 
     def _rotate(self, x: Tensor, rope: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from .attention import KeyValue
 from .inputs import Constant
 from .rope import rotate, rotation
 from .speakers import speaker_positions, voice_positions
+from .token_shares import ON_ONE_DEVICE, TokenShares
 
 MAX_CACHED_NUMBERS = 1 << 20  # of folded keys; more are folded anew in every step, for 14B they would be 400 MB a block
 
@@ -36,12 +37,19 @@ class AudioCrossAttention(nn.Module):
         self.kv_linear = nn.Linear(audio_dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, audio_kv: Constant[KeyValue], reference_map: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        audio_kv: Constant[KeyValue],
+        reference_map: Tensor | None = None,
+        shares: TokenShares = ON_ONE_DEVICE,
+    ) -> Tensor:
         """
         Args:
             x: `(t s) c`, t latent frames of s tokens each.
             audio_kv: from the method of this name, each `t heads n k`.
             reference_map: `classes (t s)`, see `reference_attention`; None for one voice.
+            shares: of the window's tokens; x and the map are this device's.
 
         Returns:
             `(t s) c`, to be added to the video tokens.
@@ -52,7 +60,8 @@ class AudioCrossAttention(nn.Module):
             return _folded_attention(x, *(audio_kv.cached(self._fold) if is_cached else self._fold(audio_kv.value)))
         query = rearrange(self.q_linear(x), "n (heads k) -> n heads k", heads=self.num_heads)
         if reference_map is not None:
-            query = rotate(query, rotation(speaker_positions(reference_map), self.head_dim).unsqueeze(1))
+            positions = speaker_positions(reference_map, shares)
+            query = rotate(query, rotation(positions, self.head_dim).unsqueeze(1))
         query = rearrange(query, "(t s) heads k -> t heads s k", t=len(key))
         attn_out = scaled_dot_product_attention(query, key, value)
         return self.proj(rearrange(attn_out, "t heads s k -> (t s) (heads k)"))

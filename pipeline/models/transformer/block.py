@@ -13,6 +13,7 @@ from .attention import CrossAttention, KeyValue, SelfAttention, TextKeyValue, Te
 from .audio_attention import AudioCrossAttention
 from .feed_forward import FeedForward
 from .inputs import Constant
+from .token_shares import TokenShares
 
 
 class AdaptiveNorm(nn.Module):
@@ -41,6 +42,7 @@ class BlockContext:
     image: Constant[Tensor]  # tokens of the reference image, n c
     audio: Constant[Tensor]  # audio tokens of each person and latent frame, p t n d
     token_masks: Tensor | None  # classes s; None for one voice, where no persons need to be told apart
+    shares: TokenShares  # of the window's tokens, of which rope and the blocks' tokens are this device's
 
     def text_kv(self, block: MultiTalkBlock) -> TextKeyValue:
         """The block's keys and values of the prompt, computed in the first step."""
@@ -83,9 +85,13 @@ class MultiTalkBlock(nn.Module):
             context: positions, prompt, reference image and voices.
         """
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(time_projection)
-        attn_out, reference_map = self.attn1(self.norm1(tokens, shift, scale), context.rope, context.token_masks)
+        attn_out, reference_map = self.attn1(
+            self.norm1(tokens, shift, scale), context.rope, context.token_masks, context.shares
+        )
         tokens = gated_residual(tokens, attn_out, gate)
         del attn_out  # as large as the tokens
         tokens = tokens + self.attn2(self.norm2(tokens), context.text_kv(self), context.image_kv(self))
-        tokens = tokens + self.audio_cross_attn(self.norm_x(tokens), context.audio_kv(self), reference_map)
+        tokens = tokens + self.audio_cross_attn(
+            self.norm_x(tokens), context.audio_kv(self), reference_map, context.shares
+        )
         return gated_residual(tokens, self.ffn(self.norm3(tokens, ffn_shift, ffn_scale)), ffn_gate)

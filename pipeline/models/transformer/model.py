@@ -22,6 +22,7 @@ from .embedding import ConditionEmbedder, Float32Linear, PatchEmbedding, TimeEmb
 from .inputs import Constant, PassInputs, WindowInputs
 from .rope import grid_rotation
 from .scaled_dot_product import Attend
+from .token_shares import MakeShares, TokenShares, WholeWindow
 
 
 class MultiTalkTransformer(ModelMixin, ConfigMixin):
@@ -65,6 +66,7 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
         audio_norm: bool = True,
     ):
         super().__init__()
+        self._make_shares: MakeShares = WholeWindow
         dim = num_attention_heads * attention_head_dim
         self.patch_embedding = PatchEmbedding(in_channels, dim, patch_size)
         self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim, image_dim)
@@ -91,6 +93,10 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
         """Chooses the kernel of the attentions to the video itself, to the prompt and to the picture."""
         for block in self.blocks:
             block.attn1.attend = block.attn2.attend = attend
+
+    def set_shares(self, make_shares: MakeShares) -> None:
+        """Chooses the devices' shares of the tokens of all windows that are prepared from now on."""
+        self._make_shares = make_shares
 
     def zero_audio(self, num_frames: int) -> Tensor:
         """The audio of a pass without voices: zero features of one person, `1 num_frames window layers channels`."""
@@ -158,9 +164,10 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
         return self.head(tokens, time, inputs)
 
     def embed(self, latents: Tensor, timestep: float | Tensor, inputs: PassInputs) -> tuple[Tensor, TimeEmbedding]:
-        """The tokens that enter the blocks, `n c`, and the embedding of the timestep."""
+        """This device's share of the tokens that enter the blocks, `n c`, and the embedding of the timestep."""
         condition = inputs.window.condition.cached(self._embed_condition)
-        return self.patch_embedding(latents, 0, bias=condition), self.time(timestep)
+        tokens = self.patch_embedding(latents, 0, bias=condition)
+        return self._shares(inputs.window).own(tokens), self.time(timestep)
 
     def run_blocks(
         self, tokens: Tensor, time: TimeEmbedding, inputs: PassInputs, blocks: slice = slice(None)
@@ -172,12 +179,18 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
         return tokens
 
     def head(self, tokens: Tensor, time: TimeEmbedding, inputs: PassInputs) -> Tensor:
-        """The velocity of the tokens after all blocks, `16 t h w` in float32."""
+        """The velocity of this device's tokens after all blocks, and of the others', `16 t h w` in float32."""
         shift, scale = (self.scale_shift_table.float() + time.embedding[:, None]).unbind(1)
         patches = self.proj_out(self.norm_out(tokens.float(), shift, scale))
         (a, b, d), size = self.config.patch_size, inputs.window.size
         return rearrange(
-            patches, "(t h w) (a b d c) -> c (t a) (h b) (w d)", t=size.t // a, h=size.h // b, a=a, b=b, d=d
+            self._shares(inputs.window).whole(patches),
+            "(t h w) (a b d c) -> c (t a) (h b) (w d)",
+            t=size.t // a,
+            h=size.h // b,
+            a=a,
+            b=b,
+            d=d,
         )
 
     def time(self, timestep: float | Tensor) -> TimeEmbedding:
@@ -197,7 +210,15 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
             image=window.image_embeds.cached(self._embed_image),
             audio=inputs.audio.cached(self._embed_audio),
             token_masks=window.speaker_masks.cached(self._embed_masks) if inputs.num_speakers > 1 else None,
+            shares=self._shares(window),
         )
+
+    def _shares(self, window: WindowInputs) -> TokenShares:
+        return window.grid.cached(self._share_grid)
+
+    def _share_grid(self, size: LatentSize) -> TokenShares:
+        a, b, c = self.config.patch_size
+        return self._make_shares(size.t // a, (size.h // b) * (size.w // c))
 
     def _embed_condition(self, condition: Tensor) -> Tensor:
         return self.patch_embedding(self._cast(condition), self.config.in_channels - len(condition))
@@ -205,7 +226,7 @@ class MultiTalkTransformer(ModelMixin, ConfigMixin):
     def _rope(self, size: LatentSize) -> Tensor:
         a, b, c = self.config.patch_size
         rope = grid_rotation(size.t // a, size.h // b, size.w // c, self.config.attention_head_dim)
-        return rope.to(self.device)
+        return self._share_grid(size).own(rope).to(self.device)
 
     def _embed_text(self, prompt_embeds: Tensor) -> Constant[TextTokens]:
         prompt_and_padding = pad(self._cast(prompt_embeds), (0, 0, 0, 1))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .scaled_dot_product import torch_attention
+from .token_shares import ON_ONE_DEVICE, TokenShares
 
 SPACING, RANGE = 20.0, 4.0  # persons' ranges are 0..4, 20..24, 40..44 and so on; trained with the first two
 BACKGROUND = (SPACING + RANGE) / 2  # 10 away from the first two voices, further from all others
@@ -44,13 +45,13 @@ def reference_attention(query: Tensor, key: Tensor, token_masks: Tensor) -> Tens
     return sums[0, :, :, :num_classes].float().mean(dim=0).T / token_masks.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def speaker_positions(reference_map: Tensor) -> Tensor:
+def speaker_positions(reference_map: Tensor, shares: TokenShares = ON_ONE_DEVICE) -> Tensor:
     """The position of each video token, `n`, from the reference map (`classes n`, persons first, then background).
 
     The class with the highest attention wins; a person's tokens are spread over the person's range by
     `(map - min map) / (max map - min map)`, minimum and maximum taken over all tokens of the window.
     """
-    low, high = reference_map.aminmax(dim=1, keepdim=True)
+    low, high = shares.extremes(reference_map)
     relative = (reference_map - low) / (high - low + 1e-8)
     persons = range_starts(len(reference_map) - 1, reference_map.device)[:, None] + RANGE * relative[:-1]
     background = torch.full_like(reference_map[:1], BACKGROUND)
