@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
@@ -21,6 +22,7 @@ from .host import Host, Preview, Progress, RemainingTime, TorchHost
 from .memory.placement import MemoryLimit
 from .model_files import ModelFiles, parse_lora
 from .multitalk_pipeline import LEDGER_FOLDER, MultiTalkPipeline
+from .parallel.split import Split
 from .remote.endpoints import ENDPOINTS
 from .request import Request
 from .weights.handles import Precision
@@ -57,11 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     problems = Problems()
     try:
-        talk = make_pipeline(args, TerminalHost(args.device), problems)
-        path = talk.render(
-            args.output, *_media(args), args.prompt, resume_folder=args.resume_folder, restart=args.restart,
-            remote=args.remote, ledger_folder=args.ledger_folder, problems=problems, **_options(args),
-        )  # fmt: skip
+        host = TerminalHost(args.device or next(iter(args.devices), None))
+        with closing(make_pipeline(args, host, problems)) as talk:
+            path = talk.render(
+                args.output, *_media(args), args.prompt, resume_folder=args.resume_folder, restart=args.restart,
+                remote=args.remote, ledger_folder=args.ledger_folder, problems=problems, **_options(args),
+            )  # fmt: skip
     except MultiTalkError as error:
         print(f"\n{error}", file=sys.stderr)
         return INVALID_INPUT
@@ -88,7 +91,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 def make_pipeline(args: argparse.Namespace, host: Host, problems: Problems) -> MultiTalkPipeline:
     """The pipeline that the options name."""
     precision = {"precision": args.precision, "vae_precision": args.vae_precision}
-    return MultiTalkPipeline.of(_files(args, problems), memory=args.memory, **precision, host=host)
+    devices = {"devices": args.devices, "split": args.split}
+    return MultiTalkPipeline.of(_files(args, problems), memory=args.memory, **precision, **devices, host=host)
 
 
 def make_request(args: argparse.Namespace, problems: Problems) -> Request:
@@ -185,6 +189,8 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         help="where it is written down what was bought from fal; a ComfyUI's is user/__multitalk",
     )  # fmt: skip
     add("--device", type=_device, help="cpu, cuda, cuda:1 ...")
+    add("--devices", type=_devices, default=(), metavar="DEVICE,...", help="several that share a clip: cuda:0,cuda:1")
+    add("--split", choices=_words(Split), default=Split.AUTO.value, help="what each of several devices takes")
     add("--memory", choices=_words(MemoryLimit), default=MemoryLimit.AUTO.value)
     add("--precision", choices=_words(Precision), default=Precision.AUTO.value)
     add("--vae-precision", choices=_words(Precision), default=Precision.AUTO.value)
@@ -233,6 +239,11 @@ def _device(text: str) -> str:
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is none
         raise argparse.ArgumentTypeError(f"{text} cannot be used here; cpu always can.") from error
     return text
+
+
+def _devices(text: str) -> tuple[str, ...]:
+    """Devices that this machine has, separated by commas."""
+    return tuple(map(_device, text.split(",")))
 
 
 def _media(args: argparse.Namespace) -> tuple[Path | None, Sequence[Path | None]]:

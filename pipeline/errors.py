@@ -33,6 +33,10 @@ class NumericalError(MultiTalkError):
     """A run whose numbers went bad (NaN, infinity, black frames)."""
 
 
+class DeviceError(MultiTalkError):
+    """A device, or the process that works on it, that failed while several work together."""
+
+
 class RemoteError(MultiTalkError):
     """A request that the remote service refused, lost or did not finish, or a file from it that cannot be used."""
 

@@ -25,6 +25,7 @@ from .host import Host, Progress, TorchHost
 from .media.video import RateConverter, VideoWriter
 from .memory.placement import MemoryConfig, MemoryLimit, encode_resident
 from .model_files import ModelFiles
+from .parallel.split import Split
 from .preflight.checks import RunInputs, RunSetup, check_masks, check_run, check_voices, describe, timed
 from .preflight.estimate import RunEstimate
 from .request import Request, RequestMedia, read_media
@@ -33,7 +34,9 @@ from .weights import handles
 
 if TYPE_CHECKING:  # imports diffusers, which takes seconds
     from .conditioning.conditioning import Conditioning
+    from .generation.store import NoStore, WindowStore
     from .models.transformer.model import MultiTalkTransformer
+    from .parallel.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ class MultiTalkPipeline:
         files: the other weights; None where only encoded inputs are sampled.
         host: device, progress and cancelling; None runs quietly on the best device there is.
         vae_precision: of the VAE.
+        ranks: processes on several devices that denoise; None denoises in this one.
     """
 
     def __init__(
@@ -80,8 +84,10 @@ class MultiTalkPipeline:
         files: ModelFiles | None = None,
         host: Host | None = None,
         vae_precision: handles.Precision = handles.Precision.AUTO,
+        ranks: Ranks | None = None,
     ):
         self.model, self.host, self.vae_precision = model, host or TorchHost(), vae_precision
+        self.ranks = ranks
         self.files = files or ModelFiles(base=model.base, adapter=model.adapter, loras=model.loras)
 
     @classmethod
@@ -101,6 +107,8 @@ class MultiTalkPipeline:
         precision: str = handles.Precision.AUTO.value,
         vae_precision: str = handles.Precision.AUTO.value,
         host: Host | None = None,
+        devices: Sequence[str] = (),
+        split: str = Split.AUTO.value,
     ) -> MultiTalkPipeline:
         """A pipeline of weights files in any packaging, by the names of the command line.
 
@@ -118,6 +126,8 @@ class MultiTalkPipeline:
             precision: what the transformer computes in.
             vae_precision: what the VAE computes in; `auto` is bfloat16 on cards that have it, else float32.
             host: in place of `device`: progress and cancelling too.
+            devices: several that share the work of each clip, such as `cuda:0` and `cuda:1`.
+            split: the part of the work that each takes: `auto`, whole `guidance` passes, or `tokens`.
 
         Raises:
             ConfigError: a choice is none.
@@ -126,7 +136,10 @@ class MultiTalkPipeline:
             base=base, adapter=adapter, vae=vae, text_encoder=text_encoder, image_encoder=image_encoder,
             audio_encoder=audio_encoder, loras=lora, recipe=recipe,
         )  # fmt: skip
-        return cls.of(files, device=device, memory=memory, precision=precision, vae_precision=vae_precision, host=host)
+        return cls.of(
+            files, device=device, memory=memory, precision=precision, vae_precision=vae_precision, host=host,
+            devices=devices, split=split,
+        )  # fmt: skip
 
     @classmethod
     def bundled(cls, **options: Any) -> MultiTalkPipeline:
@@ -143,9 +156,11 @@ class MultiTalkPipeline:
         precision: str = handles.Precision.AUTO.value,
         vae_precision: str = handles.Precision.AUTO.value,
         host: Host | None = None,
+        devices: Sequence[str] = (),
+        split: str = Split.AUTO.value,
     ) -> MultiTalkPipeline:
         """A pipeline of named files, see `from_files`; a file that is missing is told when it is needed."""
-        host = host or TorchHost(device)
+        host = host or TorchHost(device or (devices[0] if devices else None))
         model = handles.TransformerFiles(
             base=files.base or Path(),
             adapter=files.adapter,
@@ -154,7 +169,17 @@ class MultiTalkPipeline:
             dtype=handles.Precision(precision).on(host.device),
             memory=memory if isinstance(memory, MemoryConfig) else MemoryConfig(MemoryLimit(memory)),
         )
-        return cls(model, files, host, handles.Precision(vae_precision))
+        ranks = None
+        if len(devices) > 1:
+            from .parallel.ranks import Ranks  # imports diffusers
+
+            ranks = Ranks(devices, Split(split))
+        return cls(model, files, host, handles.Precision(vae_precision), ranks)
+
+    def close(self) -> None:
+        """Ends the processes of several devices; the next run starts them again."""
+        if self.ranks is not None:
+            self.ranks.close()
 
     @torch.inference_mode()
     def __call__(
@@ -305,9 +330,23 @@ class MultiTalkPipeline:
 
     def sample(self, audio_embeds: AudioEmbeds, conditioning: Conditioning, spec: RunSpec) -> Iterator[Tensor]:
         """The frames of encoded inputs, `c f h w` in -1..1, 25 a second, window by window."""
-        from .generate import generate  # imports diffusers
+        return self._generate(audio_embeds, conditioning, spec)
 
-        return generate(self.transformer, audio_embeds, conditioning, spec, self.host, memory=self.model.memory)
+    def _generate(
+        self,
+        audio_embeds: AudioEmbeds,
+        conditioning: Conditioning,
+        spec: RunSpec,
+        store: WindowStore | NoStore | None = None,
+    ) -> Iterator[Tensor]:
+        from .generate import generate  # imports diffusers
+        from .generation.denoiser import local_denoiser
+
+        make_denoiser = local_denoiser if self.ranks is None else partial(self.ranks.denoiser, self.model)
+        return generate(
+            self.transformer, audio_embeds, conditioning, spec, self.host,
+            memory=self.model.memory, store=store, make_denoiser=make_denoiser,
+        )  # fmt: skip
 
     def write(
         self,
@@ -327,7 +366,7 @@ class MultiTalkPipeline:
             on_frames: is handed each window's frames, as the file shows them, `c f h w` in -1..1. Without it the video
                 grows in a file that can be watched meanwhile.
         """
-        from .generate import generate, open_store  # imports diffusers
+        from .generate import open_store  # imports diffusers
         from .generation.store import NoStore
 
         assert setup.output is not None, "a file to write"
@@ -336,9 +375,7 @@ class MultiTalkPipeline:
             store = open_store(setup.store, self.transformer, audio_embeds, conditioning, spec)
             if restart:
                 store.clear()
-        windows = generate(
-            self.transformer, audio_embeds, conditioning, spec, self.host, memory=self.model.memory, store=store
-        )
+        windows = self._generate(audio_embeds, conditioning, spec, store)
         assert spec.num_frames is not None, "encoded speech has a length"
         convert = RateConverter(spec.num_frames, spec.fps, spec.num_output_frames)
         part = store.part(setup.output) if on_frames is None else None

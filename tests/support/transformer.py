@@ -46,11 +46,12 @@ def sizes(config: Mapping) -> dict:
     }
 
 
-def tiny(seed: int = 0, num_layers: int = 2) -> MultiTalkTransformer:
+def tiny(seed: int = 0, num_layers: int = 2, num_heads: int = 2) -> MultiTalkTransformer:
     """A transformer whose random weights leave no path at zero."""
     transformer = MultiTalkTransformer(
-        num_attention_heads=2, attention_head_dim=32, text_dim=20, freq_dim=16, ffn_dim=96, num_layers=num_layers,
-        text_len=8, image_dim=12, audio_features=(2, 6), audio_intermediate_dim=16, audio_dim=24, audio_tokens=4,
+        num_attention_heads=num_heads, attention_head_dim=32, text_dim=20, freq_dim=16, ffn_dim=96,
+        num_layers=num_layers, text_len=8, image_dim=12, audio_features=(2, 6), audio_intermediate_dim=16,
+        audio_dim=24, audio_tokens=4,
     ).eval()  # fmt: skip
     random = torch.Generator().manual_seed(seed)
     for parameter in transformer.parameters():
