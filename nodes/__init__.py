@@ -16,7 +16,7 @@ from .loaders import (
     MultiTalkLoadTextEncoder,
     MultiTalkLoadVAE,
 )
-from .options import MultiTalkAccelerationOptions, MultiTalkLongVideoOptions
+from .options import MultiTalkAccelerationOptions, MultiTalkDevices, MultiTalkLongVideoOptions
 from .preflight import MultiTalkPreflight
 from .refusals import show_refusals
 from .remote import MultiTalkFal, MultiTalkFalCollect
@@ -41,6 +41,7 @@ NODES: list[type[io.ComfyNode]] = [
     MultiTalkSampler,
     MultiTalkLongVideoOptions,
     MultiTalkAccelerationOptions,
+    MultiTalkDevices,
     MultiTalkEmbedsToKijai,
     MultiTalkEmbedsFromKijai,
     MultiTalkFal,

@@ -13,6 +13,7 @@ from ..pipeline.acceleration.caches import CacheKind
 from ..pipeline.acceleration.compilation import Compile
 from ..pipeline.acceleration.presets import AccelerationOptions
 from ..pipeline.config import ColorMatch, SamplerKind, WindowPlan
+from ..pipeline.parallel.split import Split
 from . import sockets
 
 CATEGORY = "MultiTalk/options"
@@ -27,11 +28,15 @@ class SamplerOptions:
         acceleration: None follows the sampler's preset.
         choices: further fields of `GenerationConfig`.
         resume: keeps finished windows until the video is written.
+        devices: several that share the work, such as `cuda:0` and `cuda:1`; none samples on ComfyUI's own.
+        split: the part of the work that each of them takes.
     """
 
     acceleration: AccelerationOptions | None = None
     choices: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = True
+    devices: tuple[str, ...] = ()
+    split: Split = Split.AUTO
 
     def with_choices(self, **choices: Any) -> SamplerOptions:
         """The same with further choices."""
@@ -269,3 +274,38 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
             sampler=None if sampler == AUTO else SamplerKind(sampler),
         )
         return io.NodeOutput(replace(sampler_options, acceleration=acceleration))
+
+
+class MultiTalkDevices(io.ComfyNode):
+    """Several devices that sample one clip together."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MultiTalkDevices",
+            display_name="MultiTalk Devices",
+            search_aliases=["multi gpu", "multigpu", "several gpus", "ulysses", "parallel", "xdit"],
+            category=CATEGORY,
+            description="Samples each clip on several GPUs at once, in processes of their own beside ComfyUI.",
+            inputs=[
+                sockets.Options.Input("options", optional=True, tooltip="Other options, to set these beside them."),
+                io.String.Input(
+                    "devices",
+                    default="cuda:0,cuda:1",
+                    tooltip="GPUs of one kind, separated by commas; one alone samples in ComfyUI as without this node.",
+                ),
+                io.Combo.Input(
+                    "split",
+                    options=Split,
+                    default=Split.AUTO,
+                    tooltip="What each takes: guidance is whole passes, for slow connections, unequal cards and "
+                    "Windows; tokens is a share of each frame, for any number; auto counts which is faster.",
+                ),
+            ],
+            outputs=[sockets.Options.Output(display_name="sampler_options")],
+        )
+
+    @classmethod
+    def execute(cls, devices: str, split: str, options: SamplerOptions | None = None) -> io.NodeOutput:
+        names = tuple(name.strip() for name in devices.split(",") if name.strip())
+        return io.NodeOutput(replace(options or SamplerOptions(), devices=names, split=Split(split)))
