@@ -158,16 +158,20 @@ class Ranks:
         if sys.platform == "linux":
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are on this machine
         command = [sys.executable, "-m", f"{ENGINE.name}.parallel.launcher", str(self._folder), WORKER, *self.devices]
-        with Listener(socket_address(self._folder)) as listener, (self._folder / "launcher.log").open("wb") as log:
-            self._launcher = subprocess.Popen(
-                command, cwd=ENGINE.parent, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
-            try:
-                self._connection = self._accept(listener, host)
-            except BaseException:
-                self._end()
-                raise
+        listener = Listener(socket_address(self._folder))
+        try:
+            with (self._folder / "launcher.log").open("wb") as log:
+                self._launcher = subprocess.Popen(
+                    command, cwd=ENGINE.parent, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log,
+                    start_new_session=True,
+                )  # fmt: skip
+            self._connection = self._accept(listener, host)
+        except BaseException:
+            self._end()
+            raise
+        finally:
+            with suppress(FileNotFoundError):  # it went with the folder
+                listener.close()
 
     def _accept(self, listener: Listener, host: Host) -> Connection:
         """The connection of the first rank, once all have started."""

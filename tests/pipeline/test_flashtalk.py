@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from multitalk_pack.pipeline import generate as engine
 from multitalk_pack.pipeline.__main__ import main
 from multitalk_pack.pipeline.config import ColorMatch, GenerationConfig, Recipe, SamplerKind, WindowPlan
 from multitalk_pack.pipeline.errors import ConfigError, MultiTalkError
+from multitalk_pack.pipeline.generation import denoiser
 from multitalk_pack.pipeline.generation.recipes import find_recipe
 from multitalk_pack.pipeline.generation.run_spec import make_run_spec
 from multitalk_pack.pipeline.media.video import read_video
@@ -165,8 +165,8 @@ def test_a_killed_command_line_goes_on_to_the_same_bytes(files, inputs, tmp_path
     beginning = read_video(grown)
     assert 25 <= len(beginning.frames) <= 33 and beginning.sound.duration_s >= 1
     assert torch.equal(beginning.frames, read_video(whole).frames[: len(beginning.frames)])
-    windows, denoise = [], engine.denoise
-    monkeypatch.setattr(engine, "denoise", lambda *args: windows.append(args) or denoise(*args))
+    windows, denoise = [], denoiser.denoise
+    monkeypatch.setattr(denoiser, "denoise", lambda *args, **agreed: windows.append(args) or denoise(*args, **agreed))
     assert main(resumed) == 0
     assert part.read_bytes() == whole.read_bytes() and len(windows) == 1
     assert not grown.exists() and not list(tmp_path.glob("*.part.mp4"))
