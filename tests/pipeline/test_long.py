@@ -69,14 +69,15 @@ class NumberingCoders:
     def __init__(self, *_):
         self.window = None
 
-    def run(self, work, *args):
-        if work is generate._decode:
-            return frames_of(self.window)
-        self.window, motion_frames = args[:2]
-        if self.window.index:
-            last = frames_of(self.window)[:, : self.window.overlap]
+    def encode(self, work, window, motion_frames, *_):
+        self.window = window
+        if window.index:
+            last = frames_of(window)[:, : window.overlap]
             assert torch.equal(motion_frames, last), "a window goes on from the last frames made"
         return SimpleNamespace(condition=None)
+
+    def decode(self, *_):
+        return frames_of(self.window)
 
 
 def frames_of(window):
