@@ -142,7 +142,7 @@ class MultiTalkEncodeAudio(io.ComfyNode):
 def speeches_of(
     dialogue: Dialogue, speakers: tuple[Speaker, ...] | None, voices: Mapping[str, dict], start_times: str
 ) -> list[Speech]:
-    """What each speaker says: the dialogue, the speakers' own voices, or those of `audio_1`, `audio_2`, ...
+    """A speech of each speaker: from the dialogue, the speakers' own voices, or those of `audio_1`, `audio_2`, ...
 
     Raises:
         AudioError: there is no voice, more than one kind of them, a voice is no sound, or a start is out of range.

@@ -158,10 +158,10 @@ def _to_image(pictures: Tensor) -> tuple[str, Image.Image, int | None]:
     """Pictures `f c h w` as ComfyUI takes a preview: format, picture, and the side that it scales it to."""
     if len(pictures) == 1:
         return "JPEG", _to_pillow(pictures[0]), PREVIEW_SIDE
-    shown = [_to_pillow(picture) for picture in pictures[::EVERY]]
-    for picture in shown:
+    stills = [_to_pillow(picture) for picture in pictures[::EVERY]]
+    for picture in stills:
         picture.thumbnail((MOVING_SIDE, MOVING_SIDE))
-    return "WEBP", MovingPicture(shown, 1000 * EVERY / FPS), None
+    return "WEBP", MovingPicture(stills, 1000 * EVERY / FPS), None
 
 
 def _to_pillow(picture: Tensor) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..pipeline.audio.clips import Clip, Dialogue, split_channels, split_turns
+from ..pipeline.audio.clips import Clip, Dialogue, split_by_transcript, split_channels
 from ..pipeline.audio.timeline import draw_timeline
 from ..pipeline.audio.transcript import read_transcript
 from ..pipeline.choice import Choice
@@ -73,7 +73,7 @@ class MultiTalkDialogue(io.ComfyNode):
         cls, audio: dict, speaker: int, start: float, pause: float, dialogue: Dialogue | None = None
     ) -> io.NodeOutput:
         clip = Clip(from_audio(audio, "audio"), speaker, None if start < 0 else start, pause)
-        return _shown(from_dialogue(dialogue).with_clip(clip), cls)
+        return _output(from_dialogue(dialogue).with_clip(clip), cls)
 
 
 class MultiTalkSplitRecording(io.ComfyNode):
@@ -112,8 +112,8 @@ class MultiTalkSplitRecording(io.ComfyNode):
     def execute(cls, audio: dict, split: str, transcript: str) -> io.NodeOutput:
         recording = from_audio(audio, "audio")
         if Split(split) is Split.CHANNELS:
-            return _shown(split_channels(recording), cls)
-        return _shown(split_turns(recording, read_transcript(transcript)), cls)
+            return _output(split_channels(recording), cls)
+        return _output(split_by_transcript(recording, read_transcript(transcript)), cls)
 
 
 def from_dialogue(dialogue: object) -> Dialogue:
@@ -129,7 +129,7 @@ def from_dialogue(dialogue: object) -> Dialogue:
     return dialogue
 
 
-def _shown(dialogue: Dialogue, cls: type[io.ComfyNode]) -> io.NodeOutput:
+def _output(dialogue: Dialogue, cls: type[io.ComfyNode]) -> io.NodeOutput:
     """The dialogue, and its timeline on the node."""
     if dialogue.num_speakers > MAX_SPEAKERS:
         raise AudioError(f"{dialogue.num_speakers} people speak; {MAX_SPEAKERS} can. Merge some of the names.")

@@ -89,9 +89,9 @@ class MultiTalkSpeakers(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        drawn = []
+        canvas = []
         if hasattr(io, "BoundingBoxes"):  # since ComfyUI 0.33
-            drawn = [
+            canvas = [
                 io.BoundingBoxes.Input(
                     "boxes",
                     optional=True,
@@ -129,7 +129,7 @@ class MultiTalkSpeakers(io.ComfyNode):
                 io.Int.Input(
                     "height", default=1024, min=64, max=16384, step=1, tooltip="Height of the canvas, in pixels."
                 ),
-                *drawn,
+                *canvas,
             ],
             outputs=[sockets.Speakers.Output(display_name="speakers")],
         )

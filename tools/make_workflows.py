@@ -87,7 +87,7 @@ def talk(
     _save(graph, (graph.add("MultiTalkSampler", **inputs), 1))
 
 
-def by_faces(graph: Graph, picture: Link, sounds: Links) -> tuple[Links, Links]:
+def detected_faces(graph: Graph, picture: Link, sounds: Links) -> tuple[Links, Links]:
     """Voices for the faces that core's detector sees, from left to right."""
     model = (graph.add("LoadMediaPipeFaceLandmarker", model_name=FACES), 0)
     detector = {"detector_variant": "full", "min_confidence": 0.5, "missing_frame_fallback": "empty"}
@@ -98,7 +98,7 @@ def by_faces(graph: Graph, picture: Link, sounds: Links) -> tuple[Links, Links]:
     return speakers, speakers
 
 
-def in_turns(graph: Graph, picture: Link, sounds: Links) -> tuple[Links, Links]:
+def dialogue_clips(graph: Graph, picture: Link, sounds: Links) -> tuple[Links, Links]:
     """Each voice after the one before, on one timeline; the first one has the last word too."""
     first, second = sounds.values()
     clips: Links = {}
@@ -182,8 +182,8 @@ def build() -> dict[str, Graph]:
     calm = "A woman speaks calmly to the camera, with subtle, natural movements of her lips."
     talk(flashtalk, FLASHTALK, portrait, [speech], calm, sampler={"keep_frames": False})
     talk(two, REAL, drawn_two, dialogue, "Two people talk to each other.", audio={"multi_audio_type": "add"})
-    talk(faces, REAL, drawn_two, dialogue, "Two people talk to each other.", arrangement=by_faces)
-    talk(dialogue_graph, REAL, drawn_two, dialogue, "Two people talk to each other.", arrangement=in_turns)
+    talk(faces, REAL, drawn_two, dialogue, "Two people talk to each other.", arrangement=detected_faces)
+    talk(dialogue_graph, REAL, drawn_two, dialogue, "Two people talk to each other.", arrangement=dialogue_clips)
     options = (long.add("MultiTalkLongVideoOptions"), 0)
     talk(
         long, REAL, portrait, [speech], woman, preflight=True,

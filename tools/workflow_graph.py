@@ -146,7 +146,7 @@ class Graph:
         prompt = {}
         for number, (kind, inputs) in self.nodes.items():
             values = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
-            defaults = {w["id"]: _queued(w.get("default")) for w in widgets_of(kind) if w["id"] not in values}
+            defaults = {w["id"]: _queue_value(w.get("default")) for w in widgets_of(kind) if w["id"] not in values}
             extras = QUEUE_EXTRAS.get(kind, {})
             title = OURS[kind]["display_name"] if kind in OURS else kind
             prompt[number] = {"class_type": kind, "inputs": values | defaults | extras, "_meta": {"title": title}}
@@ -284,7 +284,7 @@ def outputs_of(kind: str) -> list[tuple[str, str]]:
     return CORE[kind][2] if kind in CORE else [(io_type, name) for io_type, name in OURS[kind]["outputs"]]
 
 
-def _queued(value: Any) -> Any:
+def _queue_value(value: Any) -> Any:
     """A widget's value in the queue, where a bare list is a link."""
     return {"__value__": value} if isinstance(value, list) else value
 

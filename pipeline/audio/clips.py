@@ -86,16 +86,16 @@ class Dialogue:
 
     def _speech(self, speaker: int, turns: Sequence[Turn]) -> Speech:
         pairs = zip(self.clips, turns, strict=True)
-        spoken = sorted(((turn, clip.sound) for clip, turn in pairs if clip.speaker == speaker), key=_start)
-        if not spoken:
+        parts = sorted(((interval, clip.sound) for clip, interval in pairs if clip.speaker == speaker), key=_start)
+        if not parts:
             return Speech(None)
-        for (before, _), (after, _) in pairwise(spoken):
+        for (before, _), (after, _) in pairwise(parts):
             if after.start_s < before.end_s - OVERLAP_S:
                 raise AudioError(
                     f"Speaker {speaker} would say two things at {after.start_s:.2f} s. Start the later clip at "
                     f"{before.end_s:.2f} s, or give it to another speaker."
                 )
-        return Speech(_joined(spoken), spoken[0][0].start_s)
+        return Speech(_track(parts), parts[0][0].start_s)
 
 
 def split_channels(recording: Sound) -> Dialogue:
@@ -113,7 +113,7 @@ def split_channels(recording: Sound) -> Dialogue:
     return Dialogue(tuple(clips), recording)
 
 
-def split_turns(recording: Sound, turns: Sequence[tuple[str, Turn]]) -> Dialogue:
+def split_by_transcript(recording: Sound, turns: Sequence[tuple[str, Turn]]) -> Dialogue:
     """A dialogue of a mixed recording by the turns of a transcript.
 
     Args:
@@ -125,34 +125,34 @@ def split_turns(recording: Sound, turns: Sequence[tuple[str, Turn]]) -> Dialogue
     """
     speakers = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in turns), start=1)}
     clips = []
-    for name, turn in sorted(turns, key=lambda pair: pair[1].start_s):
-        first, last = (round(moment * recording.rate_hz) for moment in (turn.start_s, turn.end_s))
+    for name, interval in sorted(turns, key=lambda pair: pair[1].start_s):
+        first, last = (round(moment * recording.rate_hz) for moment in (interval.start_s, interval.end_s))
         samples = recording.samples[:, first:last]
         if not samples.shape[1]:
             raise AudioError(
-                f"{name} speaks at {turn.start_s:.2f} s, and the recording lasts {recording.duration_s:.2f} s. Take "
-                f"the transcript of this recording."
+                f"{name} speaks at {interval.start_s:.2f} s, and the recording lasts {recording.duration_s:.2f} s. "
+                f"Take the transcript of this recording."
             )
-        clips.append(Clip(Sound(samples, recording.rate_hz), speakers[name], turn.start_s))
+        clips.append(Clip(Sound(samples, recording.rate_hz), speakers[name], interval.start_s))
     return Dialogue(tuple(clips), recording)
 
 
-def _start(spoken: tuple[Turn, Sound]) -> float:
-    return spoken[0].start_s
+def _start(parts: tuple[Turn, Sound]) -> float:
+    return parts[0].start_s
 
 
-def _joined(spoken: Sequence[tuple[Turn, Sound]]) -> Sound:
+def _track(parts: Sequence[tuple[Turn, Sound]]) -> Sound:
     """Sounds of one speaker, in the order of their turns, with silence between; one alone stays as it came."""
-    (first, sound), *others = spoken
+    (first, sound), *others = parts
     if not others:
         return sound
-    rate_hz = max(sound.rate_hz for _, sound in spoken)
-    num_channels = max(sound.num_channels for _, sound in spoken)
-    end_s = max(turn.end_s for turn, _ in spoken)
-    joined = torch.zeros(num_channels, round((end_s - first.start_s) * rate_hz))
-    for turn, sound in spoken:
+    rate_hz = max(sound.rate_hz for _, sound in parts)
+    num_channels = max(sound.num_channels for _, sound in parts)
+    end_s = max(interval.end_s for interval, _ in parts)
+    track = torch.zeros(num_channels, round((end_s - first.start_s) * rate_hz))
+    for interval, sound in parts:
         samples = expand_channels(resample(sound.samples, sound.rate_hz, rate_hz), num_channels)
-        start = round((turn.start_s - first.start_s) * rate_hz)
-        samples = samples[:, : joined.shape[1] - start]
-        joined[:, start : start + samples.shape[1]] = samples
-    return Sound(joined, rate_hz)
+        start = round((interval.start_s - first.start_s) * rate_hz)
+        samples = samples[:, : track.shape[1] - start]
+        track[:, start : start + samples.shape[1]] = samples
+    return Sound(track, rate_hz)

@@ -25,7 +25,7 @@ def draw_timeline(dialogue: Dialogue, colors: Sequence[tuple[int, int, int]]) ->
         colors: of the speakers, as in the picture of their places.
     """
     turns, num_rows = dialogue.turns(), max(1, dialogue.num_speakers)
-    duration_s = max((turn.end_s for turn in turns), default=1.0)
+    duration_s = max((interval.end_s for interval in turns), default=1.0)
     height = num_rows * ROW + SCALE
     picture = Image.new("RGB", (WIDTH, height), BACKGROUND)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
@@ -37,8 +37,8 @@ def draw_timeline(dialogue: Dialogue, colors: Sequence[tuple[int, int, int]]) ->
         draw.text((x, height - SCALE / 2), f"{mark * interval:g} s", TEXT, font, "mm")
     for row in range(num_rows):
         draw.text((MARGIN / 2, (row + 0.5) * ROW), str(row + 1), colors[row % len(colors)], font, "mm")
-    for clip, turn in zip(dialogue.clips, turns, strict=True):
-        left, right = (round(MARGIN + moment * per_s) for moment in (turn.start_s, turn.end_s))
+    for clip, interval in zip(dialogue.clips, turns, strict=True):
+        left, right = (round(MARGIN + moment * per_s) for moment in (interval.start_s, interval.end_s))
         middle, color = (clip.speaker - 0.5) * ROW, colors[(clip.speaker - 1) % len(colors)]
         draw.rectangle((left, middle - 0.45 * ROW, right, middle + 0.45 * ROW), outline=color)
         for x, peak in enumerate(_peaks(clip.sound, max(1, right - left)), start=left):

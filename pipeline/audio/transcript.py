@@ -39,7 +39,7 @@ def _read_rttm(text: str) -> list[tuple[str, Turn]]:
                 f"Line {number} of the transcript is no turn: {line[:60]!r}. It is SPEAKER, file, channel, start, "
                 f"duration, <NA>, <NA>, name."
             ) from None
-        turns.append((name, _turn(start_s, start_s + duration_s, number)))
+        turns.append((name, _interval(start_s, start_s + duration_s, number)))
     return turns
 
 
@@ -61,7 +61,7 @@ def _read_srt(text: str) -> list[tuple[str, Turn]]:
             )
         speaker = turns[-1][0] if name is None else next(filter(None, name.groups())).strip()
         start_s, end_s = (_seconds(*times.groups()[first : first + 4]) for first in (0, 4))
-        turns.append((speaker, _turn(start_s, end_s, number)))
+        turns.append((speaker, _interval(start_s, end_s, number)))
     return turns
 
 
@@ -69,7 +69,7 @@ def _seconds(hours: str, minutes: str, seconds: str, fraction: str) -> float:
     return 3600 * int(hours) + 60 * int(minutes) + int(seconds) + float(f"0.{fraction}")
 
 
-def _turn(start_s: float, end_s: float, line: int) -> Turn:
+def _interval(start_s: float, end_s: float, line: int) -> Turn:
     if not 0 <= start_s < end_s:
         raise AudioError(f"Line {line} of the transcript ends at {end_s:g} s, before its start at {start_s:g} s.")
     return Turn(start_s, end_s - start_s)

@@ -49,7 +49,7 @@ def browse(server, folder, *steps):
     """Takes the steps on the page."""
     job = {
         "url": f"http://127.0.0.1:{server.port}/", "shots": str(folder), "steps": [["goto"], *steps],
-        "patience_ms": 240_000, "pause_ms": 4_000, "run_ms": RUN_S * 1000,
+        "patience_ms": 240_000, "pause_ms": 4_000, "look_ms": 10_000, "run_ms": RUN_S * 1000,
     }  # fmt: skip
     file = folder / "job.json"
     file.write_text(json.dumps(job))
@@ -100,7 +100,7 @@ def test_an_app_runs_from_picture_to_video_by_clicks(app, server, tmp_path):
     two = "Two" in app.stem
     file = tmp_path / app.name
     file.write_text(json.dumps(with_bundled(json.loads(app.read_text()), (192, 128) if two else (128, 128))))
-    browse(server, tmp_path, ["drop", str(file)], ["shot", "form"], ["run"], ["shot", "video"])
+    browse(server, tmp_path, ["drop", str(file)], ["shot", "form"], ["run", "running"], ["shot", "video"])
     assert newest_video(server).shape == (21, 128, 192 if two else 128, 3)
 
 
@@ -128,7 +128,7 @@ def test_a_blueprint_is_found_by_searching_talking_and_runs(name, server, tmp_pa
     clear = "() => window.app.graph.clear()"
     browse(
         server, tmp_path, ["evaluate", clear], ["search", "talking", name], ["evaluate", f"({connect})()"], ["fit"],
-        ["shot", "connected"], ["run"], ["shot", "video"],
+        ["shot", "connected"], ["run", "running"], ["shot", "video"],
     )  # fmt: skip
     assert newest_video(server).shape == (21, 128, 192, 3)
 
@@ -151,7 +151,7 @@ def test_a_box_that_the_mouse_draws_decides_who_talks(side, server, tmp_path):
     corners = (0.02, 0.05, 0.47, 0.95) if side == "left" else (0.53, 0.05, 0.98, 0.95)
     browse(
         server, tmp_path, ["setting", "Comfy.VueNodes.Enabled", True], ["drop", str(file)], ["zoom", number],
-        ["box", number, *corners], ["shot", "boxes"], ["run"], ["shot", "video"],
+        ["box", number, *corners], ["shot", "boxes"], ["run", "running"], ["shot", "video"],
     )  # fmt: skip
     frames = newest_video(server)
     talking = motion(frames, MOUTHS[side])

@@ -191,7 +191,7 @@ def test_the_audio_attention_with_the_nodes_masks_is_as_published(nodes, kind):
 
 
 PICTURE_HW = (60, 120)
-DRAWN = [{"x": 60, "y": 0, "width": 60, "height": 60}, {"x": 0, "y": 0, "width": 30, "height": 60, "metadata": {}}]
+BOXES = [{"x": 60, "y": 0, "width": 60, "height": 60}, {"x": 0, "y": 0, "width": 30, "height": 60, "metadata": {}}]
 PERCENT = [(50, 0, 100, 100), (0, 0, 25, 100)]
 
 
@@ -206,20 +206,20 @@ def speakers_of(nodes, **inputs):
 
 
 def test_box_n_is_the_place_of_voice_n(nodes):
-    speakers = speakers_of(nodes, boxes=DRAWN, audio_1=voice(0.25), audio_2=voice(0.5))
+    speakers = speakers_of(nodes, boxes=BOXES, audio_1=voice(0.25), audio_2=voice(0.5))
     assert [speaker.place.box for speaker in speakers] == PERCENT
     assert [speaker.voice.samples.max().item() for speaker in speakers] == [0.25, 0.5]
 
 
-@pytest.mark.parametrize("batch", [DRAWN, [DRAWN], [DRAWN, []]])
+@pytest.mark.parametrize("batch", [BOXES, [BOXES], [BOXES, []]])
 def test_detected_boxes_are_speakers_from_left_to_right_in_pixels_of_the_picture(nodes, batch):
     picture = torch.zeros(1, *PICTURE_HW, 3)
-    speakers = speakers_of(nodes, bboxes=batch, background=picture, width=999, height=999, boxes=[DRAWN[0]])
+    speakers = speakers_of(nodes, bboxes=batch, background=picture, width=999, height=999, boxes=[BOXES[0]])
     assert [speaker.place.box for speaker in speakers] == PERCENT[::-1]
 
 
 def test_one_detected_box_is_one_speaker(nodes):
-    (speaker,) = speakers_of(nodes, bboxes=DRAWN[0])
+    (speaker,) = speakers_of(nodes, bboxes=BOXES[0])
     assert speaker.place.box == PERCENT[0]
 
 
@@ -233,7 +233,7 @@ def test_voices_without_boxes_share_the_width(nodes):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"boxes": DRAWN, "audio_1": voice(0.5), "audio_2": voice(0.5), "audio_3": voice(0.5)}, "2 boxes for 3 voices"),
+        ({"boxes": BOXES, "audio_1": voice(0.5), "audio_2": voice(0.5), "audio_3": voice(0.5)}, "2 boxes for 3 voices"),
         ({"boxes": [{"x": 200, "y": 0, "width": 9, "height": 9}]}, "Box 1 of boxes lies outside of 120x60 pixels"),
         ({"bboxes": [[1, 2, 3, 4]]}, "bboxes must be boxes"),
         ({"bboxes": [{"x": 0, "y": 0, "width": float("nan"), "height": 9}]}, "bboxes must be boxes"),
@@ -271,7 +271,7 @@ def test_a_chain_of_clips_is_a_dialogue_with_its_picture(nodes):
     widgets = {"start": -1.0, "pause": 0.5}
     first = nodes["MultiTalkDialogue"].execute(audio=voice(0.5), speaker=1, **widgets)
     second = nodes["MultiTalkDialogue"].execute(audio=voice(0.5), speaker=2, dialogue=first.args[0], **widgets)
-    assert [turn.start_s for turn in second.args[0].turns()] == [0.0, 1.5]
+    assert [interval.start_s for interval in second.args[0].turns()] == [0.0, 1.5]
     assert second.ui.value.shape[0] == 1 and second.ui.value.shape[1] > first.ui.value.shape[1]
     audio = sys.modules[f"{pack.NAME}.nodes.audio"]
     assert [speech.start_s for speech in audio.speeches_of(second.args[0], None, {}, "")] == [0.0, 1.5]

@@ -50,7 +50,7 @@ def test_a_workflow_runs_to_a_video_with_sound(path, runner):
     num_voices = sum(name.startswith("audio_") and name != "audio_encoder" for name in encode)
     speech_s = VOICE_S * (num_voices if encode["multi_audio_type"] == "add" else 1)
     if "dialogue" in encode:
-        speech_s = 3 * VOICE_S + 0.3 - 0.2  # three clips, a pause and an interruption
+        speech_s = 3.1 * VOICE_S  # three clips, a pause of 0.3 s and an interruption of 0.2 s
     with av.open(video.path) as container:
         pictures = list(container.decode(video=0))
         sound = container.streams.audio[0]

@@ -58,10 +58,14 @@ const actions = {
     await settled();
     await actions.dismiss();
   },
-  async run() {
-    const before = await page.evaluate(() => window.ends.length);
+  async run(name) {  // with pictures of the progress
+    const before = await page.evaluate(() => window.ends.length), start = Date.now();
     await page.getByRole('button', { name: /^Run/ }).last().click();
-    await page.waitForFunction(count => window.ends.length > count, before, { timeout: job.run_ms, polling: 500 });
+    for (let number = 1; await page.evaluate(count => window.ends.length === count, before); number += 1) {
+      if (Date.now() - start > job.run_ms) throw new Error(`the run did not end in ${job.run_ms / 1000} s`);
+      await page.waitForTimeout(job.look_ms);
+      await actions.shot(`${name} ${number}`);
+    }
     const [end, detail] = await page.evaluate(() => window.ends.at(-1));
     if (end !== 'execution_success') throw new Error(`${end}: ${detail.exception_message}`);
     await settled();

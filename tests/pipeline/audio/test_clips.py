@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from multitalk_pack.pipeline.audio.clips import Clip, Dialogue, split_channels, split_turns
+from multitalk_pack.pipeline.audio.clips import Clip, Dialogue, split_by_transcript, split_channels
 from multitalk_pack.pipeline.audio.dialogue import Arrangement, arrange, mix_soundtrack
 from multitalk_pack.pipeline.audio.timeline import MARGIN, ROW, SCALE, WIDTH, draw_timeline
 from multitalk_pack.pipeline.audio.transcript import read_transcript
@@ -40,7 +40,7 @@ def tracks(dialogue):
     return torch.stack(arrange(dialogue.speeches(), Arrangement.PARALLEL, normalize=False)).abs() > 0.1
 
 
-def sounding_s(track):
+def extent_s(track):
     """First and last moment, and the seconds in which a track sounds."""
     moments = track.nonzero()[:, 0] / RATE_HZ
     return round(moments[0].item(), 3), round(moments[-1].item(), 3), round(track.float().sum().item() / RATE_HZ, 3)
@@ -55,10 +55,10 @@ def test_clips_follow_each_other_with_their_pauses_and_at_their_starts():
         Clip(tone(0.5), 2, start_s=3.0),
     ):
         dialogue = dialogue.with_clip(clip)
-    assert [turn.start_s for turn in dialogue.turns()] == [0.0, 1.25, 1.5, 3.0]
+    assert [interval.start_s for interval in dialogue.turns()] == [0.0, 1.25, 1.5, 3.0]
     first, second = tracks(dialogue)
-    assert sounding_s(first) == (0.0, pytest.approx(2.0, abs=1e-3), 1.5)
-    assert sounding_s(second) == (1.25, pytest.approx(3.5, abs=1e-3), 1.0)
+    assert extent_s(first) == (0.0, pytest.approx(2.0, abs=1e-3), 1.5)
+    assert extent_s(second) == (1.25, pytest.approx(3.5, abs=1e-3), 1.0)
     assert (first & second).sum() == 0.25 * RATE_HZ  # while they interrupt each other
     sound = mix_soundtrack(dialogue.speeches(), Arrangement.PARALLEL, num_frames=200)
     assert sound.duration_s == 3.5
@@ -67,7 +67,7 @@ def test_clips_follow_each_other_with_their_pauses_and_at_their_starts():
 def test_a_speaker_without_a_clip_keeps_silent():
     dialogue = Dialogue((Clip(tone(1.0), 2),))
     first, second = tracks(dialogue)
-    assert dialogue.num_speakers == 2 and not first.any() and sounding_s(second)[2] == 1.0
+    assert dialogue.num_speakers == 2 and not first.any() and extent_s(second)[2] == 1.0
 
 
 def test_an_only_clip_stays_as_it_came():
@@ -109,9 +109,9 @@ def test_a_speaker_on_each_channel_is_two_voices_and_the_recording_sounds_as_it_
 def test_a_transcript_gives_every_moment_to_who_speaks(text):
     turns = read_transcript(text)
     assert [name.lower() for name, _ in turns] == ["ann", "bob", "bob"]
-    first, second = tracks(split_turns(tone(3.0), turns))
-    assert sounding_s(first) == (0.5, pytest.approx(1.0, abs=1e-3), 0.5)
-    assert sounding_s(second) == (1.25, pytest.approx(2.5, abs=1e-3), 1.25)
+    first, second = tracks(split_by_transcript(tone(3.0), turns))
+    assert extent_s(first) == (0.5, pytest.approx(1.0, abs=1e-3), 0.5)
+    assert extent_s(second) == (1.25, pytest.approx(2.5, abs=1e-3), 1.25)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_transcript_that_says_not_who_speaks_when_is_refused(text, message):
 
 def test_the_transcript_of_another_recording_is_refused():
     with pytest.raises(AudioError, match=r"bob speaks at 1.25 s, and the recording lasts 1.00 s"):
-        split_turns(tone(1.0), read_transcript(RTTM))
+        split_by_transcript(tone(1.0), read_transcript(RTTM))
 
 
 def test_the_timeline_shows_each_clip_in_its_speakers_row_at_its_time():
@@ -140,6 +140,6 @@ def test_the_timeline_shows_each_clip_in_its_speakers_row_at_its_time():
     assert picture.shape == (2 * ROW + SCALE, WIDTH, 3)
     edges = []
     for row, color in enumerate((RED, BLUE)):
-        drawn = (picture[row * ROW : (row + 1) * ROW, MARGIN:] == torch.tensor(color)).all(-1).any(0)
-        edges.append([column / (WIDTH - MARGIN - 10) * 4 for column in drawn.nonzero()[[0, -1], 0].tolist()])
+        columns = (picture[row * ROW : (row + 1) * ROW, MARGIN:] == torch.tensor(color)).all(-1).any(0)
+        edges.append([column / (WIDTH - MARGIN - 10) * 4 for column in columns.nonzero()[[0, -1], 0].tolist()])
     assert edges[0] == pytest.approx([0, 1], abs=0.01) and edges[1] == pytest.approx([3, 4], abs=0.01)
