@@ -20,6 +20,14 @@ import workflow_graph
 WORKFLOWS = pack.PACK / "workflows"
 APPS = sorted(WORKFLOWS.glob("*.app.json"))
 BLUEPRINTS = {"Talking Video (MultiTalk)": 1, "Two People Talking (MultiTalk)": 2}  # voices
+LOADERS = {  # node and widget of each file
+    ("MultiTalkLoadModel", "base"): "base",
+    ("MultiTalkLoadModel", "adapter"): "adapter",
+    ("MultiTalkLoadVAE", "file"): "vae",
+    ("MultiTalkLoadTextEncoder", "file"): "text",
+    ("MultiTalkLoadImageEncoder", "file"): "image",
+    ("MultiTalkLoadAudioEncoder", "file"): "audio",
+}
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 pytestmark = [
     *NEEDS_COMFYUI,
@@ -61,24 +69,18 @@ def browse(server, folder, *steps):
 
 def with_bundled(page, size, num_frames=21):
     """A workflow of the page with the bundled files chosen in its loaders, at a small size."""
+    choices = {
+        ("MultiTalkCondition", "resolution"): "custom", ("MultiTalkCondition", "width"): size[0],
+        ("MultiTalkCondition", "height"): size[1], ("MultiTalkEncodeAudio", "num_frames"): num_frames,
+        **{loader: make_workflows.SMALL[part] for loader, part in LOADERS.items()},
+    }  # fmt: skip
     for node in page["nodes"]:
         if node["type"] in workflow_graph.OURS:
-            values = node["widgets_values"]
-            node["widgets_values"] = [bundled(value) for value in values]
-            names = [widget["id"] for widget in workflow_graph.widgets_of(node["type"])]
-            if node["type"] == "MultiTalkCondition":
-                for name, value in {"resolution": "custom", "width": size[0], "height": size[1]}.items():
-                    node["widgets_values"][names.index(name)] = value
-            if node["type"] == "MultiTalkEncodeAudio":
-                node["widgets_values"][names.index("num_frames")] = num_frames
+            for place, widget in enumerate(workflow_graph.widgets_of(node["type"])):
+                values = node["widgets_values"]
+                values[place] = choices.get((node["type"], widget["id"]), values[place])
             node["properties"].pop("models", None)
     return page
-
-
-def bundled(value):
-    """The bundled file in the place of a published one."""
-    files = {make_workflows.REAL[part]: name for part, name in make_workflows.SMALL.items()}
-    return files.get(value, value) if isinstance(value, str) else value
 
 
 def newest_video(server):
