@@ -38,7 +38,7 @@ from pipeline.weights.quantization import Numbers, PackedMatrix, QuantizedLinear
 
 from .measure import PeakMemory, Settings
 from .report import Row
-from .sizes import Size, random_inputs, random_latents, random_transformer
+from .sizes import Size, random_inputs, random_latents
 
 PUBLISHED_BLOCKS = 40
 BLOCKS = 4  # of them that are timed; four in bfloat16 are 3.7 GB
@@ -50,6 +50,7 @@ SIZES = {
 PACKAGINGS = ("bf16", "fp8", "Q4_K")
 Q4K_VALUES, Q4K_BYTES = 256, 144
 TIMESTEP, STEPS = 500.0, 4
+WEIGHT_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,16 @@ def _clip(name: str, size: Size, settings: Settings) -> Iterator[Row]:
 
 def packed_transformer(size: Size, packaging: str, settings: Settings) -> MultiTalkTransformer:
     """A transformer with random weights, its blocks' matrices packed."""
-    transformer = random_transformer(size, settings.device, settings.dtype)
+    with torch.device("meta"):
+        transformer = MultiTalkTransformer(
+            num_attention_heads=size.heads,
+            attention_head_dim=size.width // size.heads,
+            ffn_dim=size.ffn,
+            num_layers=size.layers,
+        ).to(settings.dtype)
+    transformer.to_empty(device=settings.device).eval().requires_grad_(False)
+    for weight in transformer.parameters():
+        weight.normal_(std=WEIGHT_STD)
     if packaging == "bf16":
         return transformer
     for path, layer in list(transformer.named_modules()):

@@ -22,7 +22,7 @@ from .errors import Problems
 from .generation.recipes import RECIPES, find_recipe
 from .generation.run_spec import RunSpec, choose_size, make_run_spec
 from .host import Host, Progress, TorchHost
-from .media.video import RateConverter, VideoWriter
+from .media.video import BackgroundWriter, RateConverter, VideoWriter
 from .memory.placement import MemoryConfig, MemoryLimit, encode_resident
 from .model_files import ModelFiles
 from .parallel.split import Split
@@ -383,7 +383,8 @@ class MultiTalkPipeline:
             logger.info("The video grows in %s, where it can be watched meanwhile.", part)
         with (
             timed(spec, setup, estimate, self.host, is_whole=store.is_empty),
-            VideoWriter(setup.output, spec.fps, audio_embeds.soundtrack, part) as writer,
+            VideoWriter(setup.output, spec.fps, audio_embeds.soundtrack, part) as file,
+            BackgroundWriter(file) as writer,
         ):
             for frames in map(convert, windows):
                 writer.add(frames)

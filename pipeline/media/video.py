@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -309,6 +310,39 @@ def resample_frame_times(num_frames_25: int, fps: Fraction | float, num_frames: 
         num_frames = max(1, round(num_frames_25 * fps / FPS))
     middles = [(2 * frame + 1) * FPS / (2 * fps) for frame in range(num_frames)]
     return torch.tensor([min(int(middle), num_frames_25 - 1) for middle in middles])
+
+
+class BackgroundWriter:
+    """A `VideoWriter` that encodes frames while their successors are made; one portion is held at a time.
+
+    A portion's error is raised when the next one comes, or at the end.
+
+    Args:
+        writer: entered and left by its owner.
+    """
+
+    def __init__(self, writer: VideoWriter):
+        self._writer, self._thread = writer, ThreadPoolExecutor(1, "video")
+        self._portion: Future[None] | None = None
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self._wait()
+
+    def add(self, frames: Tensor) -> None:
+        """Takes frames as `VideoWriter.add` does."""
+        self._wait()
+        self._portion = self._thread.submit(self._writer.add, frames)
+
+    def _wait(self) -> None:
+        if self._portion is not None:
+            self._portion.result()
 
 
 def _format(path: str | Path) -> str:

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 
 import av
@@ -20,6 +21,7 @@ from multitalk_pack.pipeline.errors import AudioError, ImageError, MultiTalkErro
 from multitalk_pack.pipeline.media.sound import read_sound
 from multitalk_pack.pipeline.media.video import (
     AAC_LAYOUTS,
+    BackgroundWriter,
     VideoWriter,
     frames_at_25,
     indices_at_25,
@@ -186,6 +188,44 @@ def test_a_full_disk_is_told_and_leaves_no_file(tmp_path):
 
 def test_folders_are_made(tmp_path):
     assert write(tmp_path / "new" / "folder" / "talk.mp4", ONE_FRAME).exists()
+
+
+def test_frames_encoded_in_the_background_make_the_same_file(tmp_path):
+    portions = [blocks(number, 32, 48) for number in (3, 1, 4)]
+    write(tmp_path / "at_once.mp4", torch.cat(portions))
+    with torch.inference_mode(), VideoWriter(tmp_path / "later.mp4") as file, BackgroundWriter(file) as writer:
+        for portion in portions:
+            writer.add(portion)
+    assert (tmp_path / "later.mp4").read_bytes() == (tmp_path / "at_once.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("num_good", [0, 2])
+@pytest.mark.parametrize("num_after", [0, 1])
+def test_an_error_in_the_background_is_raised_and_leaves_no_file(tmp_path, num_good, num_after):
+    with (
+        pytest.raises(ImageError, match="Frames must be RGB"),
+        VideoWriter(tmp_path / "talk.mp4") as file,
+        BackgroundWriter(file) as writer,
+    ):
+        for frames in [ONE_FRAME] * num_good + [ONE_FRAME[..., :1]] + [ONE_FRAME] * num_after:
+            writer.add(frames)
+    assert not list(tmp_path.iterdir())
+
+
+def test_frames_are_encoded_while_their_successors_are_made(tmp_path):
+    is_encoding, goes_on = threading.Event(), threading.Event()
+
+    class SlowWriter(VideoWriter):
+        def add(self, frames):
+            is_encoding.set()
+            assert goes_on.wait(60)
+            super().add(frames)
+
+    with SlowWriter(tmp_path / "talk.mp4") as file, BackgroundWriter(file) as writer:
+        writer.add(ONE_FRAME)
+        assert is_encoding.wait(60)  # and here the next window would be sampled
+        goes_on.set()
+    assert file.num_frames == 1
 
 
 @pytest.mark.parametrize("frames", [torch.zeros(1, 3, 8, 8), torch.zeros(3, 8, 8), ONE_FRAME[..., :1], torch.ones(0)])
