@@ -157,7 +157,6 @@ VARIABLES = {
     "an unknown proxy": ("ALL_PROXY", "socks://user:pass-word@127.0.0.1:1"),
     "a proxy in small letters": ("all_proxy", "socks://user:pass-word@127.0.0.1:1"),
     "a password that is none of an address": ("HTTPS_PROXY", "http://user:pass-word/1@127.0.0.1:1"),
-    "a password with a port's sign": ("HTTPS_PROXY", "http://user:12#pass-word@127.0.0.1:1"),
     "no proxy": ("HTTPS_PROXY", "nonsense://127.0.0.1:1"),
     "an address that is none": ("NO_PROXY", "fe80::/10"),
     "no file of certificates": ("SSL_CERT_FILE", "/nowhere/pass-word.pem"),
