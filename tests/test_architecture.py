@@ -66,6 +66,15 @@ def test_the_engine_has_never_heard_of_comfyui():
         assert ours == [], path.name
 
 
+def test_torch_distributed_is_imported_by_the_processes_of_several_devices_alone():
+    ranks = {"launcher.py", "rank_group.py", "worker.py"}
+    sources = (path for path in FILES if "import torch.distributed" in (text := path.read_text("utf-8"))
+               or "from torch.distributed" in text)  # fmt: skip
+    assert {path.relative_to(PACK).as_posix() for path in sources} == {f"pipeline/parallel/{name}" for name in ranks}
+    entry = {file.name for file in imported(PACK / "pipeline" / "parallel" / "ranks.py")}
+    assert not ranks & entry, "the program that renders joins no group"
+
+
 @pytest.fixture
 def project():
     """pyproject.toml."""
