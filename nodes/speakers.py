@@ -113,6 +113,7 @@ class MultiTalkSpeakers(io.ComfyNode):
                     optional=True,
                     tooltip="Boxes in pixels of the picture, from a detector of faces or people. Speaker 1 is the "
                     "leftmost. They are used instead of drawn ones.",
+                    extra_dict={"forceInput": True},  # a socket; the page has four number fields for the type
                 ),
                 *(
                     io.Audio.Input(

@@ -17,6 +17,7 @@ class Input:
         tooltip: str | None = None,
         lazy: bool | None = None,
         *,
+        extra_dict: dict[str, Any] | None = None,
         advanced: bool | None = None,
     ) -> None: ...
     def get_io_type(self) -> str: ...
