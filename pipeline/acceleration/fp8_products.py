@@ -70,7 +70,7 @@ def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None
     """`x (w s)^T + b` with each row of x rounded to float8: `x ~ q r`, `r = max |x| / 448`, and `(q w^T) r s + b`."""
     row_scale = (torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True) / LARGEST).clamp(min=1e-12)
     rounded = (x / row_scale).to(FP8)
-    return torch._scaled_mm(
+    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage] - torch has no public name for it
         rounded,
         weight.T,
         scale_a=row_scale.float(),

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILED_STARTS = 3  # of workers, one after the other
 MISSING_RAY = 'Ray is not installed. Install it with: pip install "ray>=2.40"'
-IMPORT_ROOT = Path(__file__).parents[len(__package__.split("."))]  # where the engine's package lies
+IMPORT_ROOT = Path(__file__).parents[__name__.count(".")]  # where the engine's package lies
 
 
 @dataclass

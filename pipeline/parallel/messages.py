@@ -78,7 +78,7 @@ def _from_json(kind: Any, value: Any) -> Any:
         kinds = get_args(kind)
         kinds = repeat(kinds[0], len(value)) if kinds[-1] is Ellipsis else kinds
         return tuple(map(_from_json, kinds, value))
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         return kind(**{name: _from_json(hints[name], item) for name, item in value.items()})
     return getattr(torch, value) if kind is torch.dtype else kind(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -49,7 +50,7 @@ class RankGroup:
 
     def __init__(self, ranks: Sequence[int], device: torch.device):
         self.ranks, self.device, self.size = list(ranks), device, len(ranks)
-        self._group = dist.new_group(self.ranks, timeout=TIMEOUT)
+        self._group = cast("dist.ProcessGroup", dist.new_group(self.ranks, timeout=TIMEOUT))
         self.is_member = dist.get_rank() in self.ranks
         self.rank = self.ranks.index(dist.get_rank()) if self.is_member else -1
 

@@ -99,8 +99,12 @@ class Update(nn.Module):
 
     @property
     def is_low_rank(self) -> bool:
-        """It can be multiplied without being made."""
+        """It can be multiplied without being made, by `add_product`."""
         return False
+
+    def add_product(self, output: Tensor, x: Tensor) -> None:
+        """Adds the product with `x` (`n in`) to that of the weight, `n out`."""
+        raise NotImplementedError
 
     def add_to(self, weight: Tensor) -> Tensor:
         """`weight` with the update."""
