@@ -19,7 +19,7 @@ test: $(VENV)/.test
 	$(BIN)/pyright
 	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not long"
 
-test-long: $(VENV)/.test
+test-long: $(VENV)/.test-long
 	MULTITALK_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest $(ON_ALL_CORES) -m "long or fuzz" --hypothesis-seed 0
 
 lint: $(VENV)/.test
@@ -32,6 +32,10 @@ $(VENV)/.demo: requirements.txt requirements-standalone.txt constraints.txt
 
 $(VENV)/.test: $(VENV)/.demo requirements-dev.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt
+	touch $@
+
+$(VENV)/.test-long: $(VENV)/.test requirements-batch.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --requirement requirements-batch.txt
 	touch $@
 
 clean:

@@ -98,6 +98,10 @@ def test_torch_is_left_to_comfyui_and_installed_without_one(project):
     assert project["project"]["optional-dependencies"]["standalone"] == [f"torch>={OLDEST_TORCH}"]
 
 
+def test_ray_is_the_same_wherever_it_is_asked_for(project):
+    assert project["project"]["optional-dependencies"]["batch"] == required("requirements-batch.txt")
+
+
 def test_the_registry_is_told_the_oldest_comfyui(project):
     assert project["tool"]["comfy"]["requires-comfyui"] == f">={OLDEST_COMFYUI}"
 

@@ -16,7 +16,9 @@ from ..__main__ import parse_options
 from ..errors import ConfigError
 
 ID_PATTERN = re.compile(r"\w([\w .+-]{0,98}\w)?")  # a file's name everywhere
-OWN_OPTIONS = {"output", "resume_folder", "restart", "device", "verbose"}  # a batch chooses these for its lines
+OWN_OPTIONS = {  # a batch chooses these for its lines
+    "output", "resume_folder", "restart", "device", "devices", "verbose", "remote", "ledger_folder",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class RayPool:
             kind = "num_gpus" if self._resources.get("GPU") else "num_cpus"
             # A new worker takes the place of a lost one: jobs that are handed to a restarting actor are lost with it.
             options = {"num_cpus": 1, "max_restarts": 0, "max_concurrency": 2, kind: self._devices}
-            handle = self._ray.remote(**options)(ClipWorker).remote(self._output)
+            handle = self._ray.remote(**options)(ClipWorker).remote(self._output, self._devices)
             self._actors.append(_Actor(handle, handle.name.remote()))
 
     def submit(self, job: Job) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import socket
@@ -45,10 +46,11 @@ class ClipWorker:
 
     Args:
         output: where videos and sidecars go.
+        num_devices: that share each clip.
     """
 
-    def __init__(self, output: OutputFolder):
-        self._output, self._host = output, WorkerHost()
+    def __init__(self, output: OutputFolder, num_devices: int = 1):
+        self._output, self._num_devices, self._host = output, num_devices, WorkerHost()
         self._pipeline: MultiTalkPipeline | None = None
 
     def name(self) -> str:
@@ -67,6 +69,8 @@ class ClipWorker:
             torch.cuda.reset_peak_memory_stats(self._host.device)
         try:
             talk, run = self.check(job, problems)
+            if self._pipeline is not None and self._pipeline.ranks is not talk.ranks:
+                self._pipeline.close()
             self._pipeline = talk
             self._write(talk, run)
         except MultiTalkError as error:
@@ -92,14 +96,25 @@ class ClipWorker:
         Raises:
             ConfigError: all that is wrong with it, at once.
         """
-        talk = make_pipeline(job.args, self._host, problems)
-        request = make_request(job.args, problems)
+        args = argparse.Namespace(**(vars(job.args) | {"devices": self._devices()}))
+        talk = make_pipeline(args, self._host, problems)
+        request = make_request(args, problems)
         run = talk.check(request, self._output.video(job), self._output.unfinished, problems)
         if self._pipeline is not None:
             model, last = talk.model, self._pipeline.model
             if (model.base, model.adapter, model.dtype) == (last.base, last.adapter, last.dtype):
                 talk.model = replace(model, shared=last.shared)
+            ranks = self._pipeline.ranks
+            if talk.ranks is not None and ranks is not None and talk.ranks.split is ranks.split:
+                talk.ranks = ranks
         return talk, run
+
+    def _devices(self) -> tuple[str, ...]:
+        """Names of the devices that share a clip; none for one."""
+        if self._num_devices == 1:
+            return ()
+        is_card = self._host.device.type == "cuda"
+        return tuple(f"cuda:{index}" if is_card else "cpu" for index in range(self._num_devices))
 
     @torch.inference_mode()
     def _write(self, talk: MultiTalkPipeline, run: CheckedRequest) -> None:
