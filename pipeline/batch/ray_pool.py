@@ -74,7 +74,7 @@ class RayPool:
         self._devices, self._max_workers = devices_per_job, max_workers
         self._actors: list[_Actor] = []
         self._failed_starts = 0
-        local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        local: dict[str, Any] = {"include_dashboard": False}
         if max_workers is not None:
             local["num_cpus"] = max(os.cpu_count() or 1, max_workers * devices_per_job)
         paths = [str(IMPORT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
