@@ -111,7 +111,7 @@ def _attention(name: str, size: Size, settings: Settings) -> Iterator[Row]:
     for kernel in AttentionKernel:
         attend = _kernel(kernel, size, settings)
         if kernel is not AttentionKernel.MATH and attend is replaced:
-            yield {"part": "attention", "case": f"{name}, {kernel.value}: not on this machine"}
+            yield {"part": "ceiling", "case": f"{name}, attention, {kernel.value}: not on this machine"}
         elif kernel is not AttentionKernel.MATH:  # which takes minutes at true size
             seconds, _ = _time(partial(attend, query, query, query), settings)
             yield _ceiling(name, f"attention, {kernel.value}", seconds, "TFLOP/s", 4e-12 * n * n * width)
@@ -206,10 +206,11 @@ def packed_transformer(size: Size, packaging: str, settings: Settings) -> MultiT
             attention_head_dim=size.width // size.heads,
             ffn_dim=size.ffn,
             num_layers=size.layers,
-        ).to(settings.dtype)
-    transformer.to_empty(device=settings.device).eval().requires_grad_(False)
-    for weight in transformer.parameters():
-        weight.normal_(std=WEIGHT_STD)
+        )
+    like = {"dtype": settings.dtype, "device": settings.device}
+    weights = {name: torch.empty(part.shape, **like) for name, part in transformer.state_dict().items()}
+    transformer.load_state_dict({name: part.normal_(std=WEIGHT_STD) for name, part in weights.items()}, assign=True)
+    transformer.eval().requires_grad_(False)
     if packaging == "bf16":
         return transformer
     for path, layer in list(transformer.named_modules()):

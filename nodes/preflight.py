@@ -22,7 +22,7 @@ from ..pipeline.model_files import ModelFiles
 from ..pipeline.preflight.checks import RunInputs, check_masks, check_run, check_voices, describe
 from ..pipeline.weights.handles import Lazy, TransformerFiles
 from . import sockets
-from .audio import speeches_of
+from .audio import speeches_of, start_times_of
 from .comfy_host import PreflightHost, executing_node_id, running_graph, show_text
 from .conditioning import target_size
 from .conversions import from_image
@@ -166,7 +166,9 @@ def _speech(
     num_voices = dialogue.num_speakers or len(voices) or sum(s.voice is not None for s in from_speakers(speakers))
     if not num_voices:
         return None, 1
-    speeches = problems.attempt("audio", speeches_of, dialogue, speakers, voices, audio["start_times"])
+    start_times = audio["start_times"]
+    has_starts = dialogue.clips or problems.attempt("audio", start_times_of, start_times, num_voices) is not None
+    speeches = problems.attempt("audio", speeches_of, dialogue, speakers, voices, start_times if has_starts else "")
     if speeches is None:
         return None, num_voices
     arrangement = Arrangement(audio["multi_audio_type"])

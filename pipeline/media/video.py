@@ -291,8 +291,8 @@ def indices_at_25(times_s: Tensor) -> Tensor:
     """
     times_s = times_s.double()
     duration_s = times_s[-1].item() * len(times_s) / max(1, len(times_s) - 1)  # the last is shown as long as the others
-    middles_s = (torch.arange(max(1, round(duration_s * FPS))) + 0.5) / FPS
-    return (torch.searchsorted(times_s, middles_s.double(), right=True) - 1).clamp(min=0)
+    middles_s = (torch.arange(max(1, round(duration_s * FPS)), dtype=torch.float64) + 0.5) / FPS
+    return (torch.searchsorted(times_s, middles_s, right=True) - 1).clamp(min=0)
 
 
 def resample_frame_times(num_frames_25: int, fps: Fraction | float, num_frames: int | None = None) -> Tensor:

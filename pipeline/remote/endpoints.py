@@ -94,8 +94,6 @@ def find_endpoint(name: str, environ: Mapping[str, str] = os.environ) -> Endpoin
     if name not in ENDPOINTS:
         raise ConfigError(f"{name!r} is no endpoint that videos are bought from. Take one of: {', '.join(ENDPOINTS)}.")
     override = environ.get(ENDPOINT_VARIABLE, "").strip()
-    if name not in ENDPOINTS:
-        raise ConfigError(f"{name!r} is no endpoint. Take one of: {', '.join(ENDPOINTS)}.")
     if not override:
         return ENDPOINTS[name]
     if not ENDPOINT_PATTERN.fullmatch(override):

@@ -85,7 +85,9 @@ def follow(job: Job[RemoteVideo], host: Host) -> RemoteVideo:
             host.check_cancelled()
             host.report(Progress(job.monitor.text, job.monitor.fraction))
             job.join(TICK_S)
-        return job.result()
+        video = job.result()
+        host.report(Progress(job.monitor.text, 1.0))
+        return video
     finally:
         job.monitor.stop()
 

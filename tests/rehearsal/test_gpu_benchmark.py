@@ -22,4 +22,4 @@ def test_every_part_runs_on_a_card():
             probe.cache_clear()
     cases = [row["case"] for row in rows]
     assert "smoke, fp8, float8 products" in cases and "smoke, copy from pinned memory" in cases
-    assert {row["part"] for row in rows} == {"ceiling", "attention", "forward", "VAE", "clip"}
+    assert {row["part"] for row in rows} == {"ceiling", "forward", "VAE", "clip"}

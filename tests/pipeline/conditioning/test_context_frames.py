@@ -96,7 +96,7 @@ def test_flashtalk_matches_each_frame_before_it_hands_it_on(case):
     config = PostprocessConfig(facts["color_strength"], color_digits=FLASHTALK_DIGITS, fades_seam=False)
     for clip in clips(FLASHTALK, case):
         frames = torch.cat(list(vae.decode(FLASHTALK[f"mid.{case}.clip{clip}.final_latents"])), dim=1)
-        frames = postprocess(frames, reference, None, 0, config)
+        frames = postprocess(frames, reference, None, 0, config, torch.device("cpu"))
         video.append(frames[:, lead:])
         if clip + 1 in clips(FLASHTALK, case):
             FLASHTALK.assert_close(frames[:, -lead:], f"mid.{case}.clip{clip + 1}.motion_frames")
