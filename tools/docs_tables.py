@@ -51,7 +51,7 @@ def nodes(classes: dict[str, type]) -> str:
     rows = []
     for name, node in classes.items():
         schema = node.GET_SCHEMA()
-        rows.append((schema.category, f"[{schema.display_name}](web/docs/{name}/en.md)", schema.description))
+        rows.append((schema.category, f"[{schema.display_name}](../web/docs/{name}/en.md)", schema.description))
     return table(("Menu", "Node", "What it does"), rows)
 
 
@@ -103,7 +103,7 @@ def workflows() -> str:
     for graph in make_workflows.build().values():
         _, _, note = graph.note.partition("\n")
         last = note.strip().split("\n\n")[-1].replace("\n", " ")
-        link = f"workflows/{quote(graph.stem)}"
+        link = f"../workflows/{quote(graph.stem)}"
         rows.append((f"[{graph.name}]({link}.json)", last, f'<img src="{link}.jpg" width="128" alt="{graph.name}">'))
     return table(("Workflow", "What to know", "Picture"), rows)
 

@@ -11,7 +11,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 PACK = Path(__file__).resolve().parents[1]
 OURS = json.loads((PACK / "tests" / "frozen_nodes.json").read_text())
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "BOUNDING_BOXES")
 GAP = 110  # between nodes; the page's newer look draws them a little taller than they say
 TITLE = 30  # a node's title bar stands above its position

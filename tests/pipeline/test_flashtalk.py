@@ -163,7 +163,8 @@ def test_a_killed_command_line_goes_on_to_the_same_bytes(files, inputs, tmp_path
     assert len(list((tmp_path / "runs").glob("*/*.safetensors"))) == 2 and not part.exists()
     (grown,) = (tmp_path / "runs").glob("*/part.mp4")
     beginning = read_video(grown)
-    assert 25 <= len(beginning.frames) <= 33 and beginning.sound.duration_s >= 1
+    assert 25 <= len(beginning.frames) <= 33
+    assert beginning.sound.duration_s >= len(beginning.frames) / 25 - 0.1  # but for a packet of AAC
     assert torch.equal(beginning.frames, read_video(whole).frames[: len(beginning.frames)])
     windows, denoise = [], denoiser.denoise
     monkeypatch.setattr(denoiser, "denoise", lambda *args, **agreed: windows.append(args) or denoise(*args, **agreed))
