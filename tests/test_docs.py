@@ -77,10 +77,8 @@ def text_of(node):
     return None
 
 
-def strings():
-    """Every string of the program that is no docstring."""
-    docstrings = {id(node.value) for node in NODES if isinstance(node, ast.Expr)}
-    return [text for node in NODES if id(node) not in docstrings and (text := text_of(node)) is not None]
+DOCSTRINGS = {id(node.value) for node in NODES if isinstance(node, ast.Expr)}
+STRINGS = [text for node in NODES if id(node) not in DOCSTRINGS and (text := text_of(node)) is not None]
 
 
 def messages():
@@ -109,7 +107,7 @@ def says(key, message):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_message_of_the_troubleshooting_page_is_one_of_the_programs(key):
-    assert len(re.findall(r"\w+", key)) > 1 and any(says(key, message) for message in strings())
+    assert len(re.findall(r"\w+", key)) > 1 and any(says(key, message) for message in STRINGS)
 
 
 def test_every_message_of_the_program_is_on_the_troubleshooting_page():

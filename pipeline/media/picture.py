@@ -33,7 +33,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 PNG_OPTIONAL = 0x20  # a bit of the first letter of chunks that a picture can do without
 JPEG_START, JPEG_END, JPEG_REDUCTIONS = b"\xff\xd8", b"\xff\xd9", (2, 4, 8)
-FILLER = b"\x55" * 256  # that nothing but a picture cut short would take for its own
+FILLERS = b"\x55" * 256, b"\xaa" * 256  # of either first bit; only a picture cut short would take one for its own
 
 PROFILE_MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}  # colour spaces in profiles' headers
 GREY_SCALES = (1, 2**8 - 1, 2**16 - 1)  # of white, in files of numbers
@@ -272,6 +272,6 @@ def _levels_before_end(file: BinaryIO, error: Exception) -> Tensor:
     if data.endswith(JPEG_END):
         raise error
     levels = _levels(io.BytesIO(data + JPEG_END))
-    if not torch.equal(levels, _levels(io.BytesIO(data + FILLER + JPEG_END))):
+    if not all(torch.equal(levels, _levels(io.BytesIO(data + filler + JPEG_END))) for filler in FILLERS):
         raise error
     return levels

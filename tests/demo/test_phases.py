@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,7 @@ def folder(tmp_path_factory):
         patch.setattr(clips, "CLIPS_PER_SHARD", 2)
         patch.setattr(clips, "GREY_TAILS", 1)
         patch.setattr(transformer, "BATCH", 1)
+        patch.setattr(torch.optim, "Muon", partial(torch.optim.Muon, ns_steps=1))  # of five, which take most of a step
         training.main(["--folder", str(folder), "--steps", "1", "--device", "cpu"])
     return folder
 

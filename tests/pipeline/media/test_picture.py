@@ -228,9 +228,11 @@ def test_texts_and_profiles_of_any_size_leave_a_png_readable(tmp_path):
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("subsampling", [0, 2])
-def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(tmp_path, progressive, subsampling):
+@pytest.mark.parametrize("seed", range(8))
+def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(tmp_path, progressive, subsampling, seed):
+    """Of a part of a block, zeros may be the rest by chance: the last bits of 1 in 10 pictures that lack 3 bytes."""
     data = io.BytesIO()
-    noise = Image.effect_noise((64, 64), 50).convert("RGB")
+    noise = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8))
     noise.save(data, "JPEG", quality=90, progressive=progressive, subsampling=subsampling)
     path, data = tmp_path / "photo.jpg", data.getvalue()
     path.write_bytes(data)
@@ -349,8 +351,8 @@ def heavy(*values):
 
 
 LARGEST = [
-    ("png", "RGB", 8000, {"compress_level": 1}), ("png", "RGBA", 8000, {"compress_level": 1}),
-    ("jpg", "CMYK", 8000, {}), heavy("png", "L", 8000, {}), heavy("png", "P", 8000, {"transparency": 0}),
+    ("png", "RGBA", 8000, {"compress_level": 1}), heavy("png", "RGB", 8000, {"compress_level": 1}),
+    heavy("jpg", "CMYK", 8000, {}), heavy("png", "L", 8000, {}), heavy("png", "P", 8000, {"transparency": 0}),
     heavy("tiff", "F", 8000, {}), heavy("gif", "P", 8000, {"transparency": 0}),
     heavy("jpg", "RGB", 8000, {"progressive": True, "icc_profile": DISPLAY_P3}), heavy("webp", "RGBA", 5700, {}),
     heavy("jp2", "RGBA", 5700, {}), heavy("avif", "RGBA", 5700, {"speed": 10}),
