@@ -24,7 +24,10 @@ def tables(tmp_path):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("what", ["ops", "dit", "step", "vae", "audio", "weights", "clip"])
+OPENS_PROCESSES = pytest.param("weights", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("what", ["ops", "dit", "step", "vae", "audio", OPENS_PROCESSES, "clip"])
 def test_a_benchmark_runs_and_agrees_with_its_baseline(what, tables, capsys):
     rows = [row for table in tables(main, what, "--sizes", "smoke", "--rounds", "1") for row in table["rows"]]
     assert rows and all(row["seconds"] > 0 and row["ours, s"] > 0 for row in rows)
@@ -33,6 +36,7 @@ def test_a_benchmark_runs_and_agrees_with_its_baseline(what, tables, capsys):
     assert capsys.readouterr().out.count("|") > 10
 
 
+@pytest.mark.long  # its short form is on a fake card, in tests/rehearsal
 def test_the_benchmark_of_a_card_runs_on_anything_and_writes_a_page_to_send(tables, tmp_path):
     page = tmp_path / "page.md"
     (table,) = tables(main, "gpu", "--sizes", "smoke", "--rounds", "1", "--dtype", "bfloat16", "--page", str(page))

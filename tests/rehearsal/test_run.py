@@ -15,16 +15,16 @@ from pipeline.generation.run_spec import make_run_spec
 from pipeline.host import TorchHost
 from pipeline.memory.placement import MemoryConfig
 
-SIDE, STEPS = 32, 4
+SIDE, STEPS = 32, 2
 
 
-@pytest.mark.parametrize("resident_blocks", [None, 0])
-def test_a_run_of_two_windows_waits_for_the_card_twice_while_each_samples(resident_blocks):
+@pytest.mark.parametrize(("packaging", "resident_blocks"), [("bf16", None), ("fp8", 0)])
+def test_a_run_of_two_windows_waits_for_the_card_twice_while_each_samples(packaging, resident_blocks):
     find_kernel.cache_clear()
     options = AccelerationOptions(compile=Compile.OFF)
     choices = GenerationConfig(steps=STEPS, window_frames=9, motion_frames=5, num_frames=13)
     with FakeCard(memory=24 * GB) as card:
-        transformer = fake_transformer(2, "fp8", device="cpu")
+        transformer = fake_transformer(2, packaging, device="cpu")
         config, prompt = transformer.config, torch.zeros(5, transformer.config.text_dim)
         conditioning = Conditioning(
             source=torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8),

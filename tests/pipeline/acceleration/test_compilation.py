@@ -61,10 +61,12 @@ def test_blocks_are_restored(eager_backend):
     assert all(block._compiled_call_impl is None for block in eager_backend.blocks)
 
 
-def test_every_one_of_many_sizes_is_compiled(eager_backend):
-    sizes = [LatentSize(2, 4, 2 * n) for n in range(2, 13)]  # eleven; torch itself gives up after eight
+@pytest.mark.parametrize(("num_sizes", "torch_limit"), [(2, 1), pytest.param(11, 8, marks=pytest.mark.long)])
+def test_every_one_of_many_sizes_is_compiled(eager_backend, num_sizes, torch_limit):
+    """By itself torch gives up after eight."""
+    sizes = [LatentSize(2, 4, 2 * n) for n in range(2, 2 + num_sizes)]
     counts = []
-    with compiled(eager_backend, CPU):
+    with torch._dynamo.config.patch(recompile_limit=torch_limit), compiled(eager_backend, CPU):
         for size in sizes:
             eager_backend(latents(size), 500.0, pass_inputs(eager_backend, 2, size))
             counts.append(counters["stats"]["unique_graphs"])
