@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 PACK = Path(__file__).resolve().parents[1]
 OURS = json.loads((PACK / "tests" / "frozen_nodes.json").read_text())
-VERSION = "0.2.0"
+VERSION = re.search(r'(?m)^version = "(.*)"$', (PACK / "pyproject.toml").read_text()).group(1)
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "BOUNDING_BOXES")
 GAP = 110  # between nodes; the page's newer look draws them a little taller than they say
 TITLE = 30  # a node's title bar stands above its position
@@ -146,7 +147,7 @@ class Graph:
         prompt = {}
         for number, (kind, inputs) in self.nodes.items():
             values = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
-            defaults = {w["id"]: _queue_value(w.get("default")) for w in widgets_of(kind) if w["id"] not in values}
+            defaults = {w["id"]: queue_value(w.get("default")) for w in widgets_of(kind) if w["id"] not in values}
             extras = QUEUE_EXTRAS.get(kind, {})
             title = OURS[kind]["display_name"] if kind in OURS else kind
             prompt[number] = {"class_type": kind, "inputs": values | defaults | extras, "_meta": {"title": title}}
@@ -272,6 +273,14 @@ def widgets_of(kind: str) -> list[dict[str, Any]]:
     return [entry for entry in OURS[kind]["inputs"] if entry["type"] in WIDGETS]
 
 
+def names_on_page(kind: str) -> list[str | None]:
+    """The widgets of a node by the places of their values on the page; None is the page's own, after a seed."""
+    names: list[str | None] = []
+    for widget in widgets_of(kind):
+        names += [widget["id"], None] if widget.get("control_after_generate") else [widget["id"]]
+    return names
+
+
 def sockets_of(kind: str) -> list[tuple[str, str]]:
     """Names and types of a node's inputs that are no widgets."""
     if kind in CORE:
@@ -284,7 +293,7 @@ def outputs_of(kind: str) -> list[tuple[str, str]]:
     return CORE[kind][2] if kind in CORE else [(io_type, name) for io_type, name in OURS[kind]["outputs"]]
 
 
-def _queue_value(value: Any) -> Any:
+def queue_value(value: Any) -> Any:
     """A widget's value in the queue, where a bare list is a link."""
     return {"__value__": value} if isinstance(value, list) else value
 

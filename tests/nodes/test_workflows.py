@@ -220,9 +220,8 @@ def unpacked(blueprint):
             values[port["name"]] = [port["name"], 0]
     links = {link["id"]: link for link in subgraph["links"]}
     for node in subgraph["nodes"]:
-        widgets = [widget for entry in workflow_graph.widgets_of(node["type"]) for widget in names_on_the_page(entry)]
-        inputs = dict(zip(widgets, node["widgets_values"], strict=True))
-        inputs = {name: value for name, value in inputs.items() if name}
+        inputs = dict(zip(workflow_graph.names_on_page(node["type"]), node["widgets_values"], strict=True))
+        inputs.pop(None, None)
         for socket in node["inputs"]:
             link = links.get(socket["link"])
             if link is not None:
@@ -233,11 +232,6 @@ def unpacked(blueprint):
     (video,) = (link for link in subgraph["links"] if link["target_id"] == -20)
     prompt["save"] = {"class_type": "SaveVideo", "inputs": {"video": [str(video["origin_id"]), video["origin_slot"]]}}
     return prompt
-
-
-def names_on_the_page(widget):
-    """A widget's places among a node's values on the page."""
-    return [widget["id"], None] if widget.get("control_after_generate") else [widget["id"]]
 
 
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
