@@ -50,6 +50,13 @@ def test_activations_are_as_large_as_planned(name, num_speakers):
         )
 
 
+@pytest.mark.parametrize("name", ["480p", "720p"])
+def test_a_block_passes_over_its_tokens_so_many_times_beside_products_and_attention(name):
+    one, two = (forwards(SIZES[name], num_layers=num_layers)[1] for num_layers in (1, 2))
+    work = [figures.bytes["elementwise"] + figures.bytes["copy"] for figures in (one, two)]
+    assert (work[1] - work[0]) / (2 * SIZES[name].num_tokens * WIDTH) < 75
+
+
 @pytest.mark.parametrize("kind", CacheKind)
 def test_a_step_cache_takes_what_is_planned_for_it(kind):
     size, timesteps = SIZES["480p"], torch.linspace(1000, 0, 8)
