@@ -102,6 +102,7 @@ class FakeCard:
             "torch.cuda.memory_reserved": lambda *_: 0,
             "torch.cuda.memory_allocated": lambda *_: 0,
             "torch.cuda.is_bf16_supported": lambda *_, **__: self.capability >= (8, 0),
+            "torch._C._conv_determine_backend_memory_format": _convolution_layout,
             "torch.Tensor.pin_memory": pin,
             "torch.Tensor.record_stream": note_use,
             "torch.nn.Module.to": _move_module,
@@ -215,7 +216,7 @@ class FusedKernels(TorchFunctionMode):
         eps: float | None = None,
     ) -> Tensor:  # fmt: skip
         if weight is not None and x.dtype == weight.dtype:
-            return fused_rms_norm(x, weight)
+            return fused_rms_norm(x.contiguous(), weight)
         self.card.unfused.append(f"RMS norm of {x.dtype} with a weight of {None if weight is None else weight.dtype}")
         return function(x, shape, weight, eps)
 
@@ -241,6 +242,12 @@ def fake_weights(module: nn.Module, dtype: torch.dtype = torch.bfloat16, device:
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = torch.empty(buffer.shape, dtype=_dtype_of(buffer, dtype), device=device)
+
+
+def _convolution_layout(x: Tensor, weight: Tensor, *_: Any) -> torch.memory_format:
+    """The layout of a convolution's output by cuDNN: channels last where its input has them so."""
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return layout if x.is_contiguous(memory_format=layout) else torch.contiguous_format
 
 
 def _dtype_of(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:

@@ -29,6 +29,7 @@ ATTENTION = {
 }  # fmt: skip
 MATMUL = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "_scaled_mm"}
 COPY = {"_to_copy", "clone", "copy_", "cat", "stack", "contiguous", "_reshape_copy"}
+OVERWRITES = {"copy_", "fill_", "zero_"}  # in place, without reading what was there
 ALLOCATION = {"empty", "empty_like", "new_empty", "empty_strided"}
 READS = {"_local_scalar_dense", "item", "equal", "is_nonzero"}  # the host waits for a number
 WAITS = {"nonzero", "masked_select", "unique_dim", "_unique2"}  # the host waits for a shape
@@ -129,7 +130,8 @@ class Dispatch(TorchDispatchMode):
         if name in ALLOCATION:
             return
         kind = _kind(name)
-        moved = sum(map(_num_bytes, inputs)) + (0 if operator._schema.is_mutable else sum(map(_num_bytes, outputs)))
+        is_counted = operator._schema.is_mutable and (not name.endswith("_") or name in OVERWRITES)  # as an argument
+        moved = sum(map(_num_bytes, inputs)) + (0 if is_counted else sum(map(_num_bytes, outputs)))
         self._count("kernels", kind)
         self._count("bytes", kind, moved)
         if self.card.recordings:

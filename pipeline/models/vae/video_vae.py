@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...shapes import LATENT_CHANNELS, VAE_STRIDE_SPACE, VAE_STRIDE_TIME, num_latent_frames
 from .convolutions import OneDnnConvolutions
+from .layers import streamline
 from .tiling import Tiling, blend, split_tiles
 
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -52,11 +53,12 @@ class VideoVae:
     """Wan2.1's VAE. Its results are float32 and on the CPU, wherever it runs.
 
     Args:
-        model: the network; moved around by its owner.
+        model: the network, whose layers are replaced by faster ones; moved around by its owner.
         tiling: works on overlapping tiles, for less memory; None on whole frames.
     """
 
     def __init__(self, model: AutoencoderKLWan, tiling: Tiling | None = None):
+        streamline(model)
         self.model = model
         self.tiling = tiling
 

@@ -15,8 +15,7 @@ from support.golden import Golden
 GOLDEN = Golden("wan_vae")
 
 
-@pytest.fixture(scope="module")
-def vae():
+def diffusers_model():
     config = GOLDEN.config
     model = AutoencoderKLWan(
         base_dim=config["dim"],
@@ -27,7 +26,12 @@ def vae():
         temperal_downsample=config["temporal_downsample"],
     )
     model.load_state_dict({rename_vae(key): tensor for key, tensor in GOLDEN.state().items()})
-    return VideoVae(model.eval())
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return VideoVae(diffusers_model())
 
 
 def video(num_frames, height=16, width=16, seed=0):
@@ -46,12 +50,12 @@ def test_frames_and_latents_are_the_published_ones(vae, case):
 
 
 def test_coding_is_bit_for_bit_that_of_diffusers_by_the_same_convolutions(vae):
-    frames = video(13)
+    frames, model = video(13), diffusers_model()
     latents = vae.encode(frames)
     mean, std = (torch.tensor(values)[:, None, None, None] for values in (LATENT_MEAN, LATENT_STD))
     with torch.no_grad(), OneDnnConvolutions():
-        assert torch.equal(latents, (vae.model.encode(frames[None]).latent_dist.mode()[0] - mean) / std)
-        assert torch.equal(vae.decode_all(latents), vae.model.decode((latents * std + mean)[None]).sample[0])
+        assert torch.equal(latents, (model.encode(frames[None]).latent_dist.mode()[0] - mean) / std)
+        assert torch.equal(vae.decode_all(latents), model.decode((latents * std + mean)[None]).sample[0])
 
 
 def with_grey(frames, num_frames):
