@@ -21,6 +21,7 @@ from pipeline.host import TorchHost
 from pipeline.weights import build
 
 from .measure import Settings, measure
+from .peers import peer_renders
 from .report import Row, comparison_rows
 from .tiny_weights import TinySet, write_tiny
 
@@ -29,7 +30,7 @@ SIZES = {"smoke": (5, 10), "tiny": (121, 20)}  # frames, steps: two windows
 
 
 def run(settings: Settings) -> Iterator[Row]:
-    """Rows of each preset against `none`."""
+    """Rows of each preset, and of peers' whole runs, against `none`."""
     for name in settings.sizes or ("tiny",):
         num_frames, steps = SIZES[name]
         with tempfile.TemporaryDirectory() as folder:
@@ -39,6 +40,8 @@ def run(settings: Settings) -> Iterator[Row]:
                 "regular": partial(_render, files, num_frames, steps, Acceleration.REGULAR, settings),
                 "high": partial(_render, files, num_frames, steps, Acceleration.HIGH, settings),
             }
+            for peer, render in peer_renders(settings).items():
+                variants[peer] = partial(render, files, num_frames, steps)
             case = f"{num_frames} frames, {SIDE}x{SIDE}, {steps} steps"
             yield from comparison_rows(case, measure(variants, settings))
 

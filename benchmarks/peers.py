@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -16,18 +17,28 @@ from pipeline.models.transformer.model import MultiTalkTransformer
 
 from .measure import Settings, Work
 from .sizes import ForwardInputs
+from .tiny_weights import TinySet
 
 Forward = Callable[[Tensor, float], Tensor]
 """From latents `16 t h w` and timestep (1000..0) to the velocity `16 t h w`."""
+
+Render = Callable[[TinySet, int, int], Tensor]
+"""From files of weights, a number of frames and of steps to frames `c f h w`, -1..1."""
 
 
 def peer_forwards(transformer: MultiTalkTransformer, inputs: ForwardInputs, settings: Settings) -> dict[str, Forward]:
     """Forward of every peer file, by the peer's name.
 
     A peer is a Python file with a function `forward(transformer, inputs) -> Forward`, which puts our weights into its
-    own network. So the published program, say, is measured from a folder that is no part of this repository.
+    own network, or with `render`, see `peer_renders`, or with both. So the published program, say, is measured from a
+    folder that is no part of this repository.
     """
-    return {name: _load(name, path).forward(transformer, inputs) for name, path in settings.peers}
+    return {name: peer.forward(transformer, inputs) for name, peer in _peers_with("forward", settings)}
+
+
+def peer_renders(settings: Settings) -> dict[str, Render]:
+    """Whole run of every peer file that has a function `render`, by the peer's name."""
+    return {name: peer.render for name, peer in _peers_with("render", settings)}
 
 
 def without_audio(transformer: MultiTalkTransformer, inputs: ForwardInputs, latents: Tensor, timestep: float) -> Work:
@@ -63,6 +74,13 @@ def without_audio(transformer: MultiTalkTransformer, inputs: ForwardInputs, late
 
 def _first(network: torch.nn.Module, *arguments: Tensor) -> Tensor:
     return network(*arguments, return_dict=False)[0][0].float()
+
+
+def _peers_with(function: str, settings: Settings) -> Iterator[tuple[str, Any]]:
+    for name, path in settings.peers:
+        peer = _load(name, path)
+        if hasattr(peer, function):
+            yield name, peer
 
 
 def _load(name: str, path: Path) -> ModuleType:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
 
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from pipeline.models.vae.convolutions import OneDnnConvolutions
 from pipeline.models.vae.video_vae import LATENT_MEAN, LATENT_STD, VideoVae
 
 from .measure import Settings, measure
@@ -27,7 +27,7 @@ def run(settings: Settings) -> Iterator[Row]:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = AutoencoderKLWan(base_dim=width).eval().to(settings.device, settings.dtype)
-        vae = VideoVae(model)
+        vae = VideoVae(deepcopy(model))
         for num_context in [count for count in GOALS if count <= num_frames]:
             frames = torch.rand(3, num_context, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
             grey = torch.zeros(3, num_frames - num_context, side, side)
@@ -44,16 +44,14 @@ def run(settings: Settings) -> Iterator[Row]:
 
 
 def _encode(model: AutoencoderKLWan, frames: Tensor) -> Tensor:
-    """Latents by diffusers, with the convolutions of ours, so that rounding is the same."""
-    with OneDnnConvolutions():
-        moments = model.encode(frames[None].to(model.device, model.dtype)).latent_dist.mode()[0].float().cpu()
+    """Latents by diffusers as it comes."""
+    moments = model.encode(frames[None].to(model.device, model.dtype)).latent_dist.mode()[0].float().cpu()
     return (moments - _column(LATENT_MEAN)) / _column(LATENT_STD)
 
 
 def _decode(model: AutoencoderKLWan, latents: Tensor) -> Tensor:
     raw = latents * _column(LATENT_STD) + _column(LATENT_MEAN)
-    with OneDnnConvolutions():
-        return model.decode(raw[None].to(model.device, model.dtype)).sample[0].float().cpu()
+    return model.decode(raw[None].to(model.device, model.dtype)).sample[0].float().cpu()
 
 
 def _column(values: tuple[float, ...]) -> Tensor:

@@ -9,6 +9,8 @@ from support.speech import needs_espeak
 
 from benchmarks.__main__ import main
 from benchmarks.lip_sync import main as lip_sync
+from benchmarks.measure import Settings
+from benchmarks.peers import peer_forwards, peer_renders
 
 
 @pytest.fixture
@@ -34,6 +36,14 @@ def test_a_benchmark_runs_and_agrees_with_its_baseline(what, tables, capsys):
     same_work = [row for row in rows if row["against"] in ("plain formulas", "diffusers", "published way")]
     assert all(row["relative error"] <= 2e-6 for row in same_work if row["relative error"] is not None)
     assert capsys.readouterr().out.count("|") > 10
+
+
+def test_another_program_is_measured_by_a_path(tmp_path):
+    peer = tmp_path / "peer.py"
+    peer.write_text("def render(files, num_frames, steps):\n    return files, num_frames, steps\n")
+    settings = Settings(peers=(("theirs", peer),))
+    assert peer_renders(settings)["theirs"]("files", 5, 1) == ("files", 5, 1)
+    assert peer_forwards(None, None, settings) == {}
 
 
 @pytest.mark.long  # its short form is on a fake card, in tests/rehearsal
