@@ -97,7 +97,7 @@ class WindowStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.folder.touch()
-            total = _drop_oldest(self._root, limit_bytes, keep=self.folder)
+            total = self._total_bytes = _drop_oldest(self._root, limit_bytes, keep=self.folder)
         except OSError as error:
             raise ConfigError(
                 f"The folder of unfinished runs {self._root} cannot be used ({error.strerror or error}). Choose "
@@ -158,9 +158,11 @@ class WindowStore:
             metadata = {"key": key, "checksum": _checksum(key, index, pictures, motion)}
             with atomic_write(motion_path) as path:
                 save_file({"motion": motion}, path, metadata)
-            total = _drop_oldest(self._root, self._limit_bytes, keep=self.folder)
-            self._is_full = total > self._limit_bytes
-            reason = f"{total / GB:.1f} GB are used, {self._limit_bytes / GB:.1f} are allowed"
+            self._total_bytes += video_path.stat().st_size + motion_path.stat().st_size
+            if self._total_bytes > self._limit_bytes:  # by what this run has added to what it found
+                self._total_bytes = _drop_oldest(self._root, self._limit_bytes, keep=self.folder)
+            self._is_full = self._total_bytes > self._limit_bytes
+            reason = f"{self._total_bytes / GB:.1f} GB are used, {self._limit_bytes / GB:.1f} are allowed"
         except (OSError, SafetensorError, FFmpegError) as error:
             self._is_full, reason = True, str(error)
         if self._is_full:
