@@ -69,7 +69,7 @@ def find_product(device: torch.device) -> Product | None:
 def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """`x (w s)^T + b` with each row of x rounded to float8: `x ~ q r`, `r = max |x| / 448`, and `(q w^T) r s + b`."""
     row_scale = (torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True) / LARGEST).clamp(min=1e-12)
-    rounded = (x / row_scale).to(FP8)
+    rounded = torch.div(x, row_scale, out=torch.empty_like(x, dtype=FP8))
     return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage] - torch has no public name for it
         rounded,
         weight.T,
