@@ -16,7 +16,16 @@ from typing import Any
 import torch
 
 from .choice import Choice
-from .config import Acceleration, AudioFeatures, ColorMatch, GenerationConfig, Recipe, Resolution, SamplerKind
+from .config import (
+    Acceleration,
+    AudioFeatures,
+    ColorMatch,
+    Fp8Products,
+    GenerationConfig,
+    Recipe,
+    Resolution,
+    SamplerKind,
+)
 from .errors import ConfigError, MultiTalkError, Problems
 from .host import Host, Preview, Progress, RemainingTime, TorchHost
 from .memory.placement import MemoryLimit
@@ -157,6 +166,11 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--seed", type=int, default=GenerationConfig.seed)
     add("--acceleration", choices=_words(Acceleration), default=GenerationConfig.acceleration.value)
+    add(
+        "--fp8-products", choices=_words(Fp8Products), default=GenerationConfig.fp8_products.value,
+        help="multiply float8 weights as they are stored, on cards from the RTX 40 series on: faster, with activations "
+        "rounded to float8; auto: in regular and high",
+    )  # fmt: skip
     add("--steps", type=int, help="denoising steps: 40 as published, 4 with FlashTalk or a few-step LoRA")
     add("--shift", type=float, help="schedule shift: 7 at 480p, 11 at 720p, 5 with FlashTalk")
     add("--sampler", choices=_words(SamplerKind), help="euler; renoise for what was distilled to it, as FlashTalk")
@@ -260,9 +274,9 @@ def _media(args: argparse.Namespace) -> tuple[Path | None, Sequence[Path | None]
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """The other arguments of `Request.of`, by their names."""
     names = (
-        "soundtrack", "negative_prompt", "num_frames", "fps", "resolution", "size", "seed", "acceleration", "steps",
-        "shift", "sampler", "text_scale", "audio_scale", "features", "window_frames", "motion_frames",
-        "color_strength", "color_match", "deflicker", "first_look",
+        "soundtrack", "negative_prompt", "num_frames", "fps", "resolution", "size", "seed", "acceleration",
+        "fp8_products", "steps", "shift", "sampler", "text_scale", "audio_scale", "features", "window_frames",
+        "motion_frames", "color_strength", "color_match", "deflicker", "first_look",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names}
     return options | {"start": args.start or (), "box": args.box or (), "in_turn": args.in_turn or args.demo_two}

@@ -36,6 +36,14 @@ class Acceleration(Choice):
     HIGH = "high"
 
 
+class Fp8Products(Choice):
+    """Products of float8 weights as they are stored, with activations rounded to float8."""
+
+    AUTO = "auto"  # in regular and high
+    ON = "on"
+    OFF = "off"
+
+
 class Recipe(Choice):
     """The model that the audio weights belong to; its row in `generation.recipes` says how it is run."""
 
@@ -106,6 +114,7 @@ class GenerationConfig:
         text_scale: guidance towards the prompt; 1 turns it off.
         audio_scale: guidance towards the audio; 1 turns it off.
         projected: adaptive projected guidance.
+        fp8_products: products of float8 weights as they are stored, on cards that can.
         features: the sound that a window's speech features are encoded from.
         window_frames: frames that are sampled together, 4n+1.
         motion_frames: frames that a window hands on to the next, 4n+1.
@@ -129,6 +138,7 @@ class GenerationConfig:
     audio_scale: float | None = None
     projected: bool = False
     acceleration: Acceleration = Acceleration.NONE
+    fp8_products: Fp8Products = Fp8Products.AUTO
     plan: WindowPlan = WindowPlan.EXACT
     features: AudioFeatures = AudioFeatures.WHOLE
     window_frames: int | None = None

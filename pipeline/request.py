@@ -14,7 +14,16 @@ from .audio.dialogue import Arrangement, Speech
 from .audio.embeds import decode_duration_s
 from .audio.waveform import Sound
 from .conditioning.speakers import Place
-from .config import Acceleration, AudioFeatures, ColorMatch, GenerationConfig, Resolution, SamplerKind, WindowPlan
+from .config import (
+    Acceleration,
+    AudioFeatures,
+    ColorMatch,
+    Fp8Products,
+    GenerationConfig,
+    Resolution,
+    SamplerKind,
+    WindowPlan,
+)
 from .errors import Problems
 from .media.picture import read_image
 from .media.sound import read_sound
@@ -24,6 +33,7 @@ Box = tuple[float, float, float, float]
 CHOICES = {
     "resolution": Resolution,
     "acceleration": Acceleration,
+    "fp8_products": Fp8Products,
     "plan": WindowPlan,
     "features": AudioFeatures,
     "sampler": SamplerKind,

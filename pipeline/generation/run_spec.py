@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from ..conditioning.reference_image import bucket, check_size
 from ..config import (
     AudioFeatures,
     ColorMatch,
+    Fp8Products,
     GenerationConfig,
     GuidanceConfig,
     Recipe,
@@ -89,7 +90,10 @@ class RunSpec:
         """
         if self.acceleration_choice is not None:
             return self.acceleration_choice
-        return preset(self.config.acceleration, self.steps, self.guidance.text_scale)
+        options = preset(self.config.acceleration, self.steps, self.guidance.text_scale)
+        if self.config.fp8_products is Fp8Products.AUTO:
+            return options
+        return replace(options, fp8_products=self.config.fp8_products is Fp8Products.ON)
 
     @cached_property
     def windows(self) -> tuple[Window, ...]:

@@ -1,6 +1,7 @@
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +15,9 @@ from multitalk_pack.pipeline.acceleration.presets import (
     make_guidance,
     preset,
 )
-from multitalk_pack.pipeline.config import Acceleration, GuidanceConfig
+from multitalk_pack.pipeline.config import Acceleration, Fp8Products, GenerationConfig, GuidanceConfig, Recipe
 from multitalk_pack.pipeline.errors import ConfigError
+from multitalk_pack.pipeline.generation.run_spec import make_run_spec
 from multitalk_pack.pipeline.models.transformer import scaled_dot_product
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from torch.nn.functional import scaled_dot_product_attention
@@ -44,6 +46,17 @@ def test_high_runs_a_tenth_of_the_forwards():
     plan = interval_plan(40, options.interval, options.warmup)
     guidance = make_guidance(options, GuidanceConfig(), 40)
     assert sum(len(guidance.passes_at(step)) for step in range(40) if plan[step]) == 11  # of 40 x 3
+
+
+@pytest.mark.parametrize("acceleration", Acceleration)
+def test_float8_products_are_the_presets_choice_or_the_persons(acceleration):
+    preset_options = preset(acceleration, 40, 5.0)
+    assert preset_options.fp8_products == (acceleration is not Acceleration.NONE)
+    switch = {Fp8Products.AUTO: preset_options.fp8_products, Fp8Products.ON: True, Fp8Products.OFF: False}
+    for choice, is_on in switch.items():
+        config = GenerationConfig(acceleration=acceleration, fp8_products=choice)
+        spec = make_run_spec(config, Recipe.MULTITALK, (64, 64), 13)
+        assert spec.acceleration == replace(preset_options, fp8_products=is_on)
 
 
 def test_few_steps_with_text_guidance_are_refused_at_high():
