@@ -12,6 +12,7 @@ from pipeline.shapes import LatentSize
 
 from ..measure import Settings
 from ..report import Row
+from .compiled import fused_bytes
 from .fake_card import GB, FakeCard, reason_against
 from .ledger import Figures
 from .networks import SIZES, fake_inputs, fake_latents, fake_transformer, fake_vae
@@ -41,6 +42,8 @@ def run(settings: Settings) -> Iterator[Row]:
                     for num_layers in (1, 2)
                 )
                 yield {"case": f"{name}, {packaging}, {num_speakers} speaker(s)"} | _row(one, two)
+        terabytes = NUM_BLOCKS * fused_bytes(SIZES[name]) / 1e12
+        yield {"case": f"{name}, bf16, 1 speaker(s), compiled blocks", "TB by elementwise and copies": terabytes}
         for dtype in (torch.float32, torch.bfloat16):
             yield {"case": f"{name}, decoder of the VAE in {str(dtype).removeprefix('torch.')}"} | _vae_row(name, dtype)
 

@@ -52,22 +52,24 @@ def fake_vae(dtype: torch.dtype = torch.float32, device: str = "cuda") -> VideoV
     return VideoVae(model)
 
 
-def fake_inputs(transformer: MultiTalkTransformer, size: LatentSize, num_speakers: int = 1) -> PassInputs:
-    """A pass with a prompt and voices on the card."""
-    masks = _empty(num_speakers + 1, size.h, size.w) if num_speakers > 1 else None
-    condition = _empty(MASK_CHANNELS + LATENT_CHANNELS, size.t, size.h, size.w)
-    window = transformer.prepare_window(size, condition, _empty(IMAGE_TOKENS, transformer.config.image_dim), masks)
-    audio = _empty(num_speakers, num_video_frames(size.t), 5, *transformer.config.audio_features)
-    return transformer.prepare_pass(window, _empty(PROMPT_TOKENS, transformer.config.text_dim), audio)
+def fake_inputs(
+    transformer: MultiTalkTransformer, size: LatentSize, num_speakers: int = 1, device: str = "cuda"
+) -> PassInputs:
+    """A pass with a prompt and voices."""
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device=device)
+
+    masks = empty(num_speakers + 1, size.h, size.w) if num_speakers > 1 else None
+    condition = empty(MASK_CHANNELS + LATENT_CHANNELS, size.t, size.h, size.w)
+    window = transformer.prepare_window(size, condition, empty(IMAGE_TOKENS, transformer.config.image_dim), masks)
+    audio = empty(num_speakers, num_video_frames(size.t), 5, *transformer.config.audio_features)
+    return transformer.prepare_pass(window, empty(PROMPT_TOKENS, transformer.config.text_dim), audio)
 
 
 def fake_latents(size: LatentSize) -> Tensor:
     """`16 t h w` on the card."""
-    return _empty(*size.shape)
-
-
-def _empty(*shape: int) -> Tensor:
-    return torch.empty(shape, device="cuda")
+    return torch.empty(size.shape, device="cuda")
 
 
 def _pack(transformer: MultiTalkTransformer, packaging: str, lora_rank: int) -> None:
