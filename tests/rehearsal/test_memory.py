@@ -1,5 +1,7 @@
 """Runs on cards that are too small: blocks are streamed, encoders work on the CPU, one stream copies."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -15,10 +17,13 @@ from pipeline.memory.placement import (
     encode_resident,
     num_bytes,
     placed,
+    plan_placement,
     resident,
 )
+from pipeline.shapes import LatentSize
 
 LAYERS = 4
+WINDOWS = [SIZES["480p"], LatentSize.of_video(97, 480, 832), SIZES["720p"]]
 
 
 def sampled(transformer, size):
@@ -51,6 +56,33 @@ def test_a_planned_run_never_runs_out_of_memory(card_gb, packaging):
             for _ in range(2):
                 assert sampled(transformer, size) == "cuda"
         assert figures.peak_bytes <= placement.placement.estimate <= card.memory
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("num_speakers", [1, 2])
+@pytest.mark.parametrize("packaging", ["bf16", "fp8", "Q4_K"])
+@pytest.mark.parametrize("size", WINDOWS, ids=str)
+def test_the_plan_of_forty_blocks_is_the_counted_peak_and_a_seventh_at_most(size, packaging, num_speakers):
+    """Streamed and whole, beside a step cache, which holds as much as the tokens.
+
+    From four blocks: the others add their bytes, and those of their keys and values.
+    """
+    for resident_blocks in (0, None):
+        with FakeCard(memory=200 * GB) as card:
+            transformer, host = fake_transformer(LAYERS, packaging, device="cpu"), TorchHost("cuda")
+            four = Footprint.of(transformer)
+            forty = replace(four, num_blocks=40)
+            few, many = (part.constant_bytes(size, num_prompts=1, num_voices=num_speakers) for part in (four, forty))
+            config = MemoryConfig(resident_blocks=resident_blocks)
+            with placed(transformer, config, size, host, few) as placement, card.record() as figures:
+                placement.place()
+                for _ in range(2):
+                    transformer(fake_latents(size), 500.0, fake_inputs(transformer, size, num_speakers))
+        planned = plan_placement(forty, config, size, card.memory, many)
+        there = 0 if planned.streams else 40 - LAYERS
+        peak = figures.peak_bytes + there * forty.block_bytes + many - few
+        peak += forty.tokens_bytes(size)
+        assert peak <= planned.estimate <= 1.15 * peak, (peak / GB, planned.estimate / GB)
 
 
 def test_all_windows_copy_on_one_stream():
