@@ -15,7 +15,7 @@ class CausalConvolution(WanCausalConv3d):
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         """`b c f h w` of `b c f h w`, which goes on from the frames in `cache_x` and from zeros before those."""
-        columns, _, rows, _, num_past, _ = self._padding
+        columns, _, rows, _, num_past, _ = map(int, self._padding)
         if num_past and cache_x is not None:
             x = torch.cat((cache_x, x), dim=2)
             num_past -= cache_x.shape[2]
