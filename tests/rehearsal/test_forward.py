@@ -46,7 +46,7 @@ def test_the_host_never_waits_and_nothing_is_float64(num_speakers):
 def test_activations_are_as_large_as_planned(name, num_speakers):
     for figures in forwards(SIZES[name], num_speakers=num_speakers, num_layers=LAYERS):
         num_tensors = figures.work_bytes / (2 * SIZES[name].num_tokens * WIDTH)
-        assert 0.995 <= num_tensors / (ACTIVATION_TENSORS - 1) <= 1.001
+        assert 0.985 <= num_tensors / (ACTIVATION_TENSORS - 1) <= 1.001
 
 
 def test_a_block_passes_over_its_tokens_so_many_times_beside_products_and_attention():

@@ -62,11 +62,8 @@ def test_a_planned_run_never_runs_out_of_memory(card_gb, packaging):
 @pytest.mark.parametrize("num_speakers", [1, 2])
 @pytest.mark.parametrize("packaging", ["bf16", "fp8", "Q4_K"])
 @pytest.mark.parametrize("size", WINDOWS, ids=str)
-def test_the_plan_of_forty_blocks_is_the_counted_peak_and_a_seventh_at_most(size, packaging, num_speakers):
-    """Streamed and whole, beside a step cache, which holds as much as the tokens.
-
-    From four blocks: the others add their bytes, and those of their keys and values.
-    """
+def test_the_plan_of_forty_blocks_is_the_counted_peak_and_little_more(size, packaging, num_speakers):
+    """Streamed and whole, from four blocks: the others add their bytes, and those of their keys and values."""
     for resident_blocks in (0, None):
         with FakeCard(memory=200 * GB) as card:
             transformer, host = fake_transformer(LAYERS, packaging, device="cpu"), TorchHost("cuda")
@@ -81,8 +78,8 @@ def test_the_plan_of_forty_blocks_is_the_counted_peak_and_a_seventh_at_most(size
         planned = plan_placement(forty, config, size, card.memory, many)
         there = 0 if planned.streams else 40 - LAYERS
         peak = figures.peak_bytes + there * forty.block_bytes + many - few
-        peak += forty.tokens_bytes(size)
-        assert peak <= planned.estimate <= 1.15 * peak, (peak / GB, planned.estimate / GB)
+        spare = forty.block_bytes if planned.streams else 0  # two are planned in flight, fewer are there at the peak
+        assert peak <= planned.estimate <= 1.15 * peak + spare, (peak / GB, planned.estimate / GB)
 
 
 def test_all_windows_copy_on_one_stream():
