@@ -93,9 +93,9 @@ def test_two_processes_make_the_frames_of_one_and_stay_warm(talk, host):
 
 def test_a_window_in_the_store_is_made_by_no_rank(talk, host, tmp_path):
     whole = torch.cat(list(windows(talk, host)), 1)
-    started = windows(talk, host, folder=tmp_path)
-    next(started)
-    started.close()
+    interrupted_run = windows(talk, host, folder=tmp_path)
+    next(interrupted_run)
+    interrupted_run.close()
     host.progress.clear()
     resumed = torch.cat(list(windows(talk, host, folder=tmp_path)), 1)
     assert {progress.window for progress in host.progress if progress.step} == {2}
