@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -15,6 +15,9 @@ from ..pipeline.acceleration.presets import AccelerationOptions
 from ..pipeline.config import ColorMatch, SamplerKind, WindowPlan
 from ..pipeline.parallel.split import Split
 from . import sockets
+
+if TYPE_CHECKING:
+    from ..pipeline.parallel.ranks import Ranks
 
 CATEGORY = "MultiTalk/options"
 AUTO = "auto"  # the model's
@@ -28,15 +31,13 @@ class SamplerOptions:
         acceleration: None follows the sampler's preset.
         choices: further fields of `GenerationConfig`.
         resume: keeps finished windows until the video is written.
-        devices: several that share the work, such as `cuda:0` and `cuda:1`; none samples on ComfyUI's own.
-        split: the part of the work that each of them takes.
+        ranks: processes on several devices that share the work; None samples on ComfyUI's own.
     """
 
     acceleration: AccelerationOptions | None = None
     choices: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = True
-    devices: tuple[str, ...] = ()
-    split: Split = Split.AUTO
+    ranks: Ranks | None = None
 
     def with_choices(self, **choices: Any) -> SamplerOptions:
         """The same with further choices."""
@@ -277,7 +278,11 @@ class MultiTalkAccelerationOptions(io.ComfyNode):
 
 
 class MultiTalkDevices(io.ComfyNode):
-    """Several devices that sample one clip together."""
+    """Several devices that sample one clip together.
+
+    Their processes are kept warm as long as ComfyUI keeps this node's output: its button that frees models and node
+    cache ends them too. Between runs they hold no weights on the devices, only what CUDA takes for itself.
+    """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -308,4 +313,9 @@ class MultiTalkDevices(io.ComfyNode):
     @classmethod
     def execute(cls, devices: str, split: str, options: SamplerOptions | None = None) -> io.NodeOutput:
         names = tuple(name.strip() for name in devices.split(",") if name.strip())
-        return io.NodeOutput(replace(options or SamplerOptions(), devices=names, split=Split(split)))
+        ranks = None
+        if len(names) > 1:
+            from ..pipeline.parallel.ranks import Ranks  # imports diffusers, which takes seconds
+
+            ranks = Ranks(names, Split(split))
+        return io.NodeOutput(replace(options or SamplerOptions(), ranks=ranks))

@@ -28,7 +28,6 @@ from ..pipeline.weights.handles import TransformerFiles
 from . import folders, sockets
 from .comfy_host import ComfyHost, show_text
 from .conversions import to_audio, to_image
-from .device_ranks import warm_ranks
 from .options import SamplerOptions
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ class MultiTalkSampler(io.ComfyNode):
         options = options or SamplerOptions()
         host = ComfyHost(keeps_windows=options.resume)
         audio_embeds, conditioning = match_speakers(audio_embeds, conditioning)
-        talk = MultiTalkPipeline(model, host=host, ranks=warm_ranks(model, options))
+        talk = MultiTalkPipeline(model, host=host, ranks=options.ranks)
         config = sampling_config(options, fps=float(audio_embeds.fps), **widgets)
         spec = talk.make_spec(config, audio_embeds, conditioning, options.acceleration)
         setup = replace(run_setup(model, options, keep_frames), output=folders.new_video())

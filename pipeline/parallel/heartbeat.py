@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 INTERVAL_S = 0.5
-SILENCE_S = 6.0  # after which a rank counts as stopped; a thread that waits for Python's lock is late by less
+SILENCE_S = 5.0  # after which a rank counts as stopped; a thread that waits for Python's lock is late by less
 
 
 def start_heartbeat(folder: Path, rank: int) -> None:

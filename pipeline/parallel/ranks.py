@@ -53,7 +53,8 @@ LOG_LINES = 15  # of a failed rank that its error shows
 class Ranks:
     """A process on each of several devices, which denoise together.
 
-    They are started by the first run and kept, with their weights, for those that follow, until `close`.
+    They are started by the first run and kept, with their weights, for those that follow, until `close` or the end of
+    this object.
 
     Args:
         devices: such as `cuda:0` and `cuda:1`; `cpu` may come more than once.
@@ -64,14 +65,17 @@ class Ranks:
     """
 
     def __init__(self, devices: Sequence[str], split: Split = Split.AUTO):
-        cards = [device for device in devices if device != "cpu"]
-        if len(set(cards)) < len(cards):
-            raise ConfigError(f"A device is named twice in {', '.join(devices)}. Name each once; only cpu may repeat.")
         self.devices, self.split = tuple(devices), split
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._folder = Path()  # of the processes' files, while there are any
         self._launcher: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        cards = [device for device in devices if device != "cpu"]
+        if len(set(cards)) < len(cards):
+            raise ConfigError(f"A device is named twice in {', '.join(devices)}. Name each once; only cpu may repeat.")
+
+    def __del__(self) -> None:
+        self.close()
 
     @contextmanager
     def denoiser(

@@ -44,6 +44,10 @@ class UlyssesShares:
         frames = tokens.unflatten(0, (self.num_frames, -1))
         return self._gather_rows(frames, 1).flatten(0, 1)
 
+    def frame_tokens(self, count: int) -> int:
+        """The sum of all shares, of which `count` is this rank's."""
+        return sum(self.counts)
+
     @untraced
     def attend(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of this rank's tokens to all of the window, all `1 heads n k`: each rank computes some heads."""

@@ -4,11 +4,13 @@ import io
 import itertools
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import av
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from support import pack
@@ -19,6 +21,7 @@ pytestmark = NEEDS_COMFYUI
 API = pack.PACK / "workflows" / "api"
 LOCAL = sorted(path.stem for path in API.glob("*.json") if path.stem not in ("remote", "two_faces"))  # others' models
 QUALITY = "single_speaker_quality"
+CODED_LEVELS = 8  # of 255, by which a coded frame may move where one pixel was another by one
 VIDEO_S = 300  # how long a tiny video may take on a busy machine
 
 
@@ -161,6 +164,33 @@ def test_cancel_ends_within_a_forward_and_the_next_run_is_unharmed(server, event
     inputs_of(prompt, "MultiTalkSampler")["steps"] = 4
     again = frames(video(server, server.wait(server.queue(prompt), VIDEO_S)))
     assert np.array_equal(whole, again)
+
+
+def rank_ids(server) -> set[int]:
+    """The server's processes that sample on devices of their own."""
+    ids = set()
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            ids |= {process.pid} if process.cmdline()[2:4] == ["-m", "pipeline.parallel.worker"] else set()
+    return ids
+
+
+def test_several_devices_make_the_frames_of_one_stay_warm_and_leave_with_the_cache(server):
+    prompt = workflow(QUALITY, seed=7)
+    alone = frames(video(server, server.wait(server.queue(prompt), VIDEO_S)))
+    prompt["devices"] = {"class_type": "MultiTalkDevices", "inputs": {"devices": "cpu,cpu", "split": "tokens"}}
+    inputs_of(prompt, "MultiTalkSampler")["options"] = ["devices", 0]
+    together = frames(video(server, server.wait(server.queue(prompt), VIDEO_S)))
+    assert np.abs(together.astype(int) - alone).max() <= CODED_LEVELS
+    ids = rank_ids(server)
+    inputs_of(prompt, "MultiTalkSampler")["seed"] = 8
+    video(server, server.wait(server.queue(prompt), VIDEO_S))
+    assert len(ids) == 2 and rank_ids(server) == ids
+    server.call("/free", {"unload_models": True, "free_memory": True})
+    end_s = time.monotonic() + VIDEO_S
+    while rank_ids(server):
+        assert time.monotonic() < end_s, "the processes did not end with the cache"
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-LIMIT_S = 300
+LIMIT_S = 900  # two ranks that compile on one busy core took more than 300
 
 
 def on_ranks(count: int, work: Callable[[int], Any]) -> list[Any]:

@@ -21,6 +21,10 @@ class TokenShares(Protocol):
         """All tokens, `n ...`, from every device's share."""
         ...
 
+    def frame_tokens(self, count: int) -> int:
+        """Tokens of a latent frame on all devices, of which this one has `count`."""
+        ...
+
     def attend(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of this device's tokens to all of the window, all `1 heads n k`."""
         ...
@@ -51,6 +55,10 @@ class WholeWindow:
     def whole(self, tokens: Tensor) -> Tensor:
         """As they are."""
         return tokens
+
+    def frame_tokens(self, count: int) -> int:
+        """All of them."""
+        return count
 
     def attend(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The kernel's result."""

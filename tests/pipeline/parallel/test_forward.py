@@ -4,6 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from multitalk_pack.pipeline.models.transformer import audio_attention
+from multitalk_pack.pipeline.multitalk_pipeline import MultiTalkPipeline
 from multitalk_pack.pipeline.parallel.rank_agreement import RankAgreement
 from multitalk_pack.pipeline.parallel.split import Layout
 from multitalk_pack.pipeline.parallel.ulysses import UlyssesShares
@@ -34,20 +36,46 @@ def shared(model, layout):
     return agreement
 
 
-@pytest.mark.parametrize(("num_ranks", "num_heads"), [(2, 2), (3, 4), (4, 4)])
-def test_a_forward_is_that_of_one_rank(num_ranks, num_heads):
-    model = transformer.tiny(num_heads=num_heads)
+def assert_same_on(num_ranks, model, size=SIZE):
+    """A forward of one voice, and one of two, has the numbers of one rank on so many."""
 
     def forwards(rank=None):
         if rank is not None:
             shared(model, Layout(1, num_ranks))
-        passes = [transformer.pass_inputs(model, num_speakers, SIZE) for num_speakers in (1, 2)]
-        return [model(transformer.latents(SIZE), 500.0, inputs).numpy() for inputs in passes]
+        passes = [transformer.pass_inputs(model, num_speakers, size) for num_speakers in (1, 2)]
+        return [model(transformer.latents(size), 500.0, inputs).numpy() for inputs in passes]
 
     alone = forwards()
     for together in forked.on_ranks(num_ranks, forwards):
         for ours, theirs in zip(alone, together, strict=True):
             assert abs(ours - theirs).max() <= 1e-6 * abs(ours).max()
+
+
+@pytest.mark.parametrize(("num_ranks", "num_heads"), [(2, 2), (3, 4), (4, 4)])
+def test_a_forward_is_that_of_one_rank(num_ranks, num_heads):
+    assert_same_on(num_ranks, transformer.tiny(num_heads=num_heads))
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_a_forward_of_the_bundled_weights_is_that_of_one_rank(num_ranks):
+    assert_same_on(num_ranks, MultiTalkPipeline.bundled().transformer, LatentSize(3, 16, 16))
+
+
+@pytest.mark.parametrize("num_ranks", [3, 4])
+def test_the_formula_of_speech_is_chosen_by_the_whole_window(num_ranks, monkeypatch):
+    model = transformer.tiny(num_heads=4)
+    formulas = []
+    folded = audio_attention._folded_attention
+    monkeypatch.setattr(audio_attention, "_folded_attention", lambda *args: formulas.append(1) or folded(*args))
+
+    def count(rank=None):
+        formulas.clear()
+        if rank is not None:
+            shared(model, Layout(1, num_ranks))
+        model(transformer.latents(SIZE), 500.0, transformer.pass_inputs(model, 1, SIZE))
+        return len(formulas)
+
+    assert forked.on_ranks(num_ranks, count) == [count()] * num_ranks
 
 
 WEIGHTS = {

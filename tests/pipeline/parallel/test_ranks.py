@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -58,6 +59,14 @@ def frames(talk, steps=3):
     return torch.cat(list(talk.sample(audio, conditioning, spec)), 1)
 
 
+def windows(talk, host, folder=None):
+    """The frames of each window of a run, kept in a folder where one is named."""
+    model, make_denoiser = talk.transformer, partial(talk.ranks.denoiser, talk.model)
+    inputs = run.audio(model, 13), run.conditioning(model)
+    store = None if folder is None else run.open_store(folder, model, *inputs)
+    return run.generate(model, *inputs, host=host, make_denoiser=make_denoiser, store=store)
+
+
 def process_ids(talk):
     return [int((talk.ranks._folder / f"heartbeat.{rank}").read_text()) for rank in range(2)]
 
@@ -80,6 +89,17 @@ def test_two_processes_make_the_frames_of_one_and_stay_warm(talk, host):
     assert time.monotonic() - start_s < WITHIN_S
     assert (frames(talk) - alone).abs().max() < GREY
     assert process_ids(talk) == before
+
+
+def test_a_window_in_the_store_is_made_by_no_rank(talk, host, tmp_path):
+    whole = torch.cat(list(windows(talk, host)), 1)
+    interrupted_run = windows(talk, host, folder=tmp_path)
+    next(interrupted_run)
+    interrupted_run.close()
+    host.progress.clear()
+    resumed = torch.cat(list(windows(talk, host, folder=tmp_path)), 1)
+    assert {progress.window for progress in host.progress if progress.step} == {2}
+    assert (resumed - whole).abs().max() < GREY
 
 
 @pytest.mark.parametrize(
