@@ -80,7 +80,7 @@ const actions = {
     await settled();
   },
   async box(id, left, top, right, bottom) {  // in shares of the canvas of a node, from corner to corner
-    const area = await node(id).locator('canvas, svg').first().boundingBox();
+    const area = await node(id).locator('canvas').last().boundingBox();
     const at = (x, y) => [area.x + x * area.width, area.y + y * area.height];
     await page.mouse.move(...at(left, top));
     await page.mouse.down();
