@@ -112,12 +112,12 @@ def test_a_blueprint_is_found_by_searching_talking_and_runs(name, server, tmp_pa
       const graph = window.app.graph, blueprint = graph._nodes[0], add = (type, x, y) => {
         const node = window.LiteGraph.createNode(type); node.pos = [x, y]; graph.add(node); return node; };
       const set = (node, name, value) => { node.widgets.find(widget => widget.name === name).value = value; };
-      const picture = add('LoadImage', -400, 0), video = add('SaveVideo', 700, 0);
-      set(picture, 'image', 'multitalk_drawn_two.png');
+      const picture = add('MultiTalkLoadImage', -400, 0), video = add('SaveVideo', 700, 0);
+      set(picture, 'image', 'multitalk_drawn_two.png [temp]');
       picture.connect(0, blueprint, 'image'); blueprint.connect(0, video, 'video');
       ['drawn_speech', 'drawn_answer'].slice(0, VOICES).forEach((voice, index) => {
-        const sound = add('LoadAudio', -400, 400 + 200 * index);
-        set(sound, 'audio', `multitalk_${voice}.wav`); sound.connect(0, blueprint, `audio_${index + 1}`); });
+        const sound = add('MultiTalkLoadAudio', -400, 400 + 200 * index);
+        set(sound, 'audio', `multitalk_${voice}.wav [temp]`); sound.connect(0, blueprint, `audio_${index + 1}`); });
       for (const widget of blueprint.widgets) if (widget.name in FILES) widget.value = FILES[widget.name];
       const inner = type => blueprint.subgraph.nodes.find(node => node.type === type);
       set(inner('MultiTalkCondition'), 'resolution', 'custom'); set(inner('MultiTalkCondition'), 'width', 192);
@@ -129,8 +129,8 @@ def test_a_blueprint_is_found_by_searching_talking_and_runs(name, server, tmp_pa
     connect = connect.replace("VOICES", str(BLUEPRINTS[name])).replace("FILES", json.dumps(files))
     clear = "() => window.app.graph.clear()"
     browse(
-        server, tmp_path, ["evaluate", clear], ["search", "talking", name], ["evaluate", f"({connect})()"], ["fit"],
-        ["shot", "connected"], ["run", "running"], ["shot", "video"],
+        server, tmp_path, ["evaluate", clear], ["search", "talking", name], ["evaluate", f"({connect})()"],
+        ["command", "Comfy.Canvas.FitView"], ["shot", "connected"], ["run", "running"], ["shot", "video"],
     )  # fmt: skip
     assert newest_video(server).shape == (21, 128, 192, 3)
 
@@ -144,8 +144,8 @@ def test_a_box_that_the_mouse_draws_decides_who_talks(side, server, tmp_path):
         return {"speakers": (speakers, 0)}, {"speakers": (speakers, 0)}
 
     make_workflows.talk(
-        graph, make_workflows.SMALL, "multitalk_drawn_two.png", ["multitalk_drawn_speech.wav"], "two people talk",
-        arrangement=by_mouse,
+        graph, make_workflows.SMALL, make_workflows.example("drawn_two.png"),
+        [make_workflows.example("drawn_speech.wav")], "two people talk", arrangement=by_mouse,
     )  # fmt: skip
     number = next(number for number, (kind, _) in graph.nodes.items() if kind == "MultiTalkSpeakers")
     file = tmp_path / "Boxes.json"

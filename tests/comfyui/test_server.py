@@ -96,6 +96,14 @@ def test_the_blueprints_are_listed(server):
     assert names >= {path.stem for path in (pack.PACK / "subgraphs").glob("*.json")}
 
 
+def test_the_page_gives_our_load_audio_the_player_of_cores(server):
+    inputs = server.call("/object_info/MultiTalkLoadAudio")[1]["MultiTalkLoadAudio"]["input"]["required"]
+    assert list(inputs) == ["audio", "audioUI"] and inputs["audio"][1]["audio_upload"]
+    prompt = {"1": {"class_type": "MultiTalkLoadAudio", "inputs": {"audio": "multitalk_speech.wav [temp]"}},
+              "2": {"class_type": "PreviewAudio", "inputs": {"audio": ["1", 0]}}}  # fmt: skip
+    assert server.wait(server.queue(prompt), VIDEO_S)["status"]["status_str"] == "success"
+
+
 def test_every_node_has_a_help_page_in_the_place_where_the_page_looks(server):
     nodes = [name for name in server.call("/object_info")[1] if name.startswith("MultiTalk")]
     assert nodes

@@ -58,29 +58,31 @@ const actions = {
     await settled();
     await actions.dismiss();
   },
-  async run(name) {  // with pictures of the progress
+  async run(name, wantedEnd = 'execution_success', cancelAfter = Infinity) {  // with pictures of the progress
     const before = await page.evaluate(() => window.ends.length), start = Date.now();
-    await page.getByRole('button', { name: /^Run/ }).last().click();
+    await page.getByRole('button', { name: 'Run', exact: true }).filter({ visible: true }).first().click();
     for (let number = 1; await page.evaluate(count => window.ends.length === count, before); number += 1) {
       if (Date.now() - start > job.run_ms) throw new Error(`the run did not end in ${job.run_ms / 1000} s`);
+      if (number === cancelAfter) await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Interrupt'));
       await page.waitForTimeout(job.look_ms);
       await actions.shot(`${name} ${number}`);
     }
     const [end, detail] = await page.evaluate(() => window.ends.at(-1));
-    if (end !== 'execution_success') throw new Error(`${end}: ${detail.exception_message}`);
+    if (end !== wantedEnd) throw new Error(`${end}: ${detail.exception_message}`);
     await settled();
   },
-  async search(words, name) {  // the search that a double click on the empty canvas opens
+  async search(words, name) {  // the search that a double click on the empty canvas opens; without a name only to see
     await page.mouse.dblclick(800, 900);
     await settled();
     await page.keyboard.type(words, { delay: 30 });
     await settled();
     await actions.shot(`search ${words}`);
-    await page.getByText(name, { exact: false }).first().click();
+    if (name) await page.getByText(name, { exact: false }).first().click();
+    else await page.keyboard.press('Escape');
     await settled();
   },
   async box(id, left, top, right, bottom) {  // in shares of the canvas of a node, from corner to corner
-    const area = await node(id).locator('canvas').last().boundingBox();
+    const area = await node(id).locator('[data-testid="bounding-boxes"] canvas').boundingBox();
     const at = (x, y) => [area.x + x * area.width, area.y + y * area.height];
     await page.mouse.move(...at(left, top));
     await page.mouse.down();
@@ -98,12 +100,16 @@ const actions = {
     }, Number(id));
     await settled();
   },
-  async fit() {
-    await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView'));
-    await settled();
-  },
   async setting(name, value) {
     await page.evaluate(([key, content]) => window.app.extensionManager.setting.set(key, content), [name, value]);
+    await settled();
+  },
+  async click(selector) {
+    await page.locator(selector).first().click();
+    await settled();
+  },
+  async command(name) {
+    await page.evaluate(command => window.app.extensionManager.command.execute(command), name);
     await settled();
   },
   async evaluate(source) {
