@@ -58,27 +58,26 @@ const actions = {
     await settled();
     await actions.dismiss();
   },
-  async run(name, wantedEnd = 'execution_success', cancelAfter = Infinity) {  // with pictures of the progress
+  async run(name, expectedEnd = 'execution_success', cancelAt = null) {  // with pictures; cancels when it reads a text
     const before = await page.evaluate(() => window.ends.length), start = Date.now();
     await page.getByRole('button', { name: 'Run', exact: true }).filter({ visible: true }).first().click();
     for (let number = 1; await page.evaluate(count => window.ends.length === count, before); number += 1) {
       if (Date.now() - start > job.run_ms) throw new Error(`the run did not end in ${job.run_ms / 1000} s`);
-      if (number === cancelAfter) await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Interrupt'));
-      await page.waitForTimeout(job.look_ms);
-      await actions.shot(`${name} ${number}`);
+      await page.waitForTimeout(cancelAt ? 500 : job.look_ms);
+      if (!cancelAt || number % 10 === 0) await actions.shot(`${name} ${number}`);
+      if (cancelAt && await page.getByText(cancelAt).first().isVisible()) await actions.command('Comfy.Interrupt');
     }
     const [end, detail] = await page.evaluate(() => window.ends.at(-1));
-    if (end !== wantedEnd) throw new Error(`${end}: ${detail.exception_message}`);
+    if (end !== expectedEnd) throw new Error(`${end}: ${detail.exception_message}`);
     await settled();
   },
-  async search(words, name) {  // the search that a double click on the empty canvas opens; without a name only to see
+  async search(words, name) {  // the search that a double click on the empty canvas opens; a name is chosen
     await page.mouse.dblclick(800, 900);
     await settled();
     await page.keyboard.type(words, { delay: 30 });
     await settled();
     await actions.shot(`search ${words}`);
     if (name) await page.getByText(name, { exact: false }).first().click();
-    else await page.keyboard.press('Escape');
     await settled();
   },
   async box(id, left, top, right, bottom) {  // in shares of the canvas of a node, from corner to corner
@@ -104,6 +103,13 @@ const actions = {
     await page.evaluate(([key, content]) => window.app.extensionManager.setting.set(key, content), [name, value]);
     await settled();
   },
+  async says(text) {  // somewhere on the page
+    await page.getByText(text).filter({ visible: true }).first().waitFor({ timeout: 10 * job.pause_ms });
+  },
+  async key(name) {
+    await page.keyboard.press(name);
+    await settled();
+  },
   async click(selector) {
     await page.locator(selector).first().click();
     await settled();
@@ -112,8 +118,8 @@ const actions = {
     await page.evaluate(command => window.app.extensionManager.command.execute(command), name);
     await settled();
   },
-  async evaluate(source) {
-    const result = await page.evaluate(source);
+  async evaluate(source) {  // of a function
+    const result = await page.evaluate(`(${source})()`);
     if (result !== undefined) console.log(JSON.stringify(result));
     await settled();
   },
