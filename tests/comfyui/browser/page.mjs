@@ -24,6 +24,9 @@ await page.route('**/*', route => {
   return target.hostname === '127.0.0.1' || !target.protocol.startsWith('http') ? route.continue() : route.abort();
 });
 
+const skip = page.getByRole('button', { name: 'Skip', exact: true }).first();  // a tour that may open at any time
+await page.addLocatorHandler(skip, () => skip.click());
+
 const node = type => page.locator(`[data-node-id="${type}"]`).first();
 const settled = () => page.waitForTimeout(job.pause_ms);
 
@@ -40,7 +43,6 @@ const actions = {
     await actions.dismiss();
   },
   async dismiss() {  // the tour and the templates that a first visit opens
-    const skip = page.getByRole('button', { name: 'Skip', exact: true }).first();
     if (await skip.isVisible()) await skip.click();
     await page.keyboard.press('Escape');
     await settled();
