@@ -110,7 +110,9 @@ def test_an_app_runs_from_picture_to_video_by_clicks(app, server, tmp_path):
 @pytest.mark.parametrize("name", BLUEPRINTS)
 def test_a_blueprint_is_found_by_searching_talking_and_runs(name, server, tmp_path):
     connect = """() => {
-      const graph = window.app.graph, blueprint = graph._nodes[0], add = (type, x, y) => {
+      const graph = window.app.graph, blueprint = graph._nodes[0];
+      blueprint.pos = [100, 0];
+      const add = (type, x, y) => {
         const node = window.LiteGraph.createNode(type); node.pos = [x, y]; graph.add(node); return node; };
       const set = (node, name, value) => { node.widgets.find(widget => widget.name === name).value = value; };
       const picture = add('MultiTalkLoadImage', -400, 0), video = add('SaveVideo', 700, 0);
@@ -123,6 +125,7 @@ def test_a_blueprint_is_found_by_searching_talking_and_runs(name, server, tmp_pa
       const inner = type => blueprint.subgraph.nodes.find(node => node.type === type);
       set(inner('MultiTalkCondition'), 'resolution', 'custom'); set(inner('MultiTalkCondition'), 'width', 192);
       set(inner('MultiTalkCondition'), 'height', 128); set(inner('MultiTalkEncodeAudio'), 'num_frames', 13);
+      window.app.canvas.deselectAll();
     }"""
     sockets = {"base": "base", "adapter": "adapter", "vae": "vae", "text": "text_encoder", "image": "image_encoder",
                "audio": "audio_encoder"}  # fmt: skip
