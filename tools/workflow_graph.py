@@ -50,6 +50,8 @@ COLUMNS = (  # from left to right: the group's title, its nodes' width, and the 
 HEIGHTS = {  # of what a node shows beside its rows: a picture, a player, a text
     "MultiTalkLoadImage": 250,
     "MultiTalkLoadAudio": 60,
+    "MultiTalkLoadModel": 60,
+    "MultiTalkEncodeAudio": 60,
     "MultiTalkCondition": 200,
     "MultiTalkDialogue": 160,
     "MultiTalkSpeakers": 300,
