@@ -16,6 +16,7 @@ from .loaders import (
     MultiTalkLoadTextEncoder,
     MultiTalkLoadVAE,
 )
+from .media import MultiTalkLoadAudio, MultiTalkLoadImage
 from .options import MultiTalkAccelerationOptions, MultiTalkDevices, MultiTalkLongVideoOptions
 from .preflight import MultiTalkPreflight
 from .refusals import show_refusals
@@ -25,6 +26,8 @@ from .sockets import take_links_only
 from .speakers import MultiTalkSpeaker, MultiTalkSpeakers
 
 NODES: list[type[io.ComfyNode]] = [
+    MultiTalkLoadImage,
+    MultiTalkLoadAudio,
     MultiTalkLoadModel,
     MultiTalkLoadLora,
     MultiTalkLoadTextEncoder,
@@ -55,7 +58,6 @@ class MultiTalkExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes."""
         folders.register_folders()
-        folders.copy_examples()
         for node in NODES:
             take_links_only(node)
             show_refusals(node)

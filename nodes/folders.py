@@ -15,6 +15,7 @@ from ..pipeline.model_files import BUNDLED_WEIGHTS
 logger = logging.getLogger(__name__)
 
 EXAMPLES = Path(__file__).parents[1] / "demo" / "assets"
+EXAMPLE = "{} [temp]"  # the name of a file in the temporary folder
 NONE = "none"
 BUNDLED = "multitalk_bundled_{}"  # keys of our own: the lists of core's loaders are none of our business
 
@@ -50,17 +51,48 @@ def register_folders() -> None:
         folder_paths.folder_names_and_paths[BUNDLED.format(folder.name)] = ([str(folder)], {".safetensors"})
 
 
-def copy_examples() -> None:
-    """Puts the bundled pictures and voices into ComfyUI's input folder, where Load Image and Load Audio list them."""
+def media_files(kind: str) -> list[str]:
+    """Pictures ("image") or sounds ("audio", videos too): the bundled examples, then those of the input folder."""
+    kinds = {"image": ["image"], "audio": ["audio", "video"]}[kind]
     inputs = Path(folder_paths.get_input_directory())
+    own = [file.name for file in inputs.iterdir() if file.is_file()] if inputs.is_dir() else []
+    examples = folder_paths.filter_files_content_types(_examples(), kinds)
+    return [*(EXAMPLE.format(name) for name in examples), *sorted(folder_paths.filter_files_content_types(own, kinds))]
+
+
+def check_media(name: str) -> bool | str:
+    """True for a picture or sound that is there, else the refusal."""
+    if folder_paths.exists_annotated_filepath(name):
+        return True
+    return f"{name} is not in ComfyUI's input folder. Choose another file, or upload it."
+
+
+def media_path(name: str) -> Path:
+    """The file behind a name that `media_files` listed, or that the page has made from one."""
+    return Path(folder_paths.get_annotated_filepath(name))
+
+
+def media_version(name: str) -> str:
+    """A word for the present content of a picture or sound."""
+    facts = media_path(name).stat()
+    return f"{facts.st_mtime_ns} {facts.st_size}"
+
+
+def _examples() -> list[str]:
+    """Names of the bundled pictures and voices in ComfyUI's temporary folder, the one from which its page shows files
+    that are not the user's.
+    """
+    folder = Path(folder_paths.get_temp_directory())
+    examples = {f"multitalk_{file.name}": file for file in EXAMPLES.iterdir() if file.suffix != ".md"}
     try:
-        inputs.mkdir(parents=True, exist_ok=True)
-        for file in (file for file in EXAMPLES.iterdir() if file.suffix in (".jpg", ".png", ".wav")):
-            example = inputs / f"multitalk_{file.name}"
-            if not example.exists():
-                shutil.copyfile(file, example)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, file in examples.items():
+            if not (folder / name).exists():
+                shutil.copyfile(file, folder / name)
     except OSError as error:
-        logger.warning("The example pictures and voices are not in %s (%s).", inputs, error.strerror)
+        logger.warning("The example pictures and voices are not in %s (%s).", folder, error.strerror)
+        return []
+    return sorted(examples)
 
 
 def names(keys: tuple[str, ...]) -> list[str]:

@@ -28,6 +28,8 @@ def take_links_only(node: type[io.ComfyNode]) -> None:
     signature names; what comes by a link is not there yet.
     """
     sockets = [socket.id for socket in node.define_schema().inputs if not isinstance(socket, io.WidgetInput)]
+    if not sockets:
+        return
 
     def validate_inputs(cls: type, **values: Any) -> bool | str:
         for name in sockets:

@@ -8,6 +8,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from workflow_graph import OURS, Graph, Link, sockets_of, widgets_of
 
+MEDIA = ("MultiTalkLoadImage", "MultiTalkLoadAudio")  # stay outside
 ENTRY, EXIT = -10, -20  # numbers of a subgraph's own ends
 WIDGETS = (  # on the node's face: kind of the node inside, its widget, the name outside
     ("MultiTalkCondition", "prompt", "prompt"),
@@ -39,8 +40,8 @@ class Port:
 
 
 def blueprint(name: str, graph: Graph) -> dict[str, Any]:
-    """The page's form of a blueprint: our nodes of `graph` inside, and core's links to them as its sockets."""
-    inside = [number for number, (kind, _) in graph.nodes.items() if kind in OURS]
+    """The page's form of a blueprint: our nodes of `graph` inside; pictures, voices and the video are its sockets."""
+    inside = [number for number, (kind, _) in graph.nodes.items() if kind in OURS and kind not in MEDIA]
     ports = _ports(graph, inside)
     linked_widgets = {
         number: [target for port in ports for node, target in port.targets if node == number and port.value is not None]
@@ -83,7 +84,7 @@ def blueprint(name: str, graph: Graph) -> dict[str, Any]:
 
 
 def _ports(graph: Graph, inside: list[str]) -> list[Port]:
-    """A socket for each input that core's nodes are linked to, and the widgets of the face."""
+    """A socket for each input that comes from outside, and the widgets of the face."""
     ports: dict[str, Port] = {}
     for number in inside:
         kind, inputs = graph.nodes[number]

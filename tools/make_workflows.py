@@ -63,8 +63,10 @@ def talk(
     arrangement: Arrangement | None = None,
 ) -> None:
     """The local chain: picture, voices, loaders, encoders, sampler, video; `preflight` checks it all before."""
-    picture = (graph.add("LoadImage", image=image), 0)
-    sounds = {f"audio_{k}": (graph.add("LoadAudio", audio=voice), 0) for k, voice in enumerate(voices, start=1)}
+    picture = (graph.add("MultiTalkLoadImage", image=image), 0)
+    sounds = {
+        f"audio_{k}": (graph.add("MultiTalkLoadAudio", audio=voice), 0) for k, voice in enumerate(voices, start=1)
+    }
     if arrangement is not None:
         sounds, speakers = arrangement(graph, picture, sounds)
         condition = {**(condition or {}), **speakers}
@@ -107,6 +109,11 @@ def dialogue_clips(graph: Graph, picture: Link, sounds: Links) -> tuple[Links, L
     return clips, {}
 
 
+def example(name: str) -> str:
+    """A bundled picture or voice, as the loaders list it."""
+    return f"multitalk_{name} [temp]"
+
+
 def files_note(*names: str) -> str:
     """A table of files: link, folder, size."""
     rows = [f"| [{name}]({MODELS[name][1]}/{name}) | {MODELS[name][0]} | {ABOUT[name]['gb']:g} GB |" for name in names]
@@ -120,12 +127,12 @@ def _save(graph: Graph, video: tuple[str, int]) -> None:
 def build() -> dict[str, Graph]:
     """All workflows by the names of the queue's files.
 
-    Pictures and voices are those that the pack puts into ComfyUI's input folder, so that none is missing.
+    Pictures and voices are the bundled examples, so that none is missing.
     """
-    portrait, speech = "multitalk_portrait.jpg", "multitalk_speech.wav"
+    portrait, speech = example("portrait.jpg"), example("speech.wav")
     woman = "A woman talks to the camera in a softly lit room."
-    drawn, drawn_two = "multitalk_drawn_portrait.png", "multitalk_drawn_two.png"
-    dialogue = ["multitalk_drawn_speech.wav", "multitalk_drawn_answer.wav"]
+    drawn, drawn_two = example("drawn_portrait.png"), example("drawn_two.png")
+    dialogue = [example("drawn_speech.wav"), example("drawn_answer.wav")]
     files = f"{files_note(*REAL.values())}\n\n{MEMORY_NOTE}\n"
     files_and_lora = f"{files_note(*REAL.values(), LORA)}\n\n{MEMORY_NOTE}\n"
     files_and_faces = f"{files_note(*REAL.values(), FACES)}\n\n{MEMORY_NOTE}\n"
@@ -194,8 +201,8 @@ def build() -> dict[str, Graph]:
         condition={"resolution": "custom", "width": 128, "height": 128},
     )  # fmt: skip
     sockets = {
-        "image": (remote.add("LoadImage", image=portrait), 0),
-        "audio": (remote.add("LoadAudio", audio=speech), 0),
+        "image": (remote.add("MultiTalkLoadImage", image=portrait), 0),
+        "audio": (remote.add("MultiTalkLoadAudio", audio=speech), 0),
     }
     _save(remote, (remote.add("MultiTalkFal", **sockets, prompt=woman), 0))
     return {

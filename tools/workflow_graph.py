@@ -22,8 +22,8 @@ COLUMNS = (  # from left to right: the group's title, its nodes' width, and the 
         "Picture and voice",
         300,
         (
-            "LoadImage",
-            "LoadAudio",
+            "MultiTalkLoadImage",
+            "MultiTalkLoadAudio",
             "LoadMediaPipeFaceLandmarker",
             "MediaPipeFaceLandmarker",
             "MultiTalkSpeaker",
@@ -49,8 +49,10 @@ COLUMNS = (  # from left to right: the group's title, its nodes' width, and the 
     ("Video", 380, ("SaveVideo",)),
 )
 HEIGHTS = {  # of what a node shows beside its rows: a picture, a player, a text
-    "LoadImage": 250,
-    "LoadAudio": 60,
+    "MultiTalkLoadImage": 250,
+    "MultiTalkLoadAudio": 60,
+    "MultiTalkLoadModel": 60,
+    "MultiTalkEncodeAudio": 60,
     "MultiTalkCondition": 200,
     "MultiTalkDialogue": 160,
     "MultiTalkSpeakers": 300,
@@ -59,10 +61,8 @@ HEIGHTS = {  # of what a node shows beside its rows: a picture, a player, a text
     "SaveVideo": 380,
 }
 
-# Core's nodes: sockets in, widgets, sockets out. The page's own widgets, such as upload buttons, come last.
+# Core's nodes: sockets in, widgets, sockets out.
 CORE: dict[str, tuple[list[tuple[str, str]], list[str], list[tuple[str, str]]]] = {
-    "LoadImage": ([], ["image"], [("IMAGE", "IMAGE"), ("MASK", "MASK")]),
-    "LoadAudio": ([], ["audio"], [("AUDIO", "AUDIO")]),
     "LoadMediaPipeFaceLandmarker": ([], ["model_name"], [("FACE_DETECTION_MODEL", "FACE_DETECTION_MODEL")]),
     "MediaPipeFaceLandmarker": (
         [("face_detection_model", "FACE_DETECTION_MODEL"), ("image", "IMAGE")],
@@ -71,13 +71,13 @@ CORE: dict[str, tuple[list[tuple[str, str]], list[str], list[tuple[str, str]]]] 
     ),
     "SaveVideo": ([("video", "VIDEO")], ["filename_prefix", "format", "codec"], []),
 }
-PAGE_WIDGETS = {"LoadImage": ["image"], "LoadAudio": [None, None]}
+PAGE_WIDGETS = {"MultiTalkLoadImage": ["image"], "MultiTalkLoadAudio": [None, None]}  # of the page itself, last
 QUEUE_EXTRAS = {"SaveVideo": {"format.codec": "auto"}}  # what newer versions of core call its codec
 
 # Widgets that an app shows, by kind of node.
 APP_WIDGETS = {
-    "LoadImage": "image",
-    "LoadAudio": "audio",
+    "MultiTalkLoadImage": "image",
+    "MultiTalkLoadAudio": "audio",
     "MultiTalkCondition": "prompt",
     "MultiTalkSampler": "seed",
     "MultiTalkFal": "prompt",

@@ -40,22 +40,37 @@ def test_it_holds_what_runs_and_nothing_else(archive):
         files = content.namelist()
     names, demo = {name.split("/")[0] for name in files}, [name for name in files if name.startswith("demo/")]
     assert names == {
-        "LICENSE", "README.md", "__init__.py", "demo", "docs", "nodes", "pipeline", "pyproject.toml",
+        "CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "demo", "docs", "nodes", "pipeline", "pyproject.toml",
         "requirements.txt", "subgraphs", "versions.py", "web", "workflows",
     }  # fmt: skip
     assert [name for name in files if name.startswith("docs/") and not name.endswith(".md")] == []
     assert demo and all(name.startswith(("demo/assets/", "demo/weights/")) for name in demo)
 
 
-def test_the_small_model_runs_from_it(archive, tmp_path):
+@pytest.fixture(scope="module")
+def server(archive, tmp_path_factory):
+    """A ComfyUI without models, with nothing but the archive."""
+    base = tmp_path_factory.mktemp("comfyui")
     with zipfile.ZipFile(archive) as content:
-        content.extractall(tmp_path / "custom_nodes" / "multitalk")
+        content.extractall(base / "custom_nodes" / "multitalk")
     environ = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
-    server = ComfyServer(tmp_path, environ | {"HF_HUB_OFFLINE": "1"})
-    try:
-        prompt = small(json.loads((pack.PACK / "workflows" / "api" / "small_model.json").read_text()), num_frames=5)
-        history = server.wait(server.queue(prompt), RUN_S)
-    finally:
-        server.close()
+    server = ComfyServer(base, environ | {"HF_HUB_OFFLINE": "1"})
+    yield server
+    server.close()
+
+
+def test_cores_lists_hold_no_file_of_ours(server):
+    info = server.call("/object_info")[1]
+    assert "_demo.safetensors" in json.dumps(info["MultiTalkLoadVAE"])
+    for kind, inputs in info.items():
+        if not kind.startswith("MultiTalk"):
+            assert "_demo.safetensors" not in json.dumps(inputs) and "multitalk_" not in json.dumps(inputs["input"]), (
+                kind
+            )
+
+
+def test_the_small_model_runs_from_it_and_writes_into_the_output_folder_alone(server):
+    prompt = small(json.loads((pack.PACK / "workflows" / "api" / "small_model.json").read_text()), num_frames=5)
+    history = server.wait(server.queue(prompt), RUN_S)
     assert history["status"]["status_str"] == "success", history["status"]["messages"]
-    assert list((tmp_path / "output" / "video").glob("*.mp4"))
+    assert list((server.base / "output" / "video").glob("*.mp4")) and not list((server.base / "input").iterdir())

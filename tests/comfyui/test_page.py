@@ -39,6 +39,7 @@ pytestmark = [
 RUN_S = 900  # a short video of the bundled model on a busy machine
 MOUTHS = {"left": (slice(74, 92), slice(40, 64)), "right": (slice(74, 92), slice(127, 161))}  # of the picture of two
 QUIET = 0.2  # of the speaker's mouth motion
+STYLES = {"classic": False, "Nodes 2.0": True}  # of the page, by its setting
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def browse(server, folder, *steps):
     assert "failure" not in report, (report, answer.stderr)
 
 
-def with_bundled(page, size, num_frames=21):
+def with_bundled(page, size, num_frames=13):
     """A workflow of the page with the bundled files chosen in its loaders, at a small size."""
     choices = {
         ("MultiTalkCondition", "resolution"): "custom", ("MultiTalkCondition", "width"): size[0],
@@ -103,25 +104,28 @@ def test_an_app_runs_from_picture_to_video_by_clicks(app, server, tmp_path):
     file = tmp_path / app.name
     file.write_text(json.dumps(with_bundled(json.loads(app.read_text()), (192, 128) if two else (128, 128))))
     browse(server, tmp_path, ["drop", str(file)], ["shot", "form"], ["run", "running"], ["shot", "video"])
-    assert newest_video(server).shape == (21, 128, 192 if two else 128, 3)
+    assert newest_video(server).shape == (13, 128, 192 if two else 128, 3)
 
 
 @pytest.mark.parametrize("name", BLUEPRINTS)
 def test_a_blueprint_is_found_by_searching_talking_and_runs(name, server, tmp_path):
     connect = """() => {
-      const graph = window.app.graph, blueprint = graph._nodes[0], add = (type, x, y) => {
+      const graph = window.app.graph, blueprint = graph._nodes[0];
+      blueprint.pos = [100, 0];
+      const add = (type, x, y) => {
         const node = window.LiteGraph.createNode(type); node.pos = [x, y]; graph.add(node); return node; };
       const set = (node, name, value) => { node.widgets.find(widget => widget.name === name).value = value; };
-      const picture = add('LoadImage', -400, 0), video = add('SaveVideo', 700, 0);
-      set(picture, 'image', 'multitalk_drawn_two.png');
+      const picture = add('MultiTalkLoadImage', -400, 0), video = add('SaveVideo', 700, 0);
+      set(picture, 'image', 'multitalk_drawn_two.png [temp]');
       picture.connect(0, blueprint, 'image'); blueprint.connect(0, video, 'video');
       ['drawn_speech', 'drawn_answer'].slice(0, VOICES).forEach((voice, index) => {
-        const sound = add('LoadAudio', -400, 400 + 200 * index);
-        set(sound, 'audio', `multitalk_${voice}.wav`); sound.connect(0, blueprint, `audio_${index + 1}`); });
+        const sound = add('MultiTalkLoadAudio', -400, 400 + 200 * index);
+        set(sound, 'audio', `multitalk_${voice}.wav [temp]`); sound.connect(0, blueprint, `audio_${index + 1}`); });
       for (const widget of blueprint.widgets) if (widget.name in FILES) widget.value = FILES[widget.name];
       const inner = type => blueprint.subgraph.nodes.find(node => node.type === type);
       set(inner('MultiTalkCondition'), 'resolution', 'custom'); set(inner('MultiTalkCondition'), 'width', 192);
-      set(inner('MultiTalkCondition'), 'height', 128); set(inner('MultiTalkEncodeAudio'), 'num_frames', 21);
+      set(inner('MultiTalkCondition'), 'height', 128); set(inner('MultiTalkEncodeAudio'), 'num_frames', 13);
+      window.app.canvas.deselectAll();
     }"""
     sockets = {"base": "base", "adapter": "adapter", "vae": "vae", "text": "text_encoder", "image": "image_encoder",
                "audio": "audio_encoder"}  # fmt: skip
@@ -129,27 +133,35 @@ def test_a_blueprint_is_found_by_searching_talking_and_runs(name, server, tmp_pa
     connect = connect.replace("VOICES", str(BLUEPRINTS[name])).replace("FILES", json.dumps(files))
     clear = "() => window.app.graph.clear()"
     browse(
-        server, tmp_path, ["evaluate", clear], ["search", "talking", name], ["evaluate", f"({connect})()"], ["fit"],
-        ["shot", "connected"], ["run", "running"], ["shot", "video"],
+        server, tmp_path, ["evaluate", clear], ["search", "talking", name], ["evaluate", connect],
+        ["command", "Comfy.Canvas.FitView"], ["shot", "connected"], ["run", "running"], ["shot", "video"],
     )  # fmt: skip
-    assert newest_video(server).shape == (21, 128, 192, 3)
+    assert newest_video(server).shape == (13, 128, 192, 3)
+
+
+def write_graph(file, size, num_frames, arrangement=None, options=None, **audio):
+    """Writes a page's graph of the bundled model and two people; numbers of its nodes by their kinds."""
+    graph = workflow_graph.Graph(file.stem, f"# {file.stem}")
+    sampler = {"options": (graph.add("MultiTalkLongVideoOptions", **options), 0)} if options else {}
+    picture, voice = map(make_workflows.example, ("drawn_two.png", "drawn_speech.wav"))
+    make_workflows.talk(
+        graph, make_workflows.SMALL, picture, [voice], "two people talk", sampler=sampler, audio=audio,
+        arrangement=arrangement,
+    )  # fmt: skip
+    file.write_text(json.dumps(with_bundled(graph.page(), size, num_frames)))
+    return {kind: number for number, (kind, _) in graph.nodes.items()}
+
+
+def by_mouse(graph, picture, sounds):
+    """The places are those that the mouse draws."""
+    speakers = {"speakers": (graph.add("MultiTalkSpeakers", background=picture, width=192, height=128, **sounds), 0)}
+    return speakers, speakers
 
 
 @pytest.mark.parametrize("side", MOUTHS)
 def test_a_box_that_the_mouse_draws_decides_who_talks(side, server, tmp_path):
-    graph = workflow_graph.Graph("Boxes", "# Boxes")
-
-    def by_mouse(graph, picture, sounds):
-        speakers = graph.add("MultiTalkSpeakers", background=picture, width=192, height=128, **sounds)
-        return {"speakers": (speakers, 0)}, {"speakers": (speakers, 0)}
-
-    make_workflows.talk(
-        graph, make_workflows.SMALL, "multitalk_drawn_two.png", ["multitalk_drawn_speech.wav"], "two people talk",
-        arrangement=by_mouse,
-    )  # fmt: skip
-    number = next(number for number, (kind, _) in graph.nodes.items() if kind == "MultiTalkSpeakers")
     file = tmp_path / "Boxes.json"
-    file.write_text(json.dumps(with_bundled(graph.page(), (192, 128), num_frames=41)))
+    number = write_graph(file, (192, 128), 41, by_mouse)["MultiTalkSpeakers"]
     corners = (0.02, 0.05, 0.47, 0.95) if side == "left" else (0.53, 0.05, 0.98, 0.95)
     browse(
         server, tmp_path, ["setting", "Comfy.VueNodes.Enabled", True], ["drop", str(file)], ["zoom", number],
@@ -159,3 +171,26 @@ def test_a_box_that_the_mouse_draws_decides_who_talks(side, server, tmp_path):
     talking = motion(frames, MOUTHS[side])
     listening = motion(frames, MOUTHS["right" if side == "left" else "left"])
     assert talking > 1 and listening < QUIET * talking, (talking, listening)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_node_says_on_its_face_what_is_wrong_how_far_it_is_and_what_came_of_it(style, server, tmp_path):
+    wrong, long, short = (tmp_path / f"{name}.json" for name in ("wrong", "long", "short"))
+    audio = write_graph(wrong, (64, 64), 9, start_times="soon")["MultiTalkEncodeAudio"]
+    sampler = write_graph(long, (64, 64), 60, options={"window_frames": 17, "motion_frames": 5})["MultiTalkSampler"]
+    last = write_graph(short, (64, 64), 9)["MultiTalkSampler"]
+    browse(
+        server, tmp_path, ["setting", "Comfy.VueNodes.Enabled", STYLES[style]],
+        ["drop", str(wrong)], ["zoom", audio], ["run", "wrong", "execution_error"], ["shot", "refusal"],
+        ["says", "start_times must be seconds"],
+        ["drop", str(long)], ["zoom", sampler], ["run", "long", "execution_interrupted", "window 3 of 5"],
+        ["shot", "cancelled"], ["says", "cancelled; 2 of 5 windows kept"],
+        ["drop", str(short)], ["zoom", last], ["run", "short"], ["shot", "facts"], ["says", "9 frames (0.4 s) in "],
+    )  # fmt: skip
+    assert not list(Path(server.base, "input").glob("multitalk*"))
+
+
+def test_every_word_that_people_search_for_finds_a_local_node_first(server, tmp_path):
+    words = ("talking", "lip sync", "avatar", "speech", "portrait", "dub", "talking head")
+    steps = [step for word in words for step in (["search", word], ["says", "MultiTalk Sampler"], ["key", "Escape"])]
+    browse(server, tmp_path, ["evaluate", "() => window.app.graph.clear()"], *steps)

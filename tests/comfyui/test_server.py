@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -67,6 +68,18 @@ def mono(path: Path) -> tuple[np.ndarray, int]:
     return sound.mean(0) / scale, rate_hz
 
 
+def on_timeline(prompt: dict, sounds: Sequence[np.ndarray], rate_hz: int) -> np.ndarray:
+    """The voices as a workflow arranges them: at once, in turn, or as clips with pauses."""
+    audio = inputs_of(prompt, "MultiTalkEncodeAudio")
+    if "dialogue" not in audio:
+        return np.concatenate(sounds) if audio["multi_audio_type"] == "add" else sounds[0]
+    clips = (sounds[0], sounds[1], sounds[0])
+    speech = np.zeros(round(sum(map(len, clips)) + 0.1 * rate_hz))  # a pause of 0.3 s, an interruption of 0.2 s
+    for clip, start in zip(clips, (0, len(clips[0]) + round(0.3 * rate_hz), len(speech) - len(clips[2])), strict=True):
+        speech[start : start + len(clip)] += clip
+    return speech
+
+
 def test_the_start_has_no_message_of_ours(server):
     start = itertools.takewhile(lambda line: "To see the GUI" not in line, server.log)
     ours = [line for line in start if "multitalk" in line.lower()]
@@ -86,10 +99,12 @@ def test_the_blueprints_are_listed(server):
     assert names >= {path.stem for path in (pack.PACK / "subgraphs").glob("*.json")}
 
 
-def test_cores_lists_hold_no_file_of_ours(server):
-    for kind, inputs in server.call("/object_info")[1].items():
-        if not kind.startswith("MultiTalk"):
-            assert "_demo.safetensors" not in json.dumps(inputs), kind
+def test_the_page_gives_our_load_audio_the_player_of_cores(server):
+    inputs = server.call("/object_info/MultiTalkLoadAudio")[1]["MultiTalkLoadAudio"]["input"]["required"]
+    assert list(inputs) == ["audio", "audioUI"] and inputs["audio"][1]["audio_upload"]
+    prompt = {"1": {"class_type": "MultiTalkLoadAudio", "inputs": {"audio": "multitalk_speech.wav [temp]"}},
+              "2": {"class_type": "PreviewAudio", "inputs": {"audio": ["1", 0]}}}  # fmt: skip
+    assert server.wait(server.queue(prompt), VIDEO_S)["status"]["status_str"] == "success"
 
 
 def test_every_node_has_a_help_page_in_the_place_where_the_page_looks(server):
@@ -112,10 +127,9 @@ def test_a_workflow_runs_as_it_is_shipped(name, server):
 def test_a_workflow_runs_to_a_video_with_the_sound_in_step(name, server):
     prompt = with_own_files(workflow(name, num_frames=0, seed=1))
     path = video(server, server.wait(server.queue(prompt), VIDEO_S))
-    voices = [entry["inputs"]["audio"] for entry in prompt.values() if entry["class_type"] == "LoadAudio"]
-    in_turn = voices if inputs_of(prompt, "MultiTalkEncodeAudio")["multi_audio_type"] == "add" else voices[:1]
-    sounds = [mono(server.base / "input" / voice) for voice in in_turn]
-    speech, speech_rate_hz = np.concatenate([sound for sound, _ in sounds]), sounds[0][1]
+    voices = [entry["inputs"]["audio"] for entry in prompt.values() if entry["class_type"] == "MultiTalkLoadAudio"]
+    sounds, speech_rate_hz = zip(*(mono(server.base / "input" / voice) for voice in voices), strict=True)
+    speech, speech_rate_hz = on_timeline(prompt, sounds, speech_rate_hz[0]), speech_rate_hz[0]
     pictures = frames(path)
     assert pictures.shape == (round(len(speech) / speech_rate_hz * 25), 64, 64, 3)
     soundtrack, rate_hz = mono(path)
@@ -139,8 +153,9 @@ def test_a_new_seed_runs_only_the_sampler_and_the_saving_again(server):
 def test_pictures_arrive_while_it_samples(server, events):
     prompt = workflow(QUALITY, seed=4, steps=3)
     server.wait(server.queue(prompt), VIDEO_S)
-    pictures = [Image.open(io.BytesIO(event.data)) for event in events.of("preview")]
-    assert len(pictures) == 3 + 1 and {picture.size for picture in pictures} == {(512, 512)}  # steps and the window
+    *steps, window = (Image.open(io.BytesIO(event.data)) for event in events.of("preview"))
+    assert [(step.format, step.size) for step in steps] == 3 * [("JPEG", (512, 512))]
+    assert (window.format, window.size) == ("WEBP", (64, 64)) and window.n_frames > 1  # its frames, moving
     sampler = next(number for number, entry in prompt.items() if entry["class_type"] == "MultiTalkSampler")
     of_sampler = [event.data for event in events.of("progress") if event.data["node"] == sampler]
     fractions = [data["value"] / data["max"] for data in of_sampler]
@@ -222,10 +237,9 @@ def test_a_value_in_a_sockets_place_is_refused_before_anything_runs(server):
     assert any("audio_embeds takes a link to a node's output" in details for details in errors), errors
 
 
-def test_what_the_remote_node_misses_is_said_once(server):
+def test_what_the_remote_node_misses_is_said_first_in_its_error(server):
     prompt = json.loads((API / "remote.json").read_text())
     inputs_of(prompt, "MultiTalkFal")["prompt"] = " "  # refused whoever's key is there
-    status, answer = server.call("/prompt", {"prompt": prompt})
-    assert status == 400
-    (details,) = (error["details"] for node in answer["node_errors"].values() for error in node["errors"])
-    assert details.startswith("prompt - The prompt is empty.")
+    error = messages(server.wait(server.queue(prompt), VIDEO_S))["execution_error"]
+    assert error["node_type"] == "MultiTalkFal" and error["exception_message"].startswith("The prompt is empty.")
+    assert error["exception_type"].startswith("MultiTalk.")

@@ -16,7 +16,7 @@ from support.comfy_server import NEEDS_COMFYUI
 
 pytestmark = NEEDS_COMFYUI
 TYPINGS = pack.PACK / "typings"
-OPTIONAL = {"sageattention"}  # a package of its own, no part of ComfyUI
+OPTIONAL = {"ray", "sageattention"}  # packages of their own, no part of ComfyUI
 
 
 @dataclass(frozen=True)

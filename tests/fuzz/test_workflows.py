@@ -31,7 +31,7 @@ class World:
 
     def __init__(self, base):
         self.base, self.models, self.work = base, base / "comfyui" / "models", base / "comfyui" / "work"
-        self.inputs = base / "comfyui" / "input"
+        self.inputs = self.work / "input"
         for folder in (self.models, self.work, self.inputs):
             folder.mkdir(parents=True)
         self.nodes = pack.node_classes(pack.load(self.models, self.work))

@@ -34,8 +34,9 @@ def nodes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runner(nodes, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("input")
+def runner(nodes):
+    folder = Path(sys.modules["folder_paths"].get_input_directory())
+    folder.mkdir()
     write_inputs(folder)
     return Runner(nodes, folder)
 
@@ -200,8 +201,9 @@ def test_an_app_shows_pictures_voices_prompt_and_seed_and_gives_the_video(graph)
     widgets = [(kinds[number], widget) for number, widget in form["inputs"]]
     assert page["extra"]["linearMode"] and [kinds[number] for number in form["outputs"]] == ["SaveVideo"]
     assert widgets[-2:] == [("MultiTalkCondition", "prompt"), ("MultiTalkSampler", "seed")]
-    assert set(widgets[:-2]) == {("LoadImage", "image"), ("LoadAudio", "audio")}
-    assert len(widgets) == 2 + sum(kind in ("LoadImage", "LoadAudio") for kind in kinds.values())
+    media = {"MultiTalkLoadImage": "image", "MultiTalkLoadAudio": "audio"}
+    assert set(widgets[:-2]) == set(media.items())
+    assert len(widgets) == 2 + sum(kind in media for kind in kinds.values())
 
 
 def unpacked(blueprint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import sys
 import types
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 COMFYUI_VERSION = "0.14.0"
 COMMON = frozenset({"display_name", "optional", "tooltip", "lazy", "extra_dict", "raw_link", "advanced"})
@@ -168,6 +171,14 @@ class ComfyAPI:
             """Shows nothing."""
 
 
+class LoadImage:
+    """Core's loader of pictures."""
+
+    def load_image(self, image: str) -> tuple[torch.Tensor, torch.Tensor]:
+        picture = Image.open(sys.modules["folder_paths"].get_annotated_filepath(image)).convert("RGB")
+        return torch.from_numpy(np.asarray(picture).astype("float32") / 255)[None], torch.zeros(1, 64, 64)
+
+
 class PromptQueue:
     """The queue, of which the running item is `(number, id, graph, ...)`."""
 
@@ -209,6 +220,7 @@ def install(models: Path, work: Path) -> None:
         BoundingBoxes=kind("BOUNDING_BOXES", widget=True),
         Custom=kind,
         WidgetInput=WidgetInput,
+        UploadType=Enum("UploadType", {"image": "image_upload", "audio": "audio_upload"}),
         Schema=Schema,
         NodeOutput=NodeOutput,
         ComfyNode=ComfyNode,
@@ -243,6 +255,7 @@ def install(models: Path, work: Path) -> None:
     _module("comfyui_version", __version__=COMFYUI_VERSION)
     _module("comfy", model_management=management, utils=utils, cli_args=cli_args)
     _module("folder_paths", **_folder_paths(models, work))
+    _module("nodes", LoadImage=LoadImage)
 
 
 def _module(name: str, **attributes: Any) -> types.ModuleType:
@@ -268,8 +281,30 @@ def _folder_paths(models: Path, work: Path) -> dict[str, Any]:
     def add(key: str, path: str, is_default: bool = False) -> None:
         folders.setdefault(key, ([], set()))[0].append(path)
 
+    def annotated(name: str, default_dir: str | None = None) -> str:
+        folder = default_dir or str(work / "input")
+        for annotation in ("input", "output", "temp"):
+            if name.endswith(f"[{annotation}]"):
+                name, folder = name.removesuffix(f"[{annotation}]").rstrip(), str(work / annotation)
+        path = (Path(folder) / name).resolve()
+        if not path.is_relative_to(Path(folder).resolve()):
+            raise ValueError(f"Invalid file path: {name!r}")
+        return str(path)
+
+    def exists(name: str) -> bool:
+        try:
+            return Path(annotated(name)).exists()
+        except ValueError:
+            return False
+
+    def of_kinds(files: list[str], content_types: list[str]) -> list[str]:
+        return [file for file in files if (mimetypes.guess_type(file)[0] or "").split("/")[0] in content_types]
+
     return {
         "models_dir": str(models),
+        "get_annotated_filepath": annotated,
+        "exists_annotated_filepath": exists,
+        "filter_files_content_types": of_kinds,
         "folder_names_and_paths": folders,
         "get_filename_list": lambda key: list(listing(key)),
         "get_full_path_or_raise": lambda key, name: str(listing(key)[name]),

@@ -64,12 +64,12 @@ def write_inputs(folder: Path, duration_s: float = VOICE_S) -> None:
 
 
 def with_own_files(prompt: dict[str, Any]) -> dict[str, Any]:
-    """The workflow with other files in Load Image and Load Audio than the bundled examples."""
+    """The workflow with other pictures and voices than the bundled examples."""
     voices = iter(VOICES)
     for entry in prompt.values():
-        if entry["class_type"] == "LoadImage":
+        if entry["class_type"] == "MultiTalkLoadImage":
             entry["inputs"]["image"] = PICTURE
-        if entry["class_type"] == "LoadAudio":
+        if entry["class_type"] == "MultiTalkLoadAudio":
             entry["inputs"]["audio"] = next(voices)
     return prompt
 

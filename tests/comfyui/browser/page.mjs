@@ -24,6 +24,9 @@ await page.route('**/*', route => {
   return target.hostname === '127.0.0.1' || !target.protocol.startsWith('http') ? route.continue() : route.abort();
 });
 
+const skip = page.getByRole('button', { name: 'Skip', exact: true }).first();  // a tour that may open at any time
+await page.addLocatorHandler(skip, () => skip.click());
+
 const node = type => page.locator(`[data-node-id="${type}"]`).first();
 const settled = () => page.waitForTimeout(job.pause_ms);
 
@@ -40,7 +43,6 @@ const actions = {
     await actions.dismiss();
   },
   async dismiss() {  // the tour and the templates that a first visit opens
-    const skip = page.getByRole('button', { name: 'Skip', exact: true }).first();
     if (await skip.isVisible()) await skip.click();
     await page.keyboard.press('Escape');
     await settled();
@@ -58,29 +60,30 @@ const actions = {
     await settled();
     await actions.dismiss();
   },
-  async run(name) {  // with pictures of the progress
+  async run(name, expectedEnd = 'execution_success', cancelAt = null) {  // with pictures; cancels when it reads a text
     const before = await page.evaluate(() => window.ends.length), start = Date.now();
-    await page.getByRole('button', { name: /^Run/ }).last().click();
+    await page.getByRole('button', { name: 'Run', exact: true }).filter({ visible: true }).first().click();
     for (let number = 1; await page.evaluate(count => window.ends.length === count, before); number += 1) {
       if (Date.now() - start > job.run_ms) throw new Error(`the run did not end in ${job.run_ms / 1000} s`);
-      await page.waitForTimeout(job.look_ms);
-      await actions.shot(`${name} ${number}`);
+      await page.waitForTimeout(cancelAt ? 500 : job.look_ms);
+      if (!cancelAt || number % 10 === 0) await actions.shot(`${name} ${number}`);
+      if (cancelAt && await page.getByText(cancelAt).first().isVisible()) await actions.command('Comfy.Interrupt');
     }
     const [end, detail] = await page.evaluate(() => window.ends.at(-1));
-    if (end !== 'execution_success') throw new Error(`${end}: ${detail.exception_message}`);
+    if (end !== expectedEnd) throw new Error(`${end}: ${detail.exception_message}`);
     await settled();
   },
-  async search(words, name) {  // the search that a double click on the empty canvas opens
+  async search(words, name) {  // the search that a double click on the empty canvas opens; a name is chosen
     await page.mouse.dblclick(800, 900);
     await settled();
     await page.keyboard.type(words, { delay: 30 });
     await settled();
     await actions.shot(`search ${words}`);
-    await page.getByText(name, { exact: false }).first().click();
+    if (name) await page.getByText(name, { exact: false }).first().click();
     await settled();
   },
   async box(id, left, top, right, bottom) {  // in shares of the canvas of a node, from corner to corner
-    const area = await node(id).locator('canvas, svg').first().boundingBox();
+    const area = await node(id).locator('[data-testid="bounding-boxes"] canvas').boundingBox();
     const at = (x, y) => [area.x + x * area.width, area.y + y * area.height];
     await page.mouse.move(...at(left, top));
     await page.mouse.down();
@@ -98,16 +101,27 @@ const actions = {
     }, Number(id));
     await settled();
   },
-  async fit() {
-    await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView'));
-    await settled();
-  },
   async setting(name, value) {
     await page.evaluate(([key, content]) => window.app.extensionManager.setting.set(key, content), [name, value]);
     await settled();
   },
-  async evaluate(source) {
-    const result = await page.evaluate(source);
+  async says(text) {  // somewhere on the page
+    await page.getByText(text).filter({ visible: true }).first().waitFor({ timeout: 10 * job.pause_ms });
+  },
+  async key(name) {
+    await page.keyboard.press(name);
+    await settled();
+  },
+  async click(selector) {
+    await page.locator(selector).first().click();
+    await settled();
+  },
+  async command(name) {
+    await page.evaluate(command => window.app.extensionManager.command.execute(command), name);
+    await settled();
+  },
+  async evaluate(source) {  // of a function
+    const result = await page.evaluate(`(${source})()`);
     if (result !== undefined) console.log(JSON.stringify(result));
     await settled();
   },

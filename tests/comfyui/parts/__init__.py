@@ -112,7 +112,7 @@ class MakeRoom:
         return {"required": {"size": ("INT", {"min": 0, "max": 10**9})}}
 
     def run(self, size: int):
-        ours = next(module for name, module in sys.modules.items() if name.endswith("multitalk_pack.nodes.comfy_host"))
+        ours = next(module for name, module in sys.modules.items() if name.endswith("multitalk.nodes.comfy_host"))
         mm.unload_all_models()
         weight = torch.arange(1000.0)
         guest = ModelPatcher(torch.nn.Linear(1000, 1, bias=False), torch.device("cpu"), torch.device("cpu"))

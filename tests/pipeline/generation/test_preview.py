@@ -1,15 +1,19 @@
 """Previews of latents show the frame that the VAE would make of them, whatever VAE it is."""
 
+import numpy as np
 import pytest
 import torch
 from multitalk_pack.pipeline.conditioning.reference_image import fit
 from multitalk_pack.pipeline.generation.preview import FramePreview, LatentPreview
 from multitalk_pack.pipeline.media.picture import read_image
+from multitalk_pack.pipeline.media.pixels import from_uint8
 from multitalk_pack.pipeline.model_files import ModelFiles
 from multitalk_pack.pipeline.shapes import LATENT_CHANNELS
 from multitalk_pack.pipeline.weights import handles
 from support.pack import PACK
 from torch.nn.functional import interpolate
+
+from demo.faces import draw, random_appearance, random_background, random_motion
 
 
 def random(*shape, seed=0):
@@ -45,6 +49,31 @@ def test_the_bundled_vae_is_previewed_as_well_as_so_few_pixels_can(name):
     assert noise.std() < 2 * reference.std()
     unseen = LatentPreview(vae.encode(other[:, None]), latents[:, 0], reference).pictures()[0]
     assert rms_levels(unseen, other) < 64  # the error of factors that were fitted to another VAE
+
+
+def test_the_last_steps_picture_is_near_the_frame_that_the_bundled_vae_decodes():
+    vae = handles.vae(ModelFiles.bundled().vae, torch.device("cpu")).model
+    chance = np.random.default_rng(3)
+    opening = np.sin(np.arange(9)) ** 2
+    person = random_appearance(chance), random_motion(chance, opening, 0 * opening, 1, 1)
+    levels = draw([person], random_background(chance))  # f h w c
+    frames = from_uint8(torch.from_numpy(levels)).permute(3, 0, 1, 2)
+    latents = vae.encode(frames)
+    decoded = vae.decode_all(latents)
+    picture = LatentPreview(latents, vae.encode(frames[:, :1])[:, 0], frames[:, 0]).pictures()[0]
+    assert rms_levels(picture, decoded[:, 3]) < 25  # of 255; of frames 1 to 4, which the middle latent frame holds
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_vae_is_previewed_nearly_as_well_as_a_linear_map_can(seed):
+    latents = random(LATENT_CHANNELS, 20, 30, seed=seed)
+    hidden = torch.tanh(torch.einsum("dc,chw->dhw", random(32, LATENT_CHANNELS, seed=seed + 10), latents))
+    colors = torch.einsum("rd,dhw->rhw", random(3, 32, seed=seed + 20) / 20, hidden)
+    pixels = colors.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    picture = LatentPreview(latents[:, None], latents, pixels).pictures()[0]
+    rows = torch.cat([latents.flatten(1), torch.ones(1, 600)]).T
+    optimum = (rows @ torch.linalg.lstsq(rows, colors.flatten(1).T).solution).T.reshape(colors.shape)
+    assert (picture - colors).pow(2).mean() ** 0.5 <= 1.1 * (optimum - colors).pow(2).mean() ** 0.5
 
 
 def test_a_flat_reference_gives_a_flat_picture():

@@ -116,6 +116,10 @@ class String(ComfyTypeIO):
             advanced: bool | None = None,
         ) -> None: ...
 
+class UploadType(str, Enum):
+    image = "image_upload"
+    audio = "audio_upload"
+
 class Combo(ComfyTypeIO):
     class Input(WidgetInput):
         options: list[str]
@@ -129,6 +133,7 @@ class Combo(ComfyTypeIO):
             lazy: bool | None = None,
             default: str | Enum | None = None,
             *,
+            upload: UploadType | None = None,
             advanced: bool | None = None,
         ) -> None: ...
 
@@ -189,3 +194,5 @@ class ComfyNode:
     def validate_inputs(cls, **kwargs: Any) -> bool | str: ...
     @classmethod
     def fingerprint_inputs(cls, **kwargs: Any) -> Any: ...
+    @classmethod
+    def GET_NODE_INFO_V1(cls) -> dict[str, Any]: ...
