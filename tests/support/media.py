@@ -46,7 +46,7 @@ def write_tracks(
     with av.open(str(path), "w") as container:
         streams = [container.add_stream(codec, rate=sound.rate_hz, layout=layout) for sound in tracks]
         for index, stream in enumerate(streams if default is not None else ()):
-            stream.disposition = Disposition.default if index == default else Disposition(0)
+            stream.disposition = int(Disposition.default if index == default else Disposition(0))
         for stream, sound in zip(streams, tracks, strict=True):
             _mux_sound(container, stream, sound, gap_s=gap_s)
     return path
