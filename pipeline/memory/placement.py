@@ -30,7 +30,7 @@ GB = 10**9
 ACTIVATION_TENSORS = 8  # tokens x width alive at a block's peak: 7.0 in a rehearsal, 8.0 beside a step cache
 RESERVE = GB // 2  # for the allocator, the kernels' scratch and a screen on the same card
 TEXT_TOKENS, IMAGE_TOKENS, VOICE_TOKENS = 512, 257, 32  # keys of a block: a prompt, a picture, a latent frame's voice
-DECODE_BYTES = 20_000  # a pixel's share of the VAE decoder's memory in float32: causal caches 9, work 9, output 2
+DECODE_BYTES = 19_000  # a pixel's share of the VAE decoder's memory in float32: causal caches 9, work 8, output 2
 
 
 class MemoryLimit(Choice):

@@ -60,7 +60,7 @@ class World:
         outside = {path for path in monitor.paths_out if not is_inside(path, self.work)}
         assert not outside, outside
         assert {path.name for path in self.base.iterdir()} == {"comfyui", SECRET}
-        assert {path.name for path in (self.base / "comfyui").iterdir()} == {"models", "work", "input"}
+        assert {path.name for path in (self.base / "comfyui").iterdir()} == {"models", "work"}
 
 
 def is_inside(path, work):

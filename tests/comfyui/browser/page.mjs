@@ -25,7 +25,8 @@ await page.route('**/*', route => {
 });
 
 const skip = page.getByRole('button', { name: 'Skip', exact: true }).first();  // a tour that may open at any time
-await page.addLocatorHandler(skip, () => skip.click());
+const leave = () => skip.click({ timeout: job.pause_ms }).catch(error => console.error(`the tour closed: ${error.name}`));
+await page.addLocatorHandler(skip, leave);
 
 const node = type => page.locator(`[data-node-id="${type}"]`).first();
 const settled = () => page.waitForTimeout(job.pause_ms);
@@ -43,7 +44,7 @@ const actions = {
     await actions.dismiss();
   },
   async dismiss() {  // the tour and the templates that a first visit opens
-    if (await skip.isVisible()) await skip.click();
+    if (await skip.isVisible()) await leave();
     await page.keyboard.press('Escape');
     await settled();
   },
