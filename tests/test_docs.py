@@ -102,7 +102,8 @@ def messages():
 
 
 def says(key, message):
-    return re.search(".*".join(re.escape(part) for part in key.split("…")), message, re.DOTALL)
+    parts = key.split("…")
+    return all(part in message for part in parts) and re.search(".*".join(map(re.escape, parts)), message, re.DOTALL)
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -1,9 +1,8 @@
 """FlashTalk: the model told by its folder's name, run as it was distilled, from its published layout to a file."""
 
 import dataclasses
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,16 @@ from multitalk_pack.pipeline.errors import ConfigError, MultiTalkError
 from multitalk_pack.pipeline.generation import denoiser
 from multitalk_pack.pipeline.generation.recipes import find_recipe
 from multitalk_pack.pipeline.generation.run_spec import make_run_spec
+from multitalk_pack.pipeline.generation.store import WindowStore
 from multitalk_pack.pipeline.media.video import read_video
 from multitalk_pack.pipeline.model_files import ModelFiles
 from multitalk_pack.pipeline.multitalk_pipeline import MultiTalkPipeline
 from multitalk_pack.pipeline.request import Request
 from multitalk_pack.pipeline.weights.catalog import check_transformer
 from PIL import Image
-from support import run
+from support import forked, run
 from support.flashtalk import INDEX, SHARDS, write_flashtalk, write_single_file
 from support.media import hum, write_sound
-from support.pack import PACK
 
 
 @pytest.fixture(scope="module")
@@ -134,32 +133,23 @@ def command(files, inputs, output, *more):
     return [*(f"--{name.replace('_', '-')}={value}" for name, value in named.items()), *more]
 
 
-KILL = """
-import sys; sys.path.insert(0, {tests!r}); import conftest
-import os, signal
-from multitalk_pack.pipeline.__main__ import main
-from multitalk_pack.pipeline.generation import store
-save = store.WindowStore.save
-def save_and_die(self, index, *given):
-    finished = save(self, index, *given)
-    if index == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return finished
-store.WindowStore.save = save_and_die
-main(sys.argv[1:])
-"""
-
-
 def test_a_killed_command_line_goes_on_to_the_same_bytes(files, inputs, tmp_path, monkeypatch):
     """The noise of a window's steps does not depend on what the process drew before it."""
     whole, part = tmp_path / "whole.mp4", tmp_path / "part.mp4"
     assert main(command(files, inputs, whole)) == 0
     assert read_video(whole).frames.shape == (65, 32, 48, 3)
     resumed = command(files, inputs, part, f"--resume-folder={tmp_path / 'runs'}")
-    process = subprocess.run(
-        [sys.executable, "-c", KILL.format(tests=str(PACK / "tests")), *resumed], capture_output=True, text=True
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
+
+    def save_and_die(self, index, *given):
+        finished = save(self, index, *given)
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return finished
+
+    save = WindowStore.save
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowStore, "save", save_and_die)
+        assert forked.is_killed(lambda: main(resumed))
     assert len(list((tmp_path / "runs").glob("*/*.safetensors"))) == 2 and not part.exists()
     (grown,) = (tmp_path / "runs").glob("*/part.mp4")
     beginning = read_video(grown)

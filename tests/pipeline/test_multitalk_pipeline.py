@@ -3,10 +3,7 @@
 import dataclasses
 import gc
 import os
-import pickle
 import signal
-import subprocess
-import sys
 import wave
 import weakref
 from pathlib import Path
@@ -20,12 +17,14 @@ from multitalk_pack.pipeline.conditioning.conditioning import Conditioning
 from multitalk_pack.pipeline.config import Recipe
 from multitalk_pack.pipeline.errors import MultiTalkError
 from multitalk_pack.pipeline.generation import denoiser
+from multitalk_pack.pipeline.generation.store import WindowStore
 from multitalk_pack.pipeline.media.video import read_video
 from multitalk_pack.pipeline.models.transformer.attention import SelfAttention
 from multitalk_pack.pipeline.multitalk_pipeline import MultiTalkPipeline
 from multitalk_pack.pipeline.request import Request
 from multitalk_pack.pipeline.weights import build
 from PIL import Image
+from support import forked
 from support.pack import PACK
 from support.run import RecordingHost
 
@@ -163,22 +162,6 @@ def test_words_that_are_no_choice_are_refused_with_all_else(request_of):
         Request.of(**request_of(acceleration="fast", steps=0))
 
 
-KILL_SCRIPT = """
-import sys; sys.path.insert(0, {tests!r}); import conftest
-import os, pickle, signal
-from multitalk_pack.pipeline import MultiTalkPipeline
-from multitalk_pack.pipeline.generation import store
-from support.run import RecordingHost
-save = store.WindowStore.save
-def save_and_die(self, *given):
-    save(self, *given)
-    os.kill(os.getpid(), signal.SIGKILL)
-store.WindowStore.save = save_and_die
-files, request = pickle.load(sys.stdin.buffer)
-MultiTalkPipeline.of(files, host=RecordingHost()).render(**request)
-"""
-
-
 def count_windows(monkeypatch):
     """A list that grows by one with each window that is sampled."""
     windows, denoise = [], denoiser.denoise
@@ -190,14 +173,14 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(talk, request_of, tmp_pa
     def in_folder(name):
         return request_of(resume_folder=tmp_path / name, output=tmp_path / f"{name}.mp4")
 
-    tests = str(PACK / "tests")
-    process = subprocess.run(
-        [sys.executable, "-c", KILL_SCRIPT.format(tests=tests)],
-        env={**os.environ, "PYTHONPATH": tests, "OMP_WAIT_POLICY": "passive"},
-        input=pickle.dumps((talk.files, in_folder("killed"))),
-        capture_output=True,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    def save_and_die(self, *given):
+        save(self, *given)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    save = WindowStore.save
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowStore, "save", save_and_die)
+        assert forked.is_killed(lambda: talk.render(**in_folder("killed")))
     assert len(list((tmp_path / "killed").glob("*/*.safetensors"))) == 1
     whole = talk.render(**in_folder("whole")).read_bytes()
     windows = count_windows(monkeypatch)

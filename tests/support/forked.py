@@ -1,9 +1,10 @@
-"""Ranks as forked processes on gloo: the tests' modules and networks are there without an import."""
+"""Forked processes, alone or as ranks on gloo: the tests' modules and networks are there without an import."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -39,6 +40,19 @@ def on_ranks(count: int, work: Callable[[int], Any]) -> list[Any]:
     for _, error in answers:
         assert error is None, error
     return [result for result, _ in answers]
+
+
+def is_killed(work: Callable[[], Any]) -> bool:
+    """True where a process that does `work` ends by SIGKILL."""
+    process = os.fork()
+    if not process:
+        torch.set_num_threads(1)  # a forked process has none of its parent's threads
+        try:
+            work()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(process, 0)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 def _run(rank: int, count: int, port: int, work: Callable[[int], Any], sender: Any) -> None:

@@ -4,8 +4,6 @@ import dataclasses
 import os
 import resource
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +13,7 @@ from multitalk_pack.pipeline.errors import ConfigError
 from multitalk_pack.pipeline.generation.run_spec import make_run_spec
 from multitalk_pack.pipeline.generation.store import RunKeys, WindowStore, fingerprint, kept_bytes, run_key
 from multitalk_pack.pipeline.preflight.estimate import estimate
-from support import run
-from support.pack import PACK
+from support import forked, run
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +52,14 @@ def test_an_interrupted_run_repeats_no_finished_window_and_gives_the_same_bytes(
     assert len(calls) == (4 - finished) * per_window
 
 
-KILL_SCRIPT = """
-import sys; sys.path.insert(0, {tests!r}); import conftest
-from support import run
-import os, signal, torch
-model = run.model(); audio = run.audio(model, 21); conditioning = run.conditioning(model)
-store = run.open_store({folder!r}, model, audio, conditioning)
-for number, _ in enumerate(run.generate(model, audio, conditioning, store=store)):
-    if number == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 def test_a_killed_process_leaves_what_the_next_one_goes_on_from(model, tmp_path, monkeypatch):
-    tests = str(PACK / "tests")
-    script = KILL_SCRIPT.format(tests=tests, folder=str(tmp_path / "killed"))
-    process = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": tests}, capture_output=True
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    def run_to_the_second_window():
+        store = store_in(tmp_path / "killed", model)
+        for number, _ in enumerate(run.generate(model, run.audio(model, 21), run.conditioning(model), store=store)):
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    assert forked.is_killed(run_to_the_second_window)
     expected = frames_with(store_in(tmp_path / "whole", model), model)
     forward, calls = model.forward, []
     monkeypatch.setattr(model, "forward", lambda *args: calls.append(args) or forward(*args))

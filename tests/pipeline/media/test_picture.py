@@ -270,7 +270,10 @@ def test_the_colours_of_a_phones_photo_are_converted_to_srgb(tmp_path, suffix, m
     assert (image.int() - torch.tensor(expected)).abs().max() <= 2
 
 
-@pytest.mark.parametrize("profile", [b"", b"broken", bytes(200), DISPLAY_P3[:300]])
+BROKEN_PROFILES = {"empty": b"", "text": b"broken", "zeros": bytes(200), "cut short": DISPLAY_P3[:300]}
+
+
+@pytest.mark.parametrize("profile", BROKEN_PROFILES.values(), ids=BROKEN_PROFILES)
 def test_a_broken_profile_refuses_nothing(tmp_path, profile):
     path = saved(tmp_path / "photo.png", Image.new("RGB", (32, 32), SKIN), icc_profile=profile)
     assert read_image(path)[0, 0].tolist() == list(SKIN)
