@@ -35,6 +35,7 @@ FORMATS = (
     "mpegvideo,mxf,nut,ogg,png_pipe,jpeg_pipe,webp_pipe,qoa,rm,tak,truehd,tta,voc,w64,wav,webm,wv"
 )
 NOTHING_ELSE = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+A_PART = {"protocol_whitelist": "file,subfile"}  # subfile reads some bytes of a file as if they were all
 UNFINISHED = re.compile(r"\.multitalk-[0-9a-f]{32}\.part")  # shorter than the longest name, whatever the file's own
 PROBE_BYTES = 2**20  # that a disk must have room for
 
@@ -74,20 +75,26 @@ def open_regular(path: str | Path, error: type[MultiTalkError] = ConfigError) ->
 
 
 @contextmanager
-def open_container(path: str | Path, kind: str, error: type[MultiTalkError], advice: str) -> Iterator[InputContainer]:
+def open_container(
+    path: str | Path, kind: str, error: type[MultiTalkError], advice: str, part: tuple[int, int] | None = None
+) -> Iterator[InputContainer]:
     """A file of sound or video, opened by FFmpeg; its name never chooses a protocol, and it opens no other file.
 
     Args:
         kind: of the content, for messages: `audio` or `a video`.
         advice: for messages: what the file may be converted to.
+        part: the bytes, from the first to behind the last, that are taken for a file; None takes all.
 
     Raises:
         MultiTalkError: of type `error`; it is no regular file, of no kind that holds media, or damaged.
     """
     path = check_regular(path, error)
-    address = f"file:{path.absolute()}"  # whatever its name, it is none of FFmpeg's other protocols
+    address, options = f"file:{path.absolute()}", NOTHING_ELSE  # whatever its name, none of FFmpeg's other protocols
+    if part is not None:
+        start, end = map(str, part)
+        address, options = f"subfile:{address}", {**options, **A_PART, "start": start, "end": end}
     try:
-        with av.open(address, "r", container_options=NOTHING_ELSE, metadata_errors="replace") as container:
+        with av.open(address, "r", container_options=options, metadata_errors="replace") as container:
             yield container
     except FFmpegError as reason:
         text = (reason.strerror or "damaged").lower()

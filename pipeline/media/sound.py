@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -21,6 +20,7 @@ from av.stream import Disposition
 from ..audio.waveform import LOUDEST, Sound, check, check_rate, expand_channels, peak_of, to_float
 from ..errors import AudioError
 from .files import moving_pictures, open_container
+from .joined import joined_parts
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,13 @@ def probe_sound(path: str | Path) -> SoundFacts:
     Raises:
         AudioError: the file cannot be opened, or holds no audio.
     """
-    with open_container(path, "audio", AudioError, ADVICE) as container:
-        return _facts(container, _default_track(container, Path(path).name))
+    facts = [_facts(container, track) for container, track in _tracks(path)]
+    durations_s = [each.duration_s for each in facts]
+    return SoundFacts(
+        facts[0].rate_hz,
+        max(each.num_channels for each in facts),
+        None if None in durations_s else sum(filter(None, durations_s)),
+    )
 
 
 def read_sound(path: str | Path, max_duration_s: float = math.inf) -> Sound:
@@ -71,18 +76,33 @@ def read_sound(path: str | Path, max_duration_s: float = math.inf) -> Sound:
     Raises:
         AudioError: the file cannot be opened, holds no audio, no usable samples, or more than 4 GB of them.
     """
-    name = Path(path).name
-    with open_container(path, "audio", AudioError, ADVICE) as container:
-        track = _default_track(container, name)
-        facts = _facts(container, track)
-        _check_size(facts.num_bytes(max_duration_s), name)
-        sound = _decode(container, track, name, max_duration_s)
+    name, facts = Path(path).name, probe_sound(path)
+    _check_size(facts.num_bytes(max_duration_s), name)
+    sound = _decode(path, max_duration_s)
     if sound.duration_s < min(facts.duration_s or 0, max_duration_s) - UNREAD_S:
         logger.warning("%s ends after %.2f s; its header says %.2f s.", name, sound.duration_s, facts.duration_s)
     is_whole = facts.duration_s is None or sound.duration_s < max_duration_s
     sound = Sound(to_float(sound.samples, name), sound.rate_hz, None if is_whole else facts.duration_s)
     check(sound, name)
     return sound
+
+
+def _tracks(path: str | Path) -> Iterator[tuple[InputContainer, AudioStream]]:
+    """The audio track of each part that a file is joined of; parts that cannot be read are left out with a word.
+
+    Raises:
+        AudioError: no part can be read, or none holds audio.
+    """
+    name, parts, errors = Path(path).name, joined_parts(path), []
+    for number, part in enumerate(parts, 1):
+        try:
+            with open_container(path, "audio", AudioError, ADVICE, part if len(parts) > 1 else None) as container:
+                yield container, _default_track(container, name)
+        except AudioError as error:
+            errors.append(error)
+            if len(errors) == len(parts):
+                raise
+            logger.warning("Part %d of %d is left out: %s", number, len(parts), error)
 
 
 def _default_track(container: InputContainer, name: str) -> AudioStream:
@@ -101,21 +121,26 @@ def _facts(container: InputContainer, track: AudioStream) -> SoundFacts:
     return SoundFacts(track.rate or 0, track.channels, duration_s)
 
 
-def _decode(container: InputContainer, track: AudioStream, name: str, max_duration_s: float) -> Sound:
-    """The samples of a track from the start of the file, silent where it has none."""
-    recording, stamps, num_damaged = None, None, 0
-    for frame in _frames(container, track, name):
-        if frame is None:
-            num_damaged += 1
-            continue
-        if recording is None or stamps is None:
-            check_rate(frame.sample_rate, name)
-            recording = _Recording(frame, track.codec_context.name, max_duration_s, name)
-            recording.add_silence(_late_start_s(container, frame))
-            stamps = _TimeStamps(container, track, frame)
-        recording.add_silence(stamps.gap_s(frame))
-        recording.add(frame)
-        if recording.is_full:
+def _decode(path: str | Path, max_duration_s: float) -> Sound:
+    """The samples of a file's track from its start, silent where it has none."""
+    name, recording, num_damaged = Path(path).name, None, 0
+    for container, track in _tracks(path):
+        stamps = None
+        for frame in _frames(container, track, name):
+            if frame is None:
+                num_damaged += 1
+                continue
+            if recording is None:
+                check_rate(frame.sample_rate, name)
+                recording = _Recording(frame, track.codec_context.name, max_duration_s, name)
+            if stamps is None:
+                recording.add_silence(_late_start_s(container, frame))
+                stamps = _TimeStamps(container)
+            recording.add_silence(stamps.gap_s(frame))
+            recording.add(frame)
+            if recording.is_full:
+                break
+        if recording is not None and recording.is_full:
             break
     if recording is None:
         raise AudioError(f"{name} holds an audio track without a single sample. Choose audio that sounds.")
@@ -151,21 +176,16 @@ def _late_start_s(container: InputContainer, first: av.AudioFrame) -> float:
 class _TimeStamps:
     """The time stamps of a track's frames, and the gaps between them.
 
-    A step back begins another recording, as in chained Ogg; so does a long step in formats whose stamps may jump, as
-    joined MPEG-TS. Stamps that count samples tell nothing of frames at another rate than the first's.
+    A step back begins another recording; so does a long step in formats whose stamps may jump, as joined MPEG-TS.
     """
 
-    def __init__(self, container: InputContainer, track: AudioStream, first: av.AudioFrame):
+    def __init__(self, container: InputContainer):
         self._longest_gap_s = JUMP_S if container.format.flags & STAMPS_MAY_JUMP else math.inf
-        self._only_rate_hz = first.sample_rate if track.time_base == Fraction(1, first.sample_rate) else None
         self._end_s: float | None = None  # of the frame before
 
     def gap_s(self, frame: av.AudioFrame) -> float:
         """Seconds without sound between the frame before and this one."""
         duration_s, end_s, start_s = frame.samples / frame.sample_rate, self._end_s, frame.time
-        if self._only_rate_hz not in (None, frame.sample_rate):
-            self._end_s = None
-            return 0.0
         if start_s is None or end_s is None:
             start_s = end_s if start_s is None else start_s
             self._end_s = None if start_s is None else start_s + duration_s
