@@ -148,7 +148,7 @@ def write_joined(folder, suffix):
 
 @pytest.mark.parametrize("suffix", JOINED)
 def test_joined_files_are_one_sound_whatever_their_headers_say(tmp_path, suffix):
-    parts, path = write_joined(tmp_path, suffix)
+    _, path = write_joined(tmp_path, suffix)
     result, facts = read_sound(path), probe_sound(path)
     rate_hz = result.rate_hz
     assert (facts.rate_hz, facts.num_channels) == (rate_hz, result.num_channels)
