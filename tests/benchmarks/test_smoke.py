@@ -28,10 +28,10 @@ def tables(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-OPENS_PROCESSES = pytest.param("weights", marks=pytest.mark.long)
+SLOW = [pytest.param(what, marks=pytest.mark.long) for what in ("vae", "weights", "clip")]
 
 
-@pytest.mark.parametrize("what", ["ops", "dit", "step", "vae", "audio", OPENS_PROCESSES, "clip"])
+@pytest.mark.parametrize("what", ["ops", "dit", "step", "audio", *SLOW])
 def test_a_benchmark_runs_and_agrees_with_its_baseline(what, tables, capsys):
     rows = [row for table in tables(main, what, "--sizes", "smoke", "--rounds", "1") for row in table["rows"]]
     assert rows and all(row["seconds"] > 0 and row["ours, s"] > 0 for row in rows)
@@ -60,6 +60,7 @@ def test_the_benchmark_of_a_card_runs_on_anything_and_writes_a_page_to_send(tabl
     assert "attach page.md and figures.json" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_in_bfloat16_ours_is_as_near_to_float32_as_the_plain_formulas(tables):
     (table,) = tables(main, "dit", "--sizes", "smoke", "tiny", "--dtype", "bfloat16", "--rounds", "1")
     rows = [row for row in table["rows"] if row["against"] == "plain formulas"]

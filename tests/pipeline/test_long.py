@@ -130,7 +130,9 @@ def check_times(path, count, fps):
 
 
 @pytest.mark.parametrize("fps", [16, 24, 25, 30])
-@pytest.mark.parametrize("duration_s", ["0.2", "1", "3.24", "3.25"])
+@pytest.mark.parametrize(
+    "duration_s", ["0.2", "3.25", *(pytest.param(s, marks=pytest.mark.long) for s in ("1", "3.24"))]
+)
 def test_a_sampled_video_has_the_frames_of_its_sound(folder, render, duration_s, fps):
     duration_s = Fraction(duration_s)
     speak(folder / "voice.wav", int(duration_s * RATE_HZ))

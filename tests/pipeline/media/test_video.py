@@ -31,7 +31,7 @@ from multitalk_pack.pipeline.media.video import (
 from support.media import hum, sweep
 from support.pack import PACK
 
-DURATIONS_S = [0.2, 1, 3.24, 3.25, 10, 59.97]
+DURATIONS_S = [0.2, 1, 3.24, 3.25, 10, pytest.param(59.97, marks=pytest.mark.long)]
 ONE_FRAME = torch.full((1, 16, 32, 3), 128, dtype=torch.uint8)
 
 
