@@ -96,12 +96,14 @@ def read_object(path: Path) -> dict[str, Any]:
         return parse_object(file.read())
 
 
-def parse_object(text: str | bytes) -> dict[str, Any]:
-    """The JSON object in `text`.
+def parse_object(text: object) -> dict[str, Any]:
+    """The JSON object in `text`, a string or bytes; a header may have a number or a list in their place.
 
     Raises:
-        ValueError: it is no JSON, nested beyond measure, of too many values, or no object.
+        ValueError: it is no text, no JSON, nested beyond measure, of too many values, or no object.
     """
+    if not isinstance(text, str | bytes):
+        raise ValueError(f"JSON text was expected, not {type(text).__name__}")
     data = text.encode() if isinstance(text, str) else text
     if len(data) > HEADER_BYTES or sum(map(data.count, (b",", b"[", b"{"))) > JSON_SEPARATORS:
         raise ValueError("a header of too many values")

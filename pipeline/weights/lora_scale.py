@@ -75,7 +75,7 @@ def _config_in_header(source: Source) -> AdapterConfig | None:
     if HEADER_OBJECT in fields:
         try:
             fields |= parse_object(fields[HEADER_OBJECT])
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise WeightsError(
                 f"{source.name} has a {HEADER_OBJECT} that cannot be read; download it again."
             ) from error

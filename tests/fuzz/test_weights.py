@@ -317,6 +317,8 @@ def network(tiny):
          strength=1.0, metadata={}, fill=0)  # fmt: skip
 @example(shapes={(LAYERS[0], "hada_w1_a"): []}, dtype="F32", strength=1.0, metadata={}, fill=0)
 @example(shapes={(LAYERS[0], "lokr_w1"): [2, 2]}, dtype="F32", strength=1.0, metadata={}, fill=0)
+@example(shapes={(LAYERS[0], "lora_down.weight"): []}, dtype="F32", strength=0.0,
+         metadata={"lora_adapter_metadata": {}}, fill=0)  # fmt: skip
 @example(
     shapes={(LAYERS[0], "alpha"): [2], (LAYERS[0], "diff"): [256, 256]}, dtype="F32", strength=1.0, metadata={}, fill=0
 )
