@@ -78,6 +78,7 @@ def report_on(arguments):
 @example(options=[("--num-frames", "360000")])
 @example(options=[("--device", "meta")])
 @example(options=[("--box", "left")])
+@example(options=[("--output", "0")])
 @example(options=[("--audio", "{0}/voice.wav"), ("--size", "4096x4096")])
 def test_any_options(options, folder):
     with MONITOR.on() as monitor:

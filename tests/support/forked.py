@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._inductor.config
 import torch.distributed as dist
 
-LIMIT_S = 900  # two ranks that compile on one busy core took more than 300
+LIMIT_S = 300
 
 
 def on_ranks(count: int, work: Callable[[int], Any]) -> list[Any]:
@@ -46,7 +47,7 @@ def is_killed(work: Callable[[], Any]) -> bool:
     """True where a process that does `work` ends by SIGKILL."""
     process = os.fork()
     if not process:
-        torch.set_num_threads(1)  # a forked process has none of its parent's threads
+        _forget_threads()
         try:
             work()
         finally:
@@ -55,8 +56,14 @@ def is_killed(work: Callable[[], Any]) -> bool:
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
+def _forget_threads() -> None:
+    """A forked process has none of its parent's threads: what waits for one, for torch's or a compiler's, hangs."""
+    torch.set_num_threads(1)
+    torch._inductor.config.compile_threads = 1
+
+
 def _run(rank: int, count: int, port: int, work: Callable[[int], Any], sender: Any) -> None:
-    torch.set_num_threads(1)  # a forked process has none of its parent's threads
+    _forget_threads()
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",

@@ -72,6 +72,8 @@ class FileMonitor:
             (self.paths_out if is_write else self.paths_read).add(_absolute(args[0]))
         elif event in ("os.remove", "os.rmdir") and args[1] != -1:
             pass  # a name inside an open folder, for which `shutil.rmtree` was told before
+        elif event == "os.mkdir" and _absolute(args[0]).is_dir():
+            pass  # it will fail, and changes nothing
         elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"):
             self.paths_out.add(_absolute(args[0]))
         elif event in ("os.rename", "os.link", "os.symlink", "shutil.copyfile", "shutil.move"):
