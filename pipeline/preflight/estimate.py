@@ -54,12 +54,11 @@ class RunEstimate:
         return self.size.w * VAE_STRIDE_SPACE
 
     def headline(self) -> str:
-        """The run in a line or two: frames, windows, time and memory."""
+        """The run in one line that a node's face has room for: frames, windows, time and memory."""
         windows = "1 window" if len(self.windows) == 1 else f"{len(self.windows)} windows"
-        duration = "time not measured here yet" if self.seconds is None else f"about {format_duration(self.seconds)}"
-        memory = "" if self.placement is None else f"{_gb(self.placement.estimate)} of {_gb(self.free_bytes)} memory"
-        size = f"{self.frames} frames ({self.frames / 25:.1f} s) of {self.width}x{self.height} in {windows}"
-        return ", ".join(filter(None, (size, duration, memory)))
+        duration = "" if self.seconds is None else f"about {format_duration(self.seconds)}"
+        memory = "" if self.placement is None else f"{_gb(self.placement.estimate)} of {_gb(self.free_bytes)}"
+        return ", ".join(filter(None, (f"{self.frames} frames", windows, duration, memory)))
 
     def describe(self) -> str:
         """A line for each quantity."""

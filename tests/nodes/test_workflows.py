@@ -1,6 +1,7 @@
 """Every shipped workflow, on the real node classes with tiny weights in the places of the real files."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_the_sampler_shows_the_run_before_its_first_step_and_the_facts_after_the
     _, video, *_ = runner.run(prompt)[sampler]
     texts = [text for number, text in server.texts if number == sampler]
     headline, *_ = texts[0].splitlines()
-    assert headline.startswith("9 frames (0.4 s) of 64x64 in 1 window, ") and headline.endswith(" memory")
+    assert re.fullmatch(r"9 frames, 1 window, (about .*, )?\S+ GB of \S+ GB", headline) and len(headline) < 50
     assert "2 steps without a few-step LoRA" in texts[0] and all(text.startswith(headline) for text in texts[:-1])
     assert texts[-1].startswith("9 frames (0.4 s) in ") and video.path.rpartition("/")[2] in texts[-1]
 
