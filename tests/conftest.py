@@ -20,7 +20,7 @@ sys.modules[NAME] = importlib.util.module_from_spec(spec)  # not executed: the e
 sys.path.append(str(PACK / "tests"))  # the tests' own helpers: `from support import golden`
 sys.path.append(str(PACK))  # last: `demo` and `benchmarks`, programs of the root that say `from pipeline import ...`
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # as the processes that tests fork
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
