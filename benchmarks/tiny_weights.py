@@ -1,4 +1,4 @@
-"""A complete set of random weights, small enough for a CPU, in files as users have them.
+"""A complete set of random weights, small enough for a CPU, in files as users have them; and the shapes of any size.
 
 Nothing in it was trained: it shows that every part runs and fits the others, not the quality of their work. Tensor
 names are those of the published checkpoints, so the set goes the same way through the loaders as the real one.
@@ -34,8 +34,8 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class TinySizes:
-    """The sizes of a tiny set. Widths keep the head widths of the real networks: 128, 80 (CLIP) and 64 (wav2vec2)."""
+class WeightSizes:
+    """The sizes of a set, of a tiny one unless told. Head widths are the real ones: 128, 80 (CLIP), 64 (wav2vec2)."""
 
     width: int = 256
     layers: int = 2
@@ -43,14 +43,26 @@ class TinySizes:
     frequencies: int = 256
     text_width: int = 64
     text_layers: int = 2
+    text_ffn: int = 128
+    text_heads: int = 2
     image_width: int = 160
     image_layers: int = 3
+    image_ffn: int = 320
     speech_width: int = 128
     speech_layers: int = 2
+    speech_ffn: int = 256
+    speech_convolution: int = 32
     audio_hidden: int = 32
     audio_width: int = 128
     audio_tokens: int = 4
     vae_width: int = 8
+
+
+PUBLISHED = WeightSizes(
+    width=5120, layers=40, ffn=13824, text_width=4096, text_layers=24, text_ffn=10240, text_heads=64, image_width=1280,
+    image_layers=32, image_ffn=5120, speech_width=768, speech_layers=12, speech_ffn=3072, speech_convolution=512,
+    audio_hidden=512, audio_width=768, audio_tokens=32, vae_width=96,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,11 @@ class TinySet:
     audio_encoder: Path
 
 
-def write_tiny(folder: Path | str, seed: int = 0, sizes: TinySizes | None = None) -> TinySet:
+def write_tiny(folder: Path | str, seed: int = 0, sizes: WeightSizes | None = None) -> TinySet:
     """Writes a complete tiny set into `folder` (made if missing) and returns its files."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = sizes or TinySizes()
+    sizes = sizes or WeightSizes()
     files = TinySet(
         transformer=folder / "wan2.1_i2v_480p_tiny.safetensors",
         adapter=folder / "multitalk_tiny.safetensors",
@@ -84,31 +96,28 @@ def write_tiny(folder: Path | str, seed: int = 0, sizes: TinySizes | None = None
     return files
 
 
-def tiny_transformer(sizes: TinySizes, generator: torch.Generator) -> State:
+def tiny_transformer(sizes: WeightSizes, generator: torch.Generator) -> State:
     """A Wan2.1 image-to-video transformer, native names."""
     return _random(dict(transformer_shapes(sizes)), generator)
 
 
-def tiny_adapter(sizes: TinySizes, generator: torch.Generator) -> State:
+def tiny_adapter(sizes: WeightSizes, generator: torch.Generator) -> State:
     """MultiTalk's audio weights alone, as in `multitalk.safetensors`."""
     return _random(dict(adapter_shapes(sizes)), generator)
 
 
-def tiny_vae(sizes: TinySizes, generator: torch.Generator) -> State:
+def tiny_vae(sizes: WeightSizes, generator: torch.Generator) -> State:
     """A Wan2.1 video VAE, native names, with pixels and latents of about unit size."""
-    with torch.device("meta"):
-        state_dict = AutoencoderKLWan(base_dim=sizes.vae_width).state_dict()
-    native = {rename_vae(key): key for key in _vae_candidates()}
-    state = _random({native[key]: tuple(tensor.shape) for key, tensor in state_dict.items()}, generator)
+    state = _random(dict(vae_shapes(sizes)), generator)
     state["decoder.head.2.weight"] *= 0.5
     return state
 
 
-def tiny_text_encoder(sizes: TinySizes, generator: torch.Generator) -> State:
+def tiny_text_encoder(sizes: WeightSizes, generator: torch.Generator) -> State:
     """An umT5 encoder, ComfyUI's names, its tokenizer inside as `spiece_model`."""
     tokenizer = tiny_tokenizer()
     vocabulary = sentencepiece.SentencePieceProcessor(model_proto=tokenizer).vocab_size()
-    state = _random(dict(_text_shapes(sizes, vocabulary)), generator)
+    state = _random(dict(text_encoder_shapes(sizes, vocabulary)), generator)
     state["spiece_model"] = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
     return state
 
@@ -123,41 +132,17 @@ def tiny_tokenizer() -> bytes:
     return model.getvalue()
 
 
-def tiny_image_encoder(sizes: TinySizes, generator: torch.Generator) -> State:
+def tiny_image_encoder(sizes: WeightSizes, generator: torch.Generator) -> State:
     """A CLIP vision tower, native names."""
-    config = CLIPVisionConfig(
-        hidden_size=sizes.image_width,
-        intermediate_size=2 * sizes.image_width,
-        num_hidden_layers=sizes.image_layers,
-        num_attention_heads=sizes.image_width // 80,
-        patch_size=14,
-    )
-    with torch.device("meta"):
-        state_dict = CLIPVisionModel(config).state_dict()
-    return native_clip_state(_random({key: tuple(tensor.shape) for key, tensor in state_dict.items()}, generator))
+    return _random(dict(image_encoder_shapes(sizes)), generator)
 
 
-def tiny_audio_encoder(sizes: TinySizes, generator: torch.Generator) -> State:
+def tiny_audio_encoder(sizes: WeightSizes, generator: torch.Generator) -> State:
     """A wav2vec2 base, named as in chinese-wav2vec2-base."""
-    config = Wav2Vec2Config(
-        hidden_size=sizes.speech_width,
-        intermediate_size=2 * sizes.speech_width,
-        num_hidden_layers=sizes.speech_layers,
-        num_attention_heads=sizes.speech_width // 64,
-        conv_dim=(32,) * 7,
-    )
-    with torch.device("meta"):
-        state_dict = Wav2Vec2Model(config).state_dict()
-    state = _random({key: tuple(tensor.shape) for key, tensor in state_dict.items()}, generator)
-    return {f"wav2vec2.{_published_speech_key(key)}": tensor for key, tensor in state.items()}
+    return _random(dict(audio_encoder_shapes(sizes)), generator)
 
 
-def _published_speech_key(key: str) -> str:
-    key = key.replace("conv.parametrizations.weight.original0", "conv.weight_g")
-    return key.replace("conv.parametrizations.weight.original1", "conv.weight_v")
-
-
-def transformer_shapes(sizes: TinySizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def transformer_shapes(sizes: WeightSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
     """A Wan2.1 image-to-video transformer: native names and shapes."""
     width, image = sizes.width, sizes.image_width
     channels = 2 * LATENT_CHANNELS + MASK_CHANNELS
@@ -191,7 +176,7 @@ def _block_shapes(block: str, width: int, ffn: int) -> Iterator[tuple[str, tuple
     yield from _linear(f"{block}.ffn.2", ffn, width)
 
 
-def adapter_shapes(sizes: TinySizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def adapter_shapes(sizes: WeightSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
     """MultiTalk's audio weights: native names and shapes."""
     frame = sizes.speech_layers * sizes.speech_width  # 5 of them go into latent frame 0, 8 into the others
     yield from _linear("audio_proj.proj1", 5 * frame, sizes.audio_hidden)
@@ -206,18 +191,60 @@ def adapter_shapes(sizes: TinySizes) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from _norm(f"blocks.{index}.norm_x", sizes.width)
 
 
-def _text_shapes(sizes: TinySizes, vocabulary: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    width, heads = sizes.text_width, 2
+def vae_shapes(sizes: WeightSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A Wan2.1 video VAE: native names and shapes."""
+    native = {rename_vae(key): key for key in _vae_candidates()}
+    with torch.device("meta"):
+        state = AutoencoderKLWan(base_dim=sizes.vae_width).state_dict()
+    yield from ((native[key], tuple(tensor.shape)) for key, tensor in state.items())
+
+
+def image_encoder_shapes(sizes: WeightSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A CLIP vision tower: native names and shapes."""
+    config = CLIPVisionConfig(
+        hidden_size=sizes.image_width,
+        intermediate_size=sizes.image_ffn,
+        num_hidden_layers=sizes.image_layers,
+        num_attention_heads=sizes.image_width // 80,
+        patch_size=14,
+    )
+    with torch.device("meta"):
+        state = native_clip_state(CLIPVisionModel(config).state_dict())
+    yield from ((key, tuple(tensor.shape)) for key, tensor in state.items())
+
+
+def audio_encoder_shapes(sizes: WeightSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A wav2vec2 base: names of chinese-wav2vec2-base and shapes."""
+    config = Wav2Vec2Config(
+        hidden_size=sizes.speech_width,
+        intermediate_size=sizes.speech_ffn,
+        num_hidden_layers=sizes.speech_layers,
+        num_attention_heads=sizes.speech_width // 64,
+        conv_dim=(sizes.speech_convolution,) * 7,
+    )
+    with torch.device("meta"):
+        state = Wav2Vec2Model(config).state_dict()
+    yield from ((f"wav2vec2.{_published_speech_key(key)}", tuple(tensor.shape)) for key, tensor in state.items())
+
+
+def _published_speech_key(key: str) -> str:
+    key = key.replace("conv.parametrizations.weight.original0", "conv.weight_g")
+    return key.replace("conv.parametrizations.weight.original1", "conv.weight_v")
+
+
+def text_encoder_shapes(sizes: WeightSizes, vocabulary: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """An umT5 encoder with as many tokens: ComfyUI's names and shapes."""
+    width, ffn = sizes.text_width, sizes.text_ffn
     yield "shared.weight", (vocabulary, width)
     for index in range(sizes.text_layers):
         block = f"encoder.block.{index}"
         for name in "qkvo":
             yield f"{block}.layer.0.SelfAttention.{name}.weight", (width, width)
-        yield f"{block}.layer.0.SelfAttention.relative_attention_bias.weight", (32, heads)
+        yield f"{block}.layer.0.SelfAttention.relative_attention_bias.weight", (32, sizes.text_heads)
         yield f"{block}.layer.0.layer_norm.weight", (width,)
-        yield f"{block}.layer.1.DenseReluDense.wi_0.weight", (2 * width, width)
-        yield f"{block}.layer.1.DenseReluDense.wi_1.weight", (2 * width, width)
-        yield f"{block}.layer.1.DenseReluDense.wo.weight", (width, 2 * width)
+        yield f"{block}.layer.1.DenseReluDense.wi_0.weight", (ffn, width)
+        yield f"{block}.layer.1.DenseReluDense.wi_1.weight", (ffn, width)
+        yield f"{block}.layer.1.DenseReluDense.wo.weight", (width, ffn)
         yield f"{block}.layer.1.layer_norm.weight", (width,)
     yield "encoder.final_layer_norm.weight", (width,)
 
@@ -254,7 +281,7 @@ def _random_tensor(key: str, shape: tuple[int, ...], generator: torch.Generator)
     noise = torch.randn(shape, generator=generator)
     if key.endswith("bias"):
         return 0.02 * noise
-    is_scale = key.endswith(("gamma", "original0")) or (key.endswith("weight") and len(shape) == 1)
+    is_scale = key.endswith(("gamma", "weight_g")) or (key.endswith("weight") and len(shape) == 1)
     if is_scale:
         return 1 + 0.1 * noise
     fan_in = math.prod(shape[1:]) if len(shape) > 1 else shape[0]

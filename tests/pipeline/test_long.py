@@ -11,14 +11,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from multitalk_pack.benchmarks.tiny_weights import TinySizes, write_tiny
+from multitalk_pack.benchmarks.tiny_weights import WeightSizes, write_tiny
 from multitalk_pack.pipeline import MultiTalkPipeline, generate
 from multitalk_pack.pipeline.generation import denoiser
 from multitalk_pack.pipeline.shapes import FPS, VAE_STRIDE_SPACE
 from PIL import Image
 from support.run import RecordingHost
 
-SIZES = TinySizes(width=128, layers=1, ffn=128, vae_width=2)
+SIZES = WeightSizes(width=128, layers=1, ffn=128, vae_width=2)
 HEIGHT, WIDTH = 32, 48
 RATE_HZ = 8000
 BLOCKS = torch.arange(HEIGHT * WIDTH // VAE_STRIDE_SPACE**2).view(-1, WIDTH // VAE_STRIDE_SPACE)  # a bit each

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from multitalk_pack.benchmarks.tiny_weights import TinySizes, write_tiny
+from multitalk_pack.benchmarks.tiny_weights import WeightSizes, write_tiny
 from multitalk_pack.pipeline.__main__ import ASSETS, _media, _options, _parser, main
 from multitalk_pack.pipeline.conditioning.conditioning import Conditioning
 from multitalk_pack.pipeline.config import Recipe
@@ -28,7 +28,7 @@ from support import forked
 from support.pack import PACK
 from support.run import RecordingHost
 
-SIZES = TinySizes(width=128, layers=1, ffn=128, vae_width=2)
+SIZES = WeightSizes(width=128, layers=1, ffn=128, vae_width=2)
 RATE_HZ = 16000
 
 

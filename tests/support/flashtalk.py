@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from multitalk_pack.benchmarks.tiny_weights import TinySizes, tiny_tokenizer, write_tiny
+from multitalk_pack.benchmarks.tiny_weights import WeightSizes, tiny_tokenizer, write_tiny
 from multitalk_pack.pipeline.model_files import ModelFiles
 from safetensors.torch import load_file, save_file
 
-SIZES = TinySizes(width=128, layers=1, ffn=128, vae_width=2)
+SIZES = WeightSizes(width=128, layers=1, ffn=128, vae_width=2)
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 SHARDS = [f"diffusion_pytorch_model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
 PICKLED = {

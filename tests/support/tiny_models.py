@@ -4,16 +4,16 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from multitalk_pack.benchmarks.tiny_weights import TinySizes, tiny_adapter, tiny_transformer
+from multitalk_pack.benchmarks.tiny_weights import WeightSizes, tiny_adapter, tiny_transformer
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.shapes import LatentSize
 from torch import Tensor
 
-SIZES = TinySizes()
+SIZES = WeightSizes()
 
 
 def make(
-    part: Callable[[TinySizes, torch.Generator], dict[str, Tensor]], sizes: TinySizes = SIZES
+    part: Callable[[WeightSizes, torch.Generator], dict[str, Tensor]], sizes: WeightSizes = SIZES
 ) -> dict[str, Tensor]:
     """A part's random weights, the same ones each time, native names."""
     return part(sizes, torch.Generator().manual_seed(1))

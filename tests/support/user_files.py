@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from multitalk_pack.benchmarks.tiny_weights import (
-    TinySizes,
+    WeightSizes,
     tiny_adapter,
     tiny_audio_encoder,
     tiny_image_encoder,
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from .tiny_models import make
 
-OTHER = TinySizes(width=128, text_width=32, image_width=80, speech_width=64)
+OTHER = WeightSizes(width=128, text_width=32, image_width=80, speech_width=64)
 
 
 class Files:

@@ -4,7 +4,7 @@ import json
 from collections import deque
 
 import pytest
-from multitalk_pack.benchmarks.tiny_weights import TinySizes, write_tiny
+from multitalk_pack.benchmarks.tiny_weights import WeightSizes, write_tiny
 from multitalk_pack.pipeline.__main__ import ASSETS
 from multitalk_pack.pipeline.batch import __main__ as command_line
 from multitalk_pack.pipeline.batch.manifest import Manifest
@@ -13,7 +13,7 @@ from multitalk_pack.pipeline.batch.schedule import MAX_LOSSES, Batch, Lost
 from multitalk_pack.pipeline.batch.worker import ClipWorker, WorkerHost
 from multitalk_pack.pipeline.weights import build
 
-SIZES = TinySizes(width=128, layers=1, ffn=128, vae_width=2)
+SIZES = WeightSizes(width=128, layers=1, ffn=128, vae_width=2)
 
 
 class PowerCut(Exception):

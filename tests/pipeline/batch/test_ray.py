@@ -11,11 +11,11 @@ import sys
 import time
 
 import pytest
-from multitalk_pack.benchmarks.tiny_weights import TinySizes, write_tiny
+from multitalk_pack.benchmarks.tiny_weights import WeightSizes, write_tiny
 from multitalk_pack.pipeline.__main__ import ASSETS
 from support.pack import PACK
 
-SIZES = TinySizes(width=128, layers=2, ffn=256, vae_width=2)
+SIZES = WeightSizes(width=128, layers=2, ffn=256, vae_width=2)
 NUM_CLIPS, NUM_WORKERS = 11, 3
 TIMEOUT_S = 900
 

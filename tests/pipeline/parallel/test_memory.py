@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from multitalk_pack.benchmarks.measure import PrivatePeak
-from multitalk_pack.benchmarks.tiny_weights import TinySizes, adapter_shapes, transformer_shapes
+from multitalk_pack.benchmarks.tiny_weights import WeightSizes, adapter_shapes, transformer_shapes
 from multitalk_pack.pipeline.parallel.rank_agreement import RankAgreement
 from multitalk_pack.pipeline.parallel.split import Layout
 from multitalk_pack.pipeline.parallel.ulysses import UlyssesShares
@@ -17,7 +17,7 @@ from support.tiny_models import velocity
 
 pytestmark = pytest.mark.xdist_group("memory")
 
-LARGE = TinySizes(width=1024, layers=5, ffn=4096)
+LARGE = WeightSizes(width=1024, layers=5, ffn=4096)
 SHARE = 0.05  # of the file, that may become a rank's own
 
 
@@ -33,7 +33,7 @@ def write(folder, sizes):
 @linux_only
 def test_two_ranks_have_hardly_any_weights_of_their_own(tmp_path):
     paths = write(tmp_path / "large", LARGE)
-    small = write(tmp_path / "small", TinySizes())
+    small = write(tmp_path / "small", WeightSizes())
     velocity(load_transformer(*small, torch.float32))  # the libraries' own memory is there
     file_mb = sum(path.stat().st_size for path in paths) / 1e6
     assert file_mb > 400

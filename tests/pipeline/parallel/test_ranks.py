@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from multitalk_pack.benchmarks.tiny_weights import TinySizes, write_tiny
+from multitalk_pack.benchmarks.tiny_weights import WeightSizes, write_tiny
 from multitalk_pack.pipeline.errors import ConfigError, DeviceError
 from multitalk_pack.pipeline.multitalk_pipeline import MultiTalkPipeline
 from multitalk_pack.pipeline.parallel.ranks import Ranks
@@ -41,7 +41,7 @@ def host():
 
 @pytest.fixture(scope="module")
 def talk(tmp_path_factory, host):
-    sizes = TinySizes(width=256, layers=2, ffn=128, vae_width=2)
+    sizes = WeightSizes(width=256, layers=2, ffn=128, vae_width=2)
     tiny = write_tiny(tmp_path_factory.mktemp("tiny"), sizes=sizes)
     talk = MultiTalkPipeline.from_files(
         base=tiny.transformer, adapter=tiny.adapter, vae=tiny.vae, text_encoder=tiny.text_encoder,

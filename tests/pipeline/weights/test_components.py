@@ -9,7 +9,7 @@ import sentencepiece
 import torch
 from diffusers import AutoencoderKLWan
 from multitalk_pack.benchmarks.tiny_weights import (
-    TinySizes,
+    WeightSizes,
     tiny_audio_encoder,
     tiny_image_encoder,
     tiny_text_encoder,
@@ -22,7 +22,7 @@ from multitalk_pack.pipeline.weights.key_maps import native_text_key, rename_cli
 from safetensors.torch import save_file
 from support.packagings import add_to_gguf, quantize
 
-SIZES = TinySizes()
+SIZES = WeightSizes()
 E4M3 = torch.float8_e4m3fn
 LLAMA_CPP = {
     "shared": "token_embd", "encoder.final_layer_norm": "enc.output_norm", "layer.0.layer_norm": "attn_norm",

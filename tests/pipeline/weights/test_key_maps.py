@@ -1,6 +1,6 @@
 import pytest
 import torch
-from multitalk_pack.benchmarks.tiny_weights import TinySizes, tiny_image_encoder, tiny_vae
+from multitalk_pack.benchmarks.tiny_weights import WeightSizes, tiny_image_encoder, tiny_vae
 from multitalk_pack.pipeline.models.transformer.model import MultiTalkTransformer
 from multitalk_pack.pipeline.weights.key_maps import (
     WRAPPERS,
@@ -51,11 +51,11 @@ def test_vae_blocks_are_counted_as_diffusers_counts_them():
     assert rename_vae("decoder.upsamples.3.time_conv.weight") == "decoder.up_blocks.0.upsamplers.0.time_conv.weight"
     assert rename_vae("decoder.upsamples.4.shortcut.bias") == "decoder.up_blocks.1.resnets.0.conv_shortcut.bias"
     assert rename_vae("encoder.downsamples.10.residual.6.weight") == "encoder.down_blocks.10.conv2.weight"
-    native = tiny_vae(TinySizes(), torch.Generator().manual_seed(0))
+    native = tiny_vae(WeightSizes(), torch.Generator().manual_seed(0))
     assert len({rename_vae(key) for key in native}) == len(native) == 194
 
 
 def test_fused_attention_is_split_and_joined():
-    native = tiny_image_encoder(TinySizes(), torch.Generator().manual_seed(0))
+    native = tiny_image_encoder(WeightSizes(), torch.Generator().manual_seed(0))
     back = native_clip_state(rename_clip(native))
     assert back.keys() == native.keys() and all(torch.equal(back[key], native[key]) for key in native)

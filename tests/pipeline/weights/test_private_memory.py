@@ -6,11 +6,11 @@ import zipfile
 
 import pytest
 import torch
-from multitalk_pack.benchmarks.tiny_weights import TinySizes, adapter_shapes, transformer_shapes
+from multitalk_pack.benchmarks.tiny_weights import WeightSizes, adapter_shapes, transformer_shapes
 from safetensors.torch import save_file
 from support.peak import linux_only, run_script
 
-SIZES = TinySizes(width=1024, layers=8, ffn=4096)
+SIZES = WeightSizes(width=1024, layers=8, ffn=4096)
 
 LOAD = """
 import torch
@@ -49,7 +49,7 @@ def write(folder, sizes):
 @linux_only
 @pytest.mark.xdist_group("memory")
 def test_loading_takes_a_seventh_of_the_file_at_most(tmp_path):
-    small, large = write(tmp_path / "small", TinySizes()), write(tmp_path / "large", SIZES)
+    small, large = write(tmp_path / "small", WeightSizes()), write(tmp_path / "large", SIZES)
     file_mb = sum(path.stat().st_size for path in large) / 1e6
     assert file_mb > 300
     assert run_script(LOAD, *small, *large) < file_mb / 7  # 0.5 GB of 3.5

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from multitalk_pack.benchmarks.tiny_weights import (
-    TinySizes,
+    WeightSizes,
     tiny_adapter,
     tiny_audio_encoder,
     tiny_image_encoder,
@@ -105,7 +105,7 @@ def test_a_wrong_adapter_is_named(name, tmp_path):
 
 def test_an_adapter_of_another_width_is_refused(tmp_path):
     base = write(base_state(), tmp_path / "base.safetensors")
-    wide = tiny_adapter(TinySizes(width=384), torch.Generator().manual_seed(1))
+    wide = tiny_adapter(WeightSizes(width=384), torch.Generator().manual_seed(1))
     adapter = write(wide, tmp_path / "adapter.safetensors")
     refuse("2 blocks of width 384, base.safetensors has 2 of width 256", lambda: check_transformer(base, adapter))
 
