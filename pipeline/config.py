@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
+from numbers import Integral, Real
 
 from .choice import Choice
 from .errors import ConfigError
@@ -13,6 +14,7 @@ CARD_NUM_FRAMES = range(41, 242)  # what the model's card allows in one request
 MAX_FRAMES = 360_000  # four hours
 MAX_STEPS = 1000  # as many as the schedule was trained with
 FPS_RANGE = (1, 120)  # of files
+KINDS = {"int": (Integral, "a whole number"), "float": (Real, "a number"), "bool": (bool, "true or false")}
 LARGEST_480P = 640 * 960  # pixels, between the largest bucket of 480p and the smallest of 720p
 
 
@@ -150,6 +152,7 @@ class GenerationConfig:
     first_look: bool = False
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         check_num_frames(self.num_frames)
         check_fps(self.fps)
         self._check_sampling()
@@ -158,6 +161,18 @@ class GenerationConfig:
             raise ConfigError(f"color_strength must be in 0..1, got {self.color_strength}. 0 leaves the colours alone.")
         if self.deflicker is not None and not 0 <= self.deflicker <= 255:
             raise ConfigError(f"deflicker must be in 0..255 grey levels, got {self.deflicker}. 0 turns it off.")
+
+    def _check_kinds(self) -> None:
+        for field in fields(self):
+            value, name = getattr(self, field.name), str(field.type).removesuffix(" | None")
+            kind, words = KINDS.get(name, (object, ""))
+            if not isinstance(value, kind) and not (value is None and field.default is None):
+                raise ConfigError(f"{field.name} must be {words}, got {value!r}.")
+        is_pair = (
+            isinstance(self.size, tuple | list) and [isinstance(side, Integral) for side in self.size] == [True] * 2
+        )
+        if self.size is not None and not is_pair:
+            raise ConfigError(f"size must be height and width in pixels, such as (480, 832), got {self.size!r}.")
 
     def _check_sampling(self) -> None:
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
