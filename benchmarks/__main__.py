@@ -20,7 +20,7 @@ BENCHMARKS = {
     "vae": "the video VAE: encode with a grey tail, decode",
     "audio": "the speech encoder, 10 s and 60 s",
     "weights": "opening a file of weights, wall time and private memory",
-    "acceleration": "presets and single knobs on the bundled model, 40 steps, against none",
+    "acceleration": "presets, single knobs and precisions on the bundled model, 40 steps, against none",
     "gpu": "all of a card in ten minutes: ceilings, forwards, kernels, VAE, streaming, a clip",
     "rehearsal": "the published network on a fake card: FLOPs, bytes, kernels, memory; without a GPU",
     "clip": "a whole tiny run from a picture and a voice to frames, by preset",

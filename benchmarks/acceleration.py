@@ -1,22 +1,27 @@
-"""Gain and price of every acceleration preset, and of each option alone, on the bundled model."""
+"""Gain and price of every acceleration preset, of each option and each precision alone, on the bundled model."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
+from pipeline.acceleration.fp8_products import FP8, LARGEST, Fp8Layer, scaled_product
 from pipeline.acceleration.presets import AccelerationOptions, CacheKind
 from pipeline.config import Acceleration
 from pipeline.host import Preview, Progress, TorchHost
 from pipeline.models.transformer.model import MultiTalkTransformer
+from pipeline.weights.build import load_transformer
 
-from .lip_sync import MODELS_FOLDER, DemoModel, Frames, correlation, held_out
+from .lip_sync import MODELS_FOLDER, DemoModel, Frames, correlation, held_out, transformer_files
 from .measure import PeakMemory, Settings, relative_error
 from .report import Row
 
@@ -91,7 +96,7 @@ class ForwardCounter(TorchHost):
 
 
 def run(settings: Settings) -> Iterator[Row]:
-    """Rows of the presets, then of single options; each against `none`."""
+    """Rows of the presets, then of single options, then of `none` in other precisions; each against `none`."""
     for name in settings.sizes or ("demo",):
         count, num_frames, steps, choices = SIZES[name]
         model = DemoModel(MODELS_FOLDER, steps, *SCALES)
@@ -100,6 +105,35 @@ def run(settings: Settings) -> Iterator[Row]:
             result = _measure(model, choice, count, num_frames, settings)
             exact = exact or result
             yield _row(label, result, exact)
+        for label, model.transformer in _other_precisions():
+            yield _row(label, _measure(model, Acceleration.NONE, count, num_frames, settings), exact)
+
+
+def _other_precisions() -> Iterator[tuple[str, MultiTalkTransformer]]:
+    """The bundled transformer in 16 bits, and of 8-bit files; a CPU multiplies these as a card would."""
+    yield "bfloat16", load_transformer(*transformer_files(MODELS_FOLDER), dtype=torch.bfloat16)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [_to_float8(path, Path(folder)) for path in transformer_files(MODELS_FOLDER)]
+        transformer = load_transformer(*files, dtype=torch.bfloat16)
+        yield "float8 weights, decoded to bfloat16", transformer
+        for layer in transformer.modules():
+            if isinstance(layer, Fp8Layer) and layer.stores_fp8:
+                layer.fp8_product = scaled_product
+        yield "float8 weights, multiplied as stored", transformer
+
+
+def _to_float8(path: Path, folder: Path) -> Path:
+    """A copy of a file with the blocks' matrices in float8, a scale for each, as ComfyUI's fp8_scaled files are."""
+    stored = {}
+    for key, tensor in load_file(path).items():
+        if key.startswith("blocks.") and key.endswith(".weight") and tensor.ndim == 2:
+            scale = tensor.float().abs().max() / LARGEST
+            stored[key] = (tensor.float() / scale).to(FP8)
+            stored[key.removesuffix("weight") + "scale_weight"] = scale
+        else:
+            stored[key] = tensor
+    save_file(stored | {"scaled_fp8": torch.zeros(2, dtype=FP8)}, folder / path.name)
+    return folder / path.name
 
 
 def _row(label: str, result: Result, exact: Result) -> Row:

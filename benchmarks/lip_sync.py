@@ -46,14 +46,20 @@ HELD_OUT_SEED = 7_000_000  # of scenes; the training draws from other streams
 Frames = NDArray[np.uint8]
 
 
+def transformer_files(folder: Path) -> tuple[Path, Path]:
+    """Base and adapter of a small model."""
+    return (
+        folder / "diffusion_models" / "wan2.1_i2v_480p_demo.safetensors",
+        folder / "model_patches" / "multitalk_demo.safetensors",
+    )
+
+
 class DemoModel:
     """Bundled model, loaded once."""
 
     def __init__(self, folder: Path, steps: int, text_scale: float, audio_scale: float) -> None:
         self.transformer = build.load_transformer(
-            folder / "diffusion_models/wan2.1_i2v_480p_demo.safetensors",
-            folder / "model_patches/multitalk_demo.safetensors",
-            dtype=Precision.AUTO.on(torch.device("cpu")),
+            *transformer_files(folder), dtype=Precision.AUTO.on(torch.device("cpu"))
         )
         self.vae = build.load_vae(folder / "vae/wan_2.1_vae_demo.safetensors")
         self.text = build.load_text_encoder(folder / "text_encoders/umt5_demo.safetensors", dtype=torch.float32)

@@ -77,6 +77,8 @@ def test_the_benchmark_of_accelerations_tells_gain_and_price(tables):
     assert all(0 < row["denoising, s"] < row["seconds"] for row in table["rows"])
     assert all(row["forwards"] <= 27 and row["PSNR, dB"] > 0 and 0 < row["SSIM"] <= 1 for row in others)
     assert others[0]["setting"] == "preset regular" and others[0]["forwards"] < 27
+    half, decoded, multiplied = (row["relative latent error"] for row in others[-3:])
+    assert 0 < half < decoded < multiplied < 1, "each rounds more than the one before"
 
 
 @needs_espeak
