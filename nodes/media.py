@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 
 from ..pipeline.media.sound import read_sound
@@ -73,13 +71,6 @@ class MultiTalkLoadAudio(io.ComfyNode):
             ],
             outputs=[io.Audio.Output(display_name="audio")],
         )
-
-    @classmethod
-    def GET_NODE_INFO_V1(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        """The node for the page, with the player that the page itself adds to core's Load Audio alone."""
-        info = super().GET_NODE_INFO_V1()
-        info["input"]["required"]["audioUI"] = ("AUDIO_UI", {})
-        return info
 
     @classmethod
     def validate_inputs(cls, audio: str) -> bool | str:

@@ -194,3 +194,17 @@ def test_every_word_that_people_search_for_finds_a_local_node_first(server, tmp_
     words = ("talking", "lip sync", "avatar", "speech", "portrait", "dub", "talking head")
     steps = [step for word in words for step in (["search", word], ["says", "MultiTalk Sampler"], ["key", "Escape"])]
     browse(server, tmp_path, ["evaluate", "() => window.app.graph.clear()"], *steps)
+
+
+def test_our_load_audio_plays_what_is_chosen(server, tmp_path):
+    look = """() => {
+      const node = window.LiteGraph.createNode('MultiTalkLoadAudio');
+      window.app.graph.add(node);
+      const names = node.widgets.map(widget => widget.name).join();
+      if (names !== 'audio,audioUI,upload') throw new Error(names);
+      const [list, player] = node.widgets;
+      list.value = 'multitalk_speech.wav [temp]';
+      list.callback(list.value);
+      if (!decodeURIComponent(player.element.src).includes('multitalk_speech.wav')) throw new Error(player.element.src);
+    }"""
+    browse(server, tmp_path, ["evaluate", "() => window.app.graph.clear()"], ["evaluate", look], ["shot", "player"])
