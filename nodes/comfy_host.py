@@ -51,12 +51,16 @@ class ComfyHost:
         return not cli_args.disable_pinned_memory
 
     def report(self, progress: Progress, preview: Preview | None = None) -> None:
-        """Moves the bar, and shows the time left and the present picture."""
+        """Moves the bar, and shows the time left and the present picture.
+
+        Raises ComfyUI's own interruption, as `check_cancelled`; the bar would do so without a word on the node.
+        """
+        self._progress = progress
+        self.check_cancelled()
         picture = None if preview is None else _to_image(preview.pictures())
         self._bar.update_absolute(round(progress.fraction * 1000), 1000, picture)
         line = progress.describe(self._remaining.left_s(progress.fraction))
         show_text("\n".join(filter(None, (self._headline, line))))
-        self._progress = progress
 
     def show_headline(self, text: str) -> None:
         """Shows what is known before the first step; it stays above the progress."""

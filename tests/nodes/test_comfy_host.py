@@ -134,6 +134,9 @@ def test_a_cancelled_node_shows_what_is_left_of_the_run(keeps_windows, window, t
 
     monkeypatch.setattr(management, "processing_interrupted", lambda: True)
     monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", interrupt)
-    with pytest.raises(Interruption):
-        host.check_cancelled()
-    assert server.texts[-1] == ("1", text)
+    monkeypatch.setattr(sys.modules["comfy.utils"].ProgressBar, "update_absolute", lambda *_: interrupt())
+    for notice in (host.check_cancelled, lambda: host.report(progress("image", 0.7, window, 5 if window else 0))):
+        server.texts.clear()
+        with pytest.raises(Interruption):
+            notice()
+        assert server.texts == [("1", text)]
