@@ -73,4 +73,5 @@ def test_the_small_model_runs_from_it_and_writes_into_the_output_folder_alone(se
     prompt = small(json.loads((pack.PACK / "workflows" / "api" / "small_model.json").read_text()), num_frames=5)
     history = server.wait(server.queue(prompt), RUN_S)
     assert history["status"]["status_str"] == "success", history["status"]["messages"]
-    assert list((server.base / "output" / "video").glob("*.mp4")) and not list((server.base / "input").iterdir())
+    assert list((server.base / "output" / "video").glob("*.mp4"))
+    assert not [path for path in (server.base / "input").rglob("*") if path.is_file()]

@@ -76,7 +76,7 @@ const actions = {
   },
   async search(words, name) {  // the search that a double click on the empty canvas opens; a name is chosen
     await page.mouse.dblclick(800, 900);
-    await settled();
+    await page.waitForFunction(() => document.activeElement?.tagName === 'INPUT');
     await page.keyboard.type(words, { delay: 30 });
     await settled();
     await actions.shot(`search ${words}`);
