@@ -34,7 +34,7 @@ from multitalk_pack.pipeline.multitalk_pipeline import MultiTalkPipeline
 image, audio, output, *files = sys.argv[1:]
 names = "base", "adapter", "vae", "text_encoder", "image_encoder", "audio_encoder"
 with PrivatePeak() as peak:
-    talk = MultiTalkPipeline.from_files(**dict(zip(names, files)), device="cpu")
+    talk = MultiTalkPipeline.from_files(**dict(zip(names, files)), device="cpu", precision="bfloat16")
     talk.render(output, image=image, audio=audio, prompt="a person talks", size=(64, 64), num_frames=41, steps=1)
 print(json.dumps(peak.megabytes()))
 """
