@@ -167,12 +167,12 @@ class GenerationConfig:
             value, name = getattr(self, field.name), str(field.type).removesuffix(" | None")
             kind, words = KINDS.get(name, (object, ""))
             if not isinstance(value, kind) and not (value is None and field.default is None):
-                raise ConfigError(f"{field.name} must be {words}, got {value!r}.")
+                raise ConfigError(f"{field.name} wants {words}, not {value!r}.")
         is_pair = (
             isinstance(self.size, tuple | list) and [isinstance(side, Integral) for side in self.size] == [True] * 2
         )
         if self.size is not None and not is_pair:
-            raise ConfigError(f"size must be height and width in pixels, such as (480, 832), got {self.size!r}.")
+            raise ConfigError(f"size wants height and width in pixels, such as (480, 832), not {self.size!r}.")
 
     def _check_sampling(self) -> None:
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:

@@ -159,11 +159,11 @@ def test_a_video_is_dubbed_by_infinitetalk_alone(talk, request_of, video_of, tmp
 
 @pytest.mark.parametrize(
     ("choice", "wanted"),
-    [({"size": "64x64"}, "size must be height and width in pixels, such as .480, 832., got '64x64'"),
-     ({"size": (64, 64, 64)}, "size must be height and width"), ({"size": 64}, "size must be height and width"),
-     ({"num_frames": "41"}, "num_frames must be a whole number, got '41'"), ({"steps": 4.5}, "steps must be a whole"),
-     ({"seed": None}, "seed must be a whole number, got None"), ({"fps": "25"}, "fps must be a number"),
-     ({"text_scale": [1]}, "text_scale must be a number"), ({"skip_tail": "no"}, "skip_tail must be true or false")],
+    [({"size": "64x64"}, "size wants height and width in pixels, such as .480, 832., not '64x64'"),
+     ({"size": (64, 64, 64)}, "size wants height and width"), ({"size": 64}, "size wants height and width"),
+     ({"num_frames": "41"}, "num_frames wants a whole number, not '41'"), ({"steps": 4.5}, "steps wants a whole"),
+     ({"seed": None}, "seed wants a whole number, not None"), ({"fps": "25"}, "fps wants a number"),
+     ({"text_scale": [1]}, "text_scale wants a number"), ({"skip_tail": "no"}, "skip_tail wants true or false")],
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_refused_in_words(choice, wanted):
     with pytest.raises(MultiTalkError, match=wanted):
