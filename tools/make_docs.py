@@ -24,12 +24,10 @@ import docs_tables as tables  # noqa: E402 - needs the paths above
 from support import pack  # noqa: E402
 
 NODES_FILE = PACK / "docs" / "nodes.json"
-WORDS = {  # ComfyUI shows a page in a narrow column, where a third column of a table is out of sight
-    "en": {"head": ("Input", "What it is"), "out": ("Output", "What it is"), "optional": "optional", "to": " to ",
-           "default": "default", "comma": ", "},
-    "zh": {"head": ("输入", "说明"), "out": ("输出", "说明"), "optional": "可选", "to": " 到 ", "default": "默认",
-           "comma": "，"},
-}  # fmt: skip
+WORDS = {
+    "en": {"optional": "optional", "to": " to ", "default": "default", "comma": ", "},
+    "zh": {"optional": "可选", "to": " 到 ", "default": "默认", "comma": "，"},
+}
 
 
 def node_classes() -> dict[str, type]:
@@ -97,14 +95,17 @@ def _help_sections(node: type, translations: dict[str, Any], locale: str) -> dic
     tooltips = translations.get("inputs", {})
     inputs = []
     for socket, fact in zip(schema.inputs, facts["inputs"], strict=True):
-        text = socket.options["tooltip"] if locale == "en" else tooltips.get(socket.id, {}).get(locale)
-        details = labels["comma"].join(_details(fact, labels))
-        inputs.append((f"`{socket.id}`", f"{text or ''}<br>*{details}*" if details else text or ""))
+        text = socket.options["tooltip"] if locale == "en" else tooltips.get(socket.id, {}).get(locale, "")
+        inputs.append(_item(socket.id, text, labels["comma"].join(_details(fact, labels))))
     outputs = []
     for _, output in facts["outputs"]:
-        outputs.append((f"`{output}`", translations.get("outputs", {}).get(output, {}).get(locale, "")))
-    sections = {"inputs": tables.table(labels["head"], inputs)}
-    return sections | ({"outputs": tables.table(labels["out"], outputs)} if outputs else {})
+        outputs.append(_item(output, translations.get("outputs", {}).get(output, {}).get(locale, "")))
+    return {"inputs": "\n".join(inputs)} | ({"outputs": "\n".join(outputs)} if outputs else {})
+
+
+def _item(name: str, text: str, details: str = "") -> str:
+    """An item of a list, which fits ComfyUI's narrow panel as no table does."""
+    return f"- `{name}`: {text}" + (f"<br>*{details}*" if details else "")
 
 
 def _details(fact: dict[str, Any], labels: dict[str, Any]) -> Iterator[str]:
