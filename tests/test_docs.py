@@ -47,10 +47,10 @@ def test_every_input_and_output_is_explained_on_its_nodes_help_page(nodes, local
         page, schema = help_page(name, locale), node.GET_SCHEMA()
         assert page.startswith(f"# {schema.display_name}\n"), name
         assert all(f"\n## {heading}\n" in page for heading in HEADINGS[locale]), name
-        rows = dict(re.findall(r"(?m)^\| `(\w+)` \| (.*?) \|", page))
+        items = dict(re.findall(r"(?m)^- `(\w+)`: (.*)", page))
         names = [socket.id for socket in schema.inputs]
         names += [socket.options["display_name"] for socket in schema.outputs]
-        assert [each for each in names if not rows.get(each, "").strip()] == [], f"{name}, {locale}"
+        assert [each for each in names if not items.get(each, "").strip()] == [], f"{name}, {locale}"
 
 
 def test_there_is_no_help_for_nodes_that_are_gone(nodes):
