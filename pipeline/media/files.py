@@ -8,16 +8,16 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from uuid import uuid4
 
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from ..errors import ConfigError, MultiTalkError
@@ -26,6 +26,8 @@ try:
     import fcntl
 except ImportError:  # Windows, where nobody can remove a file that another process has open
     fcntl = None
+
+S = TypeVar("S", bound=Stream)
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +106,11 @@ def open_container(
 def moving_pictures(container: InputContainer) -> list[VideoStream]:
     """The video streams of a file; a cover is none."""
     return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+
+
+def decodable(streams: Iterable[S]) -> list[S]:
+    """The streams that FFmpeg has a decoder for."""
+    return [stream for stream in streams if stream.codec_context is not None]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from av.stream import Disposition
 
 from ..audio.waveform import LOUDEST, Sound, check, check_rate, expand_channels, peak_of, to_float
 from ..errors import AudioError
-from .files import moving_pictures, open_container
+from .files import decodable, moving_pictures, open_container
 from .joined import joined_parts
 
 logger = logging.getLogger(__name__)
@@ -107,9 +107,11 @@ def _tracks(path: str | Path) -> Iterator[tuple[InputContainer, AudioStream]]:
 
 def _default_track(container: InputContainer, name: str) -> AudioStream:
     """The audio stream that players take."""
-    tracks = container.streams.audio
-    if not tracks:
+    tracks = decodable(container.streams.audio)
+    if not container.streams.audio:
         raise AudioError(f"{name} holds no audio. Choose a file with sound.")
+    if not tracks:
+        raise AudioError(f"{name} holds audio that cannot be decoded here. {ADVICE}")
     return next((track for track in tracks if track.disposition & Disposition.default), tracks[0])
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..audio.waveform import Sound, check, fit_length, resample, to_mono
 from ..errors import ConfigError, ImageError, MultiTalkError
 from ..shapes import FPS
-from .files import atomic_write, check_output, moving_pictures, open_container
+from .files import atomic_write, check_output, decodable, moving_pictures, open_container
 from .picture import is_picture
 from .pixels import to_uint8
 from .sound import read_sound
@@ -380,9 +380,9 @@ def _pictures(frames: Tensor) -> Iterator[np.ndarray]:
 
 def _default_picture(container: InputContainer, name: str) -> VideoStream:
     """The video stream that players take; a cover is none."""
-    streams = moving_pictures(container)
+    streams = decodable(moving_pictures(container))
     if not streams:
-        raise ImageError(f"{name} holds no picture. Choose a video.")
+        raise ImageError(f"{name} holds no picture that can be decoded here. Choose a video, or convert it to MP4.")
     return next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
 
 

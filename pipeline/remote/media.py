@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..audio.waveform import Sound, peak_of, to_mono
 from ..errors import ImageError, RemoteError
-from ..media.files import open_container
+from ..media.files import decodable, moving_pictures, open_container
 from ..media.picture import to_rgb
 from ..shapes import FPS
 
@@ -142,7 +142,7 @@ def probe(path: Path) -> VideoProperties:
     """
     try:
         with open_container(path, "a video", RemoteError, "Look at the request at fal.ai/dashboard.") as file:
-            stream = file.streams.video[0]
+            stream = decodable(moving_pictures(file))[0]
             fps = float(stream.average_rate or FPS)
             has_sound = bool(file.streams.audio)
             num_frames = sum(1 for _ in file.decode(stream))

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..audio.waveform import Sound, fit_length
 from ..config import CARD_NUM_FRAMES
 from ..errors import MultiTalkError, RemoteError
-from ..media.files import open_container
+from ..media.files import decodable, moving_pictures, open_container
 from ..media.video import VideoWriter
 from ..shapes import FPS, VAE_STRIDE_TIME, nearest_num_frames
 from .answers import JobInterrupted
@@ -208,7 +208,7 @@ def _frames(path: Path, num_frames: int) -> Iterator[Tensor]:
     count = 0
     batch: list[np.ndarray] = []
     with open_container(path, "a video", RemoteError, "Run again to fetch it.") as file:
-        decoded = (frame.to_ndarray(format="rgb24") for frame in file.decode(file.streams.video[0]))
+        decoded = (frame.to_ndarray(format="rgb24") for frame in file.decode(decodable(moving_pictures(file))[0]))
         trimmed = islice(decoded, num_frames)
         while pictures := list(islice(trimmed, FRAMES_AT_ONCE)):
             count, batch = count + len(pictures), pictures

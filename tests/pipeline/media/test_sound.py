@@ -9,9 +9,11 @@ import pytest
 import soundfile
 import torch
 from multitalk_pack.pipeline.audio.waveform import Sound, fit_length, peak_of
-from multitalk_pack.pipeline.errors import AudioError
+from multitalk_pack.pipeline.errors import AudioError, ImageError, RemoteError
 from multitalk_pack.pipeline.media import sound as sound_module
 from multitalk_pack.pipeline.media.sound import probe_sound, read_sound
+from multitalk_pack.pipeline.media.video import read_video
+from multitalk_pack.pipeline.remote import media
 from support.media import correlation, hum, lag, sweep, write_sound, write_tracks, write_video
 from support.peak import linux_only, run_script
 
@@ -55,6 +57,21 @@ def test_a_video_file_is_a_sound_and_starts_with_its_picture(tmp_path):
     assert got.duration_s == pytest.approx(0.6, abs=0.03)
     assert got.samples[:, : int(0.19 * 48000)].abs().max() < 1e-3
     assert got.samples[:, int(0.22 * 48000) :].abs().max() > 0.2
+
+
+def test_a_stream_that_nothing_decodes_is_named(tmp_path):
+    path = write_video(tmp_path / "v.mkv", num_frames=20, fps=25, sound=hum(0.8, 48000, 1))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"A_AAC", b"A_ZZZ"))  # a codec of the future
+    for read in (read_sound, probe_sound, read_video):
+        with pytest.raises(AudioError, match="holds audio that cannot be decoded here"):
+            read(path)
+    path.write_bytes(content.replace(b"V_MPEG4", b"V_ZZZZZ"))
+    assert read_sound(path).duration_s == pytest.approx(0.8, abs=0.05)
+    with pytest.raises(ImageError, match="holds no picture that can be decoded"):
+        read_video(path)
+    with pytest.raises(RemoteError, match="holds no picture"):
+        media.probe(path)
 
 
 def test_a_damaged_file_is_heard_as_far_as_it_goes(tmp_path):
