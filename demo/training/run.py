@@ -20,6 +20,7 @@ LOG_EVERY_STEPS = 20
 WARMUP_STEPS = 50
 LAST_RATE = 0.05  # of the full learning rate
 ADAM_RATE = 0.1  # of Muon's learning rate
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MIN_MATRIX_SIDE = 8  # up to here a linear layer is a head of few outputs
 AVERAGING = 0.98  # share that the averaged weights keep of themselves in a step, once there have been many
 
@@ -48,20 +49,21 @@ class Setup:
 class Run(Generic[Model]):
     """Loop over the steps of one phase: learning rate, optimisers, averaged weights, log, state on disk.
 
-    The matrices of linear layers learn by Muon (Jordan et al., 2024), everything else by AdamW at a tenth of the rate.
-    The rate rises over the first steps and falls to a twentieth by a cosine. `average` is an exponential moving average
-    of the weights; it is the phase's result.
+    The matrices of layers learn by Muon (Jordan et al., 2024), everything else by AdamW at a tenth of the rate; a
+    convolution's kernels count as rows of a matrix. The rate rises over the first steps and falls to a twentieth by a
+    cosine. `average` is an exponential moving average of the weights; it is the phase's result.
     """
 
     def __init__(self, name: str, model: Model, num_steps: int, rate: float, setup: Setup) -> None:
         self.model = model.to(setup.device)
         self.rate, self.num_steps = rate, setup.steps or num_steps
         self.path = state_path(name, setup)
-        matrices, others = _split_weights(model)
-        adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0)
-        self.optimizers: list[tuple[float, torch.optim.Optimizer]] = [(ADAM_RATE, adam)]
-        if matrices:
-            self.optimizers.append((1.0, torch.optim.Muon(matrices, momentum=0.9, weight_decay=0)))
+        weights, others = _split_weights(model)
+        self._matrices = [(weight, nn.Parameter(weight.detach().flatten(1))) for weight in weights]  # in one memory
+        self.optimizers: list[tuple[float, torch.optim.Optimizer]] = [
+            (ADAM_RATE, torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0)),
+            (1.0, torch.optim.Muon([matrix for _, matrix in self._matrices], momentum=0.9, weight_decay=0)),
+        ]
         self.step = 0
         self.average = {key: value.detach().clone() for key, value in model.state_dict().items()}
         self._log_sums: dict[str, list[float]] = {}
@@ -91,11 +93,13 @@ class Run(Generic[Model]):
         """Optimisers' step down a loss; `figures` are logged beside it."""
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for weight, matrix in self._matrices:
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
         for share, optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = share * self._rate()
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         keep = min(AVERAGING, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for key, value in self.model.state_dict().items():
@@ -169,11 +173,12 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def _split_weights(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices of the linear layers, but for those of small heads; and all other weights."""
+    """Weights of linear layers and convolutions, but for those of small heads; and all others."""
     matrices = [
         module.weight
         for module in model.modules()
-        if isinstance(module, nn.Linear) and min(module.weight.shape) > MIN_MATRIX_SIDE
+        if isinstance(module, LAYERS) and isinstance(module.weight, nn.Parameter)  # not computed from others
+        if min(module.weight.flatten(1).shape) > MIN_MATRIX_SIDE
     ]
     ids = {id(matrix) for matrix in matrices}
     return matrices, [weight for weight in model.parameters() if id(weight) not in ids]

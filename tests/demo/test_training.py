@@ -235,16 +235,29 @@ def test_the_vae_weighs_eyes_mouths_and_nothing_else(monkeypatch):
     assert white.flatten(1).any(dim=1).all() and (weights[:, 0, 0][white] == 6).all()
 
 
-def test_linear_layers_learn_by_muon_and_everything_else_by_adam(tmp_path):
+def test_matrices_and_kernels_learn_by_muon_and_everything_else_by_adam(tmp_path):
     network = torch.nn.Sequential(
-        torch.nn.Linear(16, 16), torch.nn.LayerNorm(16), torch.nn.Embedding(16, 16), torch.nn.Linear(16, 2)
-    )
+        torch.nn.Linear(16, 16), torch.nn.Conv3d(16, 9, 3), torch.nn.LayerNorm(16), torch.nn.Embedding(16, 16),
+        torch.nn.Linear(16, 2),
+    )  # fmt: skip
     run = Run("mixed", network, 1, 0.1, Setup(tmp_path))
     muon = [optimizer for _, optimizer in run.optimizers if isinstance(optimizer, torch.optim.Muon)]
-    weights = [id(weight) for optimizer in muon for group in optimizer.param_groups for weight in group["params"]]
-    assert weights == [id(network[0].weight)]
+    memory = [weight.data_ptr() for optimizer in muon for group in optimizer.param_groups for weight in group["params"]]
+    assert memory == [network[0].weight.data_ptr(), network[1].weight.data_ptr()]
     trained = sum(len(group["params"]) for _, optimizer in run.optimizers for group in optimizer.param_groups)
     assert trained == len(list(network.parameters()))
+
+
+def test_kernels_move_by_an_orthogonal_matrix_and_those_without_a_gradient_stay(tmp_path):
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(12, 9, 3)
+    before, run = network.weight.detach().clone(), Run("kernels", network, 1, 5.0, Setup(tmp_path))
+    run.update((network.weight[:, :, 1:] * torch.randn(9, 12, 2, 3)).sum())
+    change = network.weight.detach() - before
+    assert not change[:, :, 0].any()
+    size = 5.0 / 50  # in the first of 50 steps over which the rate rises
+    sizes = torch.linalg.svdvals(change.flatten(1)) / size
+    assert sizes.min() > 0.6 and sizes.max() < 1.3, "five steps of Newton and Schulz are that near"
 
 
 def test_a_run_goes_on_where_it_stopped_and_a_finished_one_leaves_its_file_alone(tmp_path):
