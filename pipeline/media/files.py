@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from uuid import uuid4
 
 import av
@@ -37,6 +37,8 @@ FORMATS = (
     "mpegvideo,mxf,nut,ogg,png_pipe,jpeg_pipe,webp_pipe,qoa,rm,tak,truehd,tta,voc,w64,wav,webm,wv"
 )
 NOTHING_ELSE = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+# How PyAV reads tags that are no UTF-8; from version 19 on it has no other way.
+ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 A_PART = {"protocol_whitelist": "file,subfile"}  # subfile reads some bytes of a file as if they were all
 UNFINISHED = re.compile(r"\.multitalk-[0-9a-f]{32}\.part")  # shorter than the longest name, whatever the file's own
 PROBE_BYTES = 2**20  # that a disk must have room for
@@ -96,7 +98,7 @@ def open_container(
         start, end = map(str, part)
         address, options = f"subfile:{address}", {**options, **A_PART, "start": start, "end": end}
     try:
-        with av.open(address, "r", container_options=options, metadata_errors="replace") as container:
+        with av.open(address, "r", container_options=options, **ANY_TAGS) as container:
             yield container
     except FFmpegError as reason:
         text = (reason.strerror or "damaged").lower()
