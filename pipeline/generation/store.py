@@ -14,6 +14,7 @@ import av
 import numpy as np
 import torch
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -270,11 +271,13 @@ def _read_lossless(path: Path) -> np.ndarray:
 
 
 def _write_lossless(path: Path, pictures: np.ndarray) -> None:
+    reformatter = VideoReformatter()
     with av.open(f"file:{path.absolute()}", "w", format="matroska") as container:
         stream = container.add_stream("ffv1", rate=25)
         stream.height, stream.width, stream.pix_fmt = pictures.shape[1], pictures.shape[2], "bgr0"
         for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="bgr0")))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(reformatter.reformat(frame, format="bgr0")))
         container.mux(stream.encode())
 
 
