@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -43,17 +44,19 @@ def on_ranks(count: int, work: Callable[[int], Any]) -> list[Any]:
     return [result for result, _ in answers]
 
 
-def is_killed(work: Callable[[], Any]) -> bool:
-    """True where a process that does `work` ends by SIGKILL."""
+def is_killed(work: Callable[[], Any], after_s: float | None = None) -> bool:
+    """True where a process that does `work` ends by SIGKILL, or by an alarm after some seconds."""
     process = os.fork()
     if not process:
         _forget_threads()
-        try:
-            work()
-        finally:
-            os._exit(1)
+        if after_s is not None:
+            signal.setitimer(signal.ITIMER_REAL, after_s)  # the signal has no handler: it kills
+        thread = threading.Thread(target=work)  # PyAV keeps a converter, with threads of its own, for each thread
+        thread.start()
+        thread.join()
+        os._exit(1)
     _, status = os.waitpid(process, 0)
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGALRM)
 
 
 def _forget_threads() -> None:

@@ -6,9 +6,9 @@ import pytest
 from support.peak import linux_only, run_script
 
 CAMPAIGN = """
-import os, random, signal, time, torch
+import random, time, torch
 from pathlib import Path
-from support import run
+from support import forked, run
 folder, moments = Path(sys.argv[1]), random.Random(0)
 model = run.model()
 inputs = model, run.audio(model, 41), run.conditioning(model)
@@ -19,20 +19,12 @@ def frames(name):
 def windows(name):
     return sorted(path.name for path in (folder / name).rglob("*.safetensors"))
 
-def is_killed(name, after_s):
-    process = os.fork()
-    if not process:
-        signal.setitimer(signal.ITIMER_REAL, after_s)  # the signal has no handler: it kills
-        frames(name)
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
-
 start_s = time.monotonic()
 expected = frames("whole")
 whole_s, runs, num_kills = time.monotonic() - start_s, [], 0
 while num_kills < int(sys.argv[2]):
     name, kept = f"killed {len(runs)}", []
-    while is_killed(name, moments.uniform(0.01, 0.7) * whole_s):
+    while forked.is_killed(lambda: frames(name), moments.uniform(0.01, 0.7) * whole_s):
         kept.append(windows(name))
     num_kills += len(kept)
     runs.append({"kept": [*kept, windows(name)], "is_same": torch.equal(frames(name), expected)})
