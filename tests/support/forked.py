@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -63,6 +64,7 @@ def _forget_threads() -> None:
     """A forked process has none of its parent's threads: what waits for one, for torch's or a compiler's, hangs."""
     torch.set_num_threads(1)
     torch._inductor.config.compile_threads = 1
+    gc.freeze()  # collecting what the parent has left over would wait for its threads too
 
 
 def _run(rank: int, count: int, port: int, work: Callable[[int], Any], sender: Any) -> None:
