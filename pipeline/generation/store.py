@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..media.files import UNFINISHED, atomic_write
+from ..errors import ConfigError, ImageError
+from ..media.files import UNFINISHED, atomic_write, check_regular, moving_pictures, open_container, unused_path
 from ..media.pixels import from_uint8, to_uint8
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ LIMIT_BYTES = 50 * 10**9
 GB = 10**9
 RUN_NAME = re.compile(r"[0-9a-f]{32}")  # see `run_key`
 PART = "part"  # the name, without its ending, of the video as far as it is made
+MAX_STEM = 40  # characters: with the part's ending it is a name that every disk takes
 WINDOW_FILE = re.compile(rf"\d{{4,}}\.(mkv|safetensors)|{PART}\.\w+|{UNFINISHED.pattern}")
 
 
@@ -64,8 +65,8 @@ class NoStore:
         return True
 
     def part(self, output: Path) -> Path:
-        """The file that grows while `output` is made: beside it."""
-        return output.with_name(f"{output.stem}.{PART}{output.suffix}")
+        """The file that grows while `output` is made: beside it, under a name that nothing has yet."""
+        return unused_path(output.parent, f"{output.stem[:MAX_STEM]}.{PART}", output.suffix)
 
     def clear(self) -> None:
         """Nothing to forget."""
@@ -126,7 +127,7 @@ class WindowStore:
         except _OtherWindow:
             logger.info("Window %d in %s was made from another prompt and is made again.", index + 1, self.folder)
             return None
-        except (OSError, ValueError, SafetensorError, FFmpegError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             logger.warning("Window %d in %s is damaged (%s) and is made again.", index + 1, self.folder, error)
             return None
         logger.info("Window %d is already finished; it is read from %s.", index + 1, video)
@@ -247,7 +248,7 @@ class _OtherWindow(Exception):
 
 def _read(video: Path, motion: Path, key: str, shape: tuple[int, int, int]) -> FinishedWindow:
     """A window from its two files; `ValueError` where they are not what was written."""
-    with safe_open(motion, "pt") as file:
+    with safe_open(check_regular(motion, ImageError), "pt") as file:
         frames, metadata = file.get_tensor("motion"), file.metadata() or {}
     pictures = _read_lossless(video)
     index = int(motion.stem)
@@ -255,7 +256,7 @@ def _read(video: Path, motion: Path, key: str, shape: tuple[int, int, int]) -> F
         raise ValueError("its checksum is another")
     if pictures.shape[:3] != shape or frames.shape[2:] != shape[1:]:
         raise ValueError(f"its frames are {pictures.shape[:3]}, not {shape}")
-    if metadata["key"] != key:
+    if metadata.get("key") != key:
         raise _OtherWindow
     return FinishedWindow(_to_float(pictures), frames)
 
@@ -266,8 +267,11 @@ def _checksum(key: str, index: int, pictures: np.ndarray, motion: Tensor) -> str
 
 
 def _read_lossless(path: Path) -> np.ndarray:
-    with av.open(f"file:{path.absolute()}") as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    with open_container(path, "a window", ImageError, "It is none.") as container:
+        streams = moving_pictures(container)
+        if len(streams) != 1:
+            raise ValueError(f"it holds {len(streams)} pictures, not one")
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(streams[0])])
 
 
 def _write_lossless(path: Path, pictures: np.ndarray) -> None:

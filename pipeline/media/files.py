@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import re
@@ -105,6 +106,20 @@ def open_container(
         raise error(f"{path.name} cannot be read as {kind} ({text}). {advice}") from reason
 
 
+def decoded(container: InputContainer, stream: Stream, name: str) -> Iterator[Any]:
+    """The frames of a stream, and None in place of each damaged packet; a file that breaks off ends with a word."""
+    try:
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except FFmpegError:
+                yield None
+            else:
+                yield from frames
+    except FFmpegError as error:  # of the file itself; what comes after it cannot be found
+        logger.warning("%s cannot be read to its end (%s).", name, (error.strerror or "damaged").lower())
+
+
 def moving_pictures(container: InputContainer) -> list[VideoStream]:
     """The video streams of a file; a cover is none."""
     return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
@@ -159,6 +174,12 @@ def check_output(path: str | Path) -> None:
         raise ConfigError(
             f"{path} cannot be written ({_reason(reason)}). Make room, or choose another folder or name."
         ) from None
+
+
+def unused_path(folder: Path, stem: str, suffix: str) -> Path:
+    """A path in `folder` that nothing has: `<stem><suffix>`, or with a number from 2 on behind the stem."""
+    names = itertools.chain((stem,), (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(path for name in names if not os.path.lexists(path := folder / f"{name}{suffix}"))
 
 
 def _target(path: str | Path) -> Path:

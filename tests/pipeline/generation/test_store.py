@@ -11,9 +11,11 @@ import torch
 from multitalk_pack.pipeline.config import Recipe
 from multitalk_pack.pipeline.errors import ConfigError
 from multitalk_pack.pipeline.generation.run_spec import make_run_spec
-from multitalk_pack.pipeline.generation.store import RunKeys, WindowStore, fingerprint, kept_bytes, run_key
+from multitalk_pack.pipeline.generation.store import NoStore, RunKeys, WindowStore, fingerprint, kept_bytes, run_key
+from multitalk_pack.pipeline.media.video import check_video_path
 from multitalk_pack.pipeline.preflight.estimate import estimate
 from support import forked, run
+from support.media import hum, write_sound
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +184,43 @@ def test_a_window_that_was_never_made_is_not_there(tmp_path):
     store = WindowStore(tmp_path, RunKeys.of(("two",), ["a prompt"] * 2))
     store.save(0, run.random((3, *SHAPE), 1).clamp(-1, 1), 5)
     assert store.load(0, SHAPE) is not None and store.load(1, SHAPE) is None
+
+
+def test_what_is_no_window_under_a_windows_name_is_made_again(tmp_path, caplog):
+    """Neither does it open another file, nor end the run, nor keep it waiting."""
+    store = store_of(tmp_path, "mine")
+    frames = run.random((3, *SHAPE), 1).clamp(-1, 1)
+    store.save(0, frames, 5)
+    video, motion = store.folder / "0000.mkv", store.folder / "0000.safetensors"
+    video.rename(tmp_path / "elsewhere.mkv")
+    video.write_text(f"ffconcat version 1.0\nfile {tmp_path / 'elsewhere.mkv'}\n")
+    assert store.load(0, SHAPE) is None
+    write_sound(tmp_path / "sound.mka", hum(1, 8000, 1), "flac", "mono").rename(video)
+    assert store.load(0, SHAPE) is None
+    video.unlink()
+    video.mkdir()
+    assert store.load(0, SHAPE) is None
+    video.rmdir()
+    motion.unlink()
+    os.mkfifo(motion)
+    assert store.load(0, SHAPE) is None and caplog.text.count("is damaged") == 4
+
+
+def test_the_part_of_a_video_has_a_name_that_nothing_has_yet(tmp_path):
+    mine = tmp_path / "talk.part.mp4"
+    mine.write_text("my own")
+    assert NoStore().part(tmp_path / "talk.mp4") == tmp_path / "talk.part-2.mp4"
+    (tmp_path / "talk.part-2.mp4").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "talk.part-3.mp4")
+    part = NoStore().part(tmp_path / "talk.mp4")
+    assert part == tmp_path / "talk.part-4.mp4" and mine.read_text() == "my own"
+
+
+@pytest.mark.parametrize("letter", ["a", "ж", "話", "🙂"])
+def test_the_part_of_the_longest_name_can_be_written(tmp_path, letter):
+    longest = tmp_path / (letter * (251 // len(letter.encode())) + ".mp4")
+    check_video_path(longest)
+    NoStore().part(longest).touch()
 
 
 def test_files_that_are_exchanged_or_another_runs_are_no_windows(tmp_path, caplog):
