@@ -78,11 +78,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{error}", file=sys.stderr)
         return INVALID_INPUT
     except KeyboardInterrupt:
-        hint = "Finished windows are kept, the same command goes on from them." if args.resume_folder else ""
-        print(f"\nStopped. {hint or 'Nothing is kept; --resume-folder keeps finished windows.'}", file=sys.stderr)
+        print(f"\nStopped. {_after_a_stop(args)}", file=sys.stderr)
         return INTERRUPTED
     print(f"\n{path}", file=sys.stderr)
     return 0
+
+
+def _after_a_stop(args: argparse.Namespace) -> str:
+    """What becomes of a run that was interrupted."""
+    if args.remote:
+        return "What was bought is written down: the same command goes on from it, and buys nothing twice."
+    if args.resume_folder:
+        return "Finished windows are kept, the same command goes on from them."
+    return "No window is kept to go on from; --resume-folder keeps them."
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:

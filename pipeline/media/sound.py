@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.error import FFmpegError
 from av.stream import Disposition
 
 from ..audio.waveform import LOUDEST, Sound, check, check_rate, expand_channels, peak_of, to_float
 from ..errors import AudioError
-from .files import decodable, moving_pictures, open_container
+from .files import decodable, decoded, moving_pictures, open_container
 from .joined import joined_parts
 
 logger = logging.getLogger(__name__)
@@ -128,7 +127,7 @@ def _decode(path: str | Path, max_duration_s: float) -> Sound:
     name, recording, num_damaged = Path(path).name, None, 0
     for container, track in _tracks(path):
         stamps = None
-        for frame in _frames(container, track, name):
+        for frame in decoded(container, track, name):
             if frame is None:
                 num_damaged += 1
                 continue
@@ -150,20 +149,6 @@ def _decode(path: str | Path, max_duration_s: float) -> Sound:
     if num_damaged + recording.num_damaged:
         logger.warning("%s: %d damaged audio packets were left out.", name, num_damaged + recording.num_damaged)
     return recording.sound()
-
-
-def _frames(container: InputContainer, track: AudioStream, name: str) -> Iterator[av.AudioFrame | None]:
-    """Decoded frames, and None in place of each damaged packet."""
-    try:
-        for packet in container.demux(track):
-            try:
-                frames = packet.decode()
-            except FFmpegError:
-                yield None
-            else:
-                yield from frames
-    except FFmpegError as error:  # of the file itself; what comes after it cannot be found
-        logger.warning("%s cannot be read to its end (%s).", name, (error.strerror or "damaged").lower())
 
 
 def _late_start_s(container: InputContainer, first: av.AudioFrame) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,10 +25,12 @@ from torch import Tensor
 from ..audio.waveform import Sound, check, fit_length, resample, to_mono
 from ..errors import ConfigError, ImageError, MultiTalkError
 from ..shapes import FPS
-from .files import atomic_write, check_output, decodable, moving_pictures, open_container
+from .files import atomic_write, check_output, decodable, decoded, moving_pictures, open_container
 from .picture import is_picture
 from .pixels import to_uint8
 from .sound import read_sound
+
+logger = logging.getLogger(__name__)
 
 # The endings that hold H.264 beside AAC, and FFmpeg's formats of them.
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -135,7 +138,9 @@ class VideoWriter:
         else:
             with suppress(OSError):  # a full disk refuses the file's end too; the first error counts
                 self._files.__exit__(kind, error, trace)
-            if self._part is not None and not self.num_frames:
+            if self._part is not None and self.num_frames:
+                logger.warning("The video as far as it was made is in %s.", self._part)
+            elif self._part is not None:
                 self._part.unlink(missing_ok=True)
 
     def add(self, frames: Tensor) -> None:
@@ -388,9 +393,12 @@ def _default_picture(container: InputContainer, name: str) -> VideoStream:
 
 def _decode(container: InputContainer, stream: VideoStream, fps: Fraction, name: str) -> tuple[Tensor, Tensor]:
     """The frames `f h w c` of a stream in one array, and when each is first shown."""
-    frames, times_s, start_s = np.zeros((0, 0, 0, 3), np.uint8), [], 0.0
-    for index, frame in enumerate(container.decode(stream)):
-        picture = _upright(frame)
+    frames, times_s, start_s, num_damaged = np.zeros((0, 0, 0, 3), np.uint8), [], 0.0, 0
+    for frame in decoded(container, stream, name):
+        if frame is None:
+            num_damaged += 1
+            continue
+        picture, index = _upright(frame), len(times_s)
         if not index:
             num_frames = min(stream.frames, MAX_FRAME_BYTES // picture.nbytes)  # 0 where the file does not tell
             frames = np.zeros((max(1, num_frames), *picture.shape), np.uint8)
@@ -406,6 +414,8 @@ def _decode(container: InputContainer, stream: VideoStream, fps: Fraction, name:
         times_s.append(max(time_s, times_s[-1] if times_s else 0.0))
     if not times_s:
         raise ImageError(f"{name} holds a video track without a single frame. Choose another video.")
+    if num_damaged:
+        logger.warning("%s: %d damaged packets of its picture were left out.", name, num_damaged)
     frames.resize((len(times_s), *frames.shape[1:]), refcheck=False)
     return torch.from_numpy(frames), torch.tensor(times_s, dtype=torch.float64)
 

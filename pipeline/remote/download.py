@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,18 @@ class TransientError(RemoteError):
 
 class FileMissing(TransientError):
     """A file that is not there, or not yet."""
+
+
+class _Doubtful(TransientError):
+    """A video that may have been cut, as the host did not say its length.
+
+    Attributes:
+        num_bytes: that came.
+    """
+
+    def __init__(self, message: str, num_bytes: int):
+        super().__init__(message)
+        self.num_bytes = num_bytes
 
 
 @dataclass(frozen=True)
@@ -137,10 +149,13 @@ def fetch(file: RemoteFile, stem: Path, backoff: Backoff, wait: Wait, report_byt
     hosts = file_hosts()
     check_url(file.url, hosts)
     num_missing, failure, pause_s = 0, "", 0.0
+    lengths: set[int] = set()  # that came before: one that comes twice is the file's
     for tries in range(1, TRIES + 1):
         wait(pause_s)
         try:
-            return run_within(DOWNLOAD_S, lambda check: _fetch_once(file, stem, hosts, check, report_bytes), wait)
+            return run_within(
+                DOWNLOAD_S, lambda check: _fetch_once(file, stem, hosts, lengths, check, report_bytes), wait
+            )
         except FileMissing as error:
             num_missing, failure, pause_s = num_missing + 1, str(error), backoff.unit_s * MISSING_WAIT
             if num_missing == MISSING_TRIES:
@@ -151,6 +166,8 @@ def fetch(file: RemoteFile, stem: Path, backoff: Backoff, wait: Wait, report_byt
         except TooSlow:
             failure, pause_s = f"It took more than {DOWNLOAD_S / 60:g} minutes.", backoff.after(tries, longest=16)
         except TransientError as error:
+            if isinstance(error, _Doubtful):
+                lengths.add(error.num_bytes)
             failure, pause_s = str(error), backoff.after(tries, longest=16)
         except OSError as error:
             raise RemoteError(
@@ -160,7 +177,14 @@ def fetch(file: RemoteFile, stem: Path, backoff: Backoff, wait: Wait, report_byt
     raise RemoteError(f"The finished video could not be fetched: {failure} It is paid for: run again to fetch it.")
 
 
-def _fetch_once(file: RemoteFile, stem: Path, hosts: tuple[str, ...], check: Check, report_bytes: ReportBytes) -> Path:
+def _fetch_once(
+    file: RemoteFile,
+    stem: Path,
+    hosts: tuple[str, ...],
+    lengths: Container[int],
+    check: Check,
+    report_bytes: ReportBytes,
+) -> Path:
     with _open(file.url, hosts) as response:
         length = _length(response)
         pieces = _pieces(response, length or file.num_bytes, check, report_bytes)
@@ -180,12 +204,14 @@ def _fetch_once(file: RemoteFile, stem: Path, hosts: tuple[str, ...], check: Che
                 out.write(head)
                 out.writelines(pieces)
                 num_bytes = out.tell()
-            if num_bytes < (length or file.num_bytes):
-                raise TransientError(f"Only {num_bytes} of {length or file.num_bytes} bytes came.")
+            if num_bytes < length:
+                raise TransientError(f"Only {num_bytes} of {length} bytes came.")
             try:
-                probe(part)
+                properties = probe(part)
             except RemoteError as error:  # cut where its beginning is whole: the next try may bring all of it
                 raise TransientError(str(error)) from None
+            if not length and num_bytes not in lengths and (num_bytes < file.num_bytes or properties.num_damaged):
+                raise _Doubtful(f"Only {num_bytes} of {file.num_bytes or 'more'} bytes came.", num_bytes)
             check()
     return target
 

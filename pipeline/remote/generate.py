@@ -177,6 +177,8 @@ def _collect(request_id: str, endpoint: str, context: RemoteContext, monitor: Jo
 def _check_id(request_id: str) -> None:
     if not request_id:
         raise RemoteError("There is no request id. Copy one from fal.ai/dashboard, or from the node that bought it.")
+    if not request_id.isprintable():
+        raise RemoteError(f"{request_id!a} is no request id. Copy one from fal.ai/dashboard.")
     if "," in request_id:
         raise RemoteError(
             f"These are the ids of the {request_id.count(',') + 1} parts of a long video. Collect one at a time, or "

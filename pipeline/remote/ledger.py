@@ -34,8 +34,11 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, sha256 TEXT)",
 )
 _COLUMNS_SINCE_2 = {"content_key": "TEXT", "server_time": "REAL", "reason": "TEXT"}
-# Faults of the machine; any other fault of the database is one of its contents.
-_MACHINE = re.compile(r"locked|full|disk I/O|unable to open|readonly", re.IGNORECASE)
+# SQLite's words for faults of the machine; any other fault of the database is one of its contents.
+_MACHINE = re.compile(
+    r"database( table| schema)? is locked|database or disk is full|disk I/O error|unable to open database|"
+    r"attempt to write a readonly database"
+)
 
 
 class State(str, Enum):
@@ -136,7 +139,9 @@ class Ledger:
             check_day(_spending(database, now), row.usd, cap_usd_per_day)
             try:
                 _insert(database, row)
-            except sqlite3.IntegrityError:
+            except sqlite3.IntegrityError as error:
+                if "UNIQUE" not in str(error):
+                    raise
                 raise RemoteError("Another ComfyUI is buying this very video. Run again to collect it.") from None
 
     def update(self, row: Row, **changes: Any) -> Row:
@@ -207,7 +212,7 @@ class Ledger:
                 yield database
                 database.commit()
         except (sqlite3.Error, OSError, _Unreadable) as error:
-            if isinstance(error, OSError) or _MACHINE.search(str(error)):
+            if isinstance(error, OSError) or _MACHINE.match(str(error)):
                 raise RemoteError(
                     f"The list of bought videos {self.path} cannot be used ({error}). Nothing is bought without it: "
                     f"free disk space, or give the folder back its rights."

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..audio.waveform import Sound, peak_of, to_mono
 from ..errors import ImageError, RemoteError
-from ..media.files import decodable, moving_pictures, open_container
+from ..media.files import decodable, decoded, moving_pictures, open_container
 from ..media.picture import to_rgb
 from ..shapes import FPS
 
@@ -127,11 +127,13 @@ class VideoProperties:
     num_frames: int
     duration_s: float
     has_sound: bool
+    num_damaged: int  # packets of the picture that cannot be decoded
 
     def __str__(self) -> str:
         sound = "with sound" if self.has_sound else "without sound: add the audio downstream"
         length = f"{self.num_frames} frames, {self.fps:g} fps, {self.duration_s:.2f} s"
-        return f"{self.width}x{self.height}, {length}, {sound}"
+        damage = f", {self.num_damaged} packets of the picture damaged" if self.num_damaged else ""
+        return f"{self.width}x{self.height}, {length}, {sound}{damage}"
 
 
 def probe(path: Path) -> VideoProperties:
@@ -145,10 +147,11 @@ def probe(path: Path) -> VideoProperties:
             stream = decodable(moving_pictures(file))[0]
             fps = float(stream.average_rate or FPS)
             has_sound = bool(file.streams.audio)
-            num_frames = sum(1 for _ in file.decode(stream))
+            frames = [frame is not None for frame in decoded(file, stream, path.name)]
             width, height = stream.codec_context.width, stream.codec_context.height
     except IndexError:
         raise RemoteError(f"{path.name} holds no picture. Look at the request at fal.ai/dashboard.") from None
+    num_frames = sum(frames)
     if num_frames == 0:
         raise RemoteError(f"{path.name} is a video without a picture.")
-    return VideoProperties(width, height, fps, num_frames, num_frames / fps, has_sound)
+    return VideoProperties(width, height, fps, num_frames, num_frames / fps, has_sound, len(frames) - num_frames)

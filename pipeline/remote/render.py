@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..audio.waveform import Sound
 from ..config import GenerationConfig
-from ..errors import Problems
+from ..errors import MultiTalkError, Problems
 from ..generation.run_spec import FIRST_LOOK_FRAMES
 from ..host import Host, Progress
 from ..media.files import atomic_write
@@ -73,8 +73,13 @@ def render_request(
     video = follow(job, host)
     logger.warning("%s", video.info.splitlines()[0])
     output = output.with_suffix(video.path.suffix)  # fal may choose webm
-    with atomic_write(output) as path:
-        shutil.copyfile(video.path, path)
+    try:
+        with atomic_write(output) as path:
+            shutil.copyfile(video.path, path)
+    except OSError as error:
+        raise MultiTalkError(
+            f"{output} cannot be written ({error.strerror or error}). The video is bought and lies in {video.path}."
+        ) from error
     return output
 
 

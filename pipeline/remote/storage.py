@@ -105,7 +105,7 @@ class Storage:
             logger.warning("Sending %s to fal failed (%s), try %d of %d.", name, reason, tries, TRIES)
             if tries < TRIES:
                 self._wait(self._backoff.after(tries, longest=4))
-        raise JobUnsent(f"{name} could not be sent to fal ({reason}). Nothing was bought. Try again later.")
+        raise JobUnsent(f"{name} could not be sent to fal ({reason}). Nothing was bought, and it can be sent again.")
 
     def _text(self, answer: Answer, name: str) -> str:
         """A field of an answer.

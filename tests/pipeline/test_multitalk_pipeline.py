@@ -235,15 +235,24 @@ def test_the_command_line_says_all_of_it():
     assert (config.shift, config.text_scale, config.num_frames) == (None, None, 0)
 
 
-def test_ctrl_c_is_one_line_that_says_what_is_kept(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--resume-folder", "runs"], "Finished windows are kept, the same command goes on from them."),
+        ([], "No window is kept to go on from; --resume-folder keeps them."),
+        (
+            ["--remote", "fal-ai/ai-avatar"],
+            "What was bought is written down: the same command goes on from it, and buys nothing twice.",
+        ),
+    ],
+)
+def test_ctrl_c_is_one_line_that_says_what_is_kept(options, said, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(MultiTalkPipeline, "render", interrupted)
-    assert main(["--demo", "--resume-folder", "runs"]) == 130
-    assert capsys.readouterr().err.strip() == (
-        "Stopped. Finished windows are kept, the same command goes on from them."
-    )
+    assert main(["--demo", *options]) == 130
+    assert capsys.readouterr().err.strip() == f"Stopped. {said}"
 
 
 def test_a_fault_is_near_its_cause(talk, request_of, tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ class Fault:
     `kind`: `status` answers with `status`, `body` and `headers`; `drop_before` resets the connection; `drop_after` does
     the work and loses the answer; `hang` and `hang_after` wait `seconds` before a reset, without and with the work;
     `slow` answers after `seconds`; `truncate` promises the whole body and sends half of it; `short` sends half without
-    a length; `drip` sends and `slow_read` takes `rate` bytes a second.
+    a length, `no_length` all; `drip` sends and `slow_read` takes `rate` bytes a second.
     """
 
     pattern: str
@@ -358,7 +358,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Date", self.date_time_string(time.time() + clock_s))
         for name, value in reply.headers.items():
             self.send_header(name, value)
-        if kind == "short":
+        if kind in ("short", "no_length"):
             self.send_header("Connection", "close")
         elif "Content-Length" not in reply.headers:
             self.send_header("Content-Length", str(len(reply.body)))
@@ -367,7 +367,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._drip(reply.body, fault.rate)
         else:
             self.wfile.write(half if kind in ("short", "truncate") else reply.body)
-        if kind in ("short", "truncate"):
+        if kind in ("short", "no_length", "truncate"):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_WR)
 

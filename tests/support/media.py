@@ -74,6 +74,15 @@ def write_video(
     return path
 
 
+def damage_picture(path: Path, number: int) -> None:
+    """Makes one packet of a video's picture undecodable: its H.264 units get a length that none has."""
+    with av.open(str(path)) as container:
+        positions = sorted(packet.pos for packet in container.demux(video=0) if packet.size)
+    with path.open("r+b") as file:
+        file.seek(positions[number])
+        file.write(b"\xff\xff\xff\xff")
+
+
 def _mux_sound(container, stream, sound: Sound, start_s: float = 0, gap_s: tuple[float, float] | None = None) -> None:
     interleaved = sound.samples.T.contiguous().numpy().reshape(1, -1)
     frame = av.AudioFrame.from_ndarray(interleaved, "flt", layout=stream.layout.name)

@@ -28,7 +28,7 @@ from multitalk_pack.pipeline.media.video import (
     read_video,
     resample_frame_times,
 )
-from support.media import hum, sweep
+from support.media import damage_picture, hum, sweep, write_video
 from support.pack import PACK
 
 DURATIONS_S = [0.2, 1, 3.24, 3.25, 10, pytest.param(59.97, marks=pytest.mark.long)]
@@ -322,12 +322,24 @@ def test_a_growing_file_can_be_watched_and_becomes_the_ordinary_one(tmp_path):
     assert not part.exists()
 
 
+def test_a_damaged_packet_of_a_video_leaves_the_other_frames_in_their_time(tmp_path, caplog):
+    path = write_video(tmp_path / "dub.mp4", 50, 25)
+    whole = read_video(path)
+    damage_picture(path, 20)
+    damaged = read_video(path)
+    assert 45 <= len(damaged.frames) < 50 and "damaged packets of its picture were left out" in caplog.text
+    at = [whole.times_s.tolist().index(time_s) for time_s in damaged.times_s.tolist()]
+    assert torch.equal(damaged.frames[:10], whole.frames[at][:10])
+    assert len(frames_at_25(damaged.frames, damaged.times_s)) == 50
+
+
 @pytest.mark.parametrize("ending", ["mp4", "mov", "mkv"])
-def test_what_has_grown_stays_when_the_run_fails_and_nothing_stays_of_nothing(tmp_path, ending):
+def test_what_has_grown_stays_when_the_run_fails_and_nothing_stays_of_nothing(tmp_path, ending, caplog):
     path, part = tmp_path / f"whole.{ending}", tmp_path / f"part.{ending}"
     for num_frames in (0, 40):
         with pytest.raises(KeyboardInterrupt), VideoWriter(path, 25, sweep(2, 16000), part) as writer:
             writer.add(torch.zeros(3, num_frames, 32, 32))
             raise KeyboardInterrupt
         assert part.exists() == bool(num_frames) and not path.exists()
+        assert (f"as far as it was made is in {part}" in caplog.text) == bool(num_frames)
     assert len(read_video(part).frames) >= 30

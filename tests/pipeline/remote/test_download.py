@@ -11,6 +11,7 @@ from multitalk_pack.pipeline.remote.download import check_url, file_hosts
 from multitalk_pack.pipeline.remote.ledger import State
 from multitalk_pack.pipeline.remote.purchase import Resume
 from support.fake_fal import KEY
+from support.media import damage_picture, write_video
 from support.remote import buy, newest
 
 VIDEO = "^GET cdn"
@@ -183,6 +184,25 @@ def test_the_file_host_never_sees_the_key(fal, context):
 def test_a_size_that_the_result_overstates_is_not_believed(fal, context):
     fal.result["video"]["file_size"] = len(fal.video) + 1
     assert buy(context).path.read_bytes() == fal.video and len(fal.calls(VIDEO)) == 1
+
+
+def test_a_length_that_comes_twice_is_the_files_whatever_the_result_says(fal, context):
+    """Without a Content-Length a connection that was cut looks like one that was done."""
+    fal.result["video"]["file_size"] = len(fal.video) + 1
+    fal.fault(VIDEO, "no_length", times=9)
+    assert buy(context).path.read_bytes() == fal.video and len(fal.calls(VIDEO)) == 2
+
+
+@pytest.mark.parametrize("has_length", [True, False])
+def test_a_bought_video_with_a_damaged_packet_is_kept_with_a_word(fal, context, tmp_path, has_length):
+    damaged = write_video(tmp_path / "damaged.mp4", 50, 25)
+    damage_picture(damaged, 20)
+    fal.video = damaged.read_bytes()
+    if not has_length:
+        fal.fault(VIDEO, "no_length", times=9)
+    video = buy(context)
+    assert video.path.read_bytes() == fal.video and "1 packets of the picture damaged" in str(video.properties)
+    assert len(fal.calls(VIDEO)) == (1 if has_length else 2)
 
 
 @pytest.mark.parametrize("status", [300, 302, 304, 307])

@@ -83,6 +83,26 @@ def test_a_ledger_that_is_none_is_said_in_a_sentence(fal, context):
     assert fal.log == []
 
 
+def test_words_in_the_ledger_are_no_fault_of_the_disk(fal, context):
+    buy(context)
+    edit(context, "UPDATE jobs SET state = 'full'")
+    with pytest.raises(RemoteError, match=r"of another version, or was edited by hand .*move it away"):
+        buy(context)
+
+
+def test_a_column_that_must_be_filled_is_another_version_and_no_other_buyer(fal, context):
+    buy(context)
+    edit(
+        context, "DROP TABLE jobs",
+        "CREATE TABLE jobs (job_key TEXT, attempt INTEGER, endpoint TEXT, state TEXT, request_id TEXT, urls TEXT, "
+        "seed INTEGER, created REAL, updated REAL, usd REAL, units REAL, path TEXT, content_key TEXT, "
+        "server_time REAL, reason TEXT, owner TEXT NOT NULL, PRIMARY KEY (job_key, attempt))",
+    )  # fmt: skip
+    with pytest.raises(RemoteError, match=r"of another version, or was edited by hand .*move it away"):
+        buy(context)
+    assert len(fal.submits) == 1
+
+
 def test_a_column_more_is_none_of_our_business(fal, context):
     buy(context)
     edit(context, "ALTER TABLE jobs ADD COLUMN remark TEXT")

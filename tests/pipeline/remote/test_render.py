@@ -1,7 +1,10 @@
 """The command line's and Python's way to fal: one request, one purchase, the video where a local one would be."""
 
 import json
+import re
+from pathlib import Path
 
+import av
 import pytest
 from multitalk_pack.pipeline.__main__ import main
 from multitalk_pack.pipeline.errors import MultiTalkError
@@ -15,6 +18,19 @@ from support.fake_fal import KEY
 from support.media import hum, write_sound
 from support.remote import remote_threads, until
 from support.run import RecordingHost
+
+
+def webm(path: Path) -> Path:
+    """A small video as fal may choose to make it."""
+    with av.open(str(path), "w", format="webm") as container:
+        stream = container.add_stream("libvpx-vp9", rate=25)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(stream.encode(None))
+    return path
+
 
 CHOICES = {"prompt": "a woman talks", "resolution": "480p", "seed": 42, "acceleration": "none"}
 
@@ -117,6 +133,16 @@ def test_a_run_that_is_left_is_cancelled_at_fal(fal, inputs):
         )  # fmt: skip
     until(lambda: not remote_threads())
     assert not (inputs / "out.mp4").exists()
+
+
+def test_an_output_that_is_taken_meanwhile_leaves_the_bought_video(fal, inputs, capsys):
+    fal.video = webm(inputs / "result.webm").read_bytes()
+    (inputs / "out.webm").mkdir()
+    assert main(command(inputs, FLASHTALK)) == 2
+    said = capsys.readouterr().err
+    assert f"{inputs / 'out.webm'} cannot be written (it is a folder, not a file)" in said
+    bought = Path(re.search(r"The video is bought and lies in (\S+)\.\n", said)[1])
+    assert bought.read_bytes() == fal.video
 
 
 def test_an_unknown_endpoint_is_refused_with_all_there_are(inputs):

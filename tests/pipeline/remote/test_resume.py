@@ -261,6 +261,13 @@ def test_a_job_is_collected_by_its_id_whoever_bought_it(fal, context, tmp_path):
     assert len(fal.log) == num_calls
 
 
+@pytest.mark.parametrize("text", ["\ud800", "a\0b", "a\nb"], ids=ascii)
+def test_an_id_that_no_text_can_hold_is_refused_before_the_ledger_sees_it(fal, context, text):
+    with pytest.raises(RemoteError, match="is no request id"):
+        collected(context, text)
+    assert not fal.log
+
+
 def test_leaving_a_job_that_is_collected_does_not_cancel_it(fal, context, tmp_path):
     fal.script = [{"status": "IN_PROGRESS"}]
     buying = start(make_request(), context)
