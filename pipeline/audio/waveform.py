@@ -23,6 +23,7 @@ INTEGER_PEAKS = (2**15, 2**23, 2**31)  # of 16, 24 and 32 bits
 QUIETEST_INTEGERS = 2**8  # a peak of 16 bits at -42 dB; between it and `LOUDEST` nobody can say what is meant
 CANCELLED = 0.1  # -20 dB: a mean of channels so far below the loudest of them has lost the voice
 CANCELLED_SHARE = 0.1  # of a sound's energy, in blocks that have lost the voice, is a fault of the recording
+LFE_HZ = 200  # what an LFE channel holds lies below, most of a voice above
 CANCELLED_BLOCK = 2**14  # samples, about 0.3 s
 
 TARGET_LUFS = -23.0
@@ -105,16 +106,24 @@ def to_float(samples: Tensor, name: str = "The audio") -> Tensor:
     """
     if samples.is_complex() or samples.dtype == torch.bool:
         raise AudioError(f"{name} has samples of {samples.dtype}. They must be floating point numbers, -1..1.")
-    if samples.dtype == torch.uint8:
-        return samples.float() / 2**7 - 1
     if not samples.is_floating_point():
-        return samples.float() / 2 ** (8 * samples.element_size() - 1)
+        offset = 0 if samples.dtype.is_signed else 1
+        return samples.float() / 2 ** (8 * samples.element_size() - 1) - offset
     samples = samples.float()
     peak = peak_of(samples)
     scale = next((scale for scale in INTEGER_PEAKS if QUIETEST_INTEGERS <= peak <= scale), 1)
     if scale > 1:
         logger.warning("%s reaches %.5g, as integers do: it is divided by %d.", name, peak, scale)
     return samples if scale == 1 else samples / scale
+
+
+def within_full_scale(sound: Sound, name: str) -> Sound:
+    """`sound`, turned down as a whole where it goes beyond full scale: a file of integers or AAC would clip it."""
+    peak = peak_of(sound.samples)
+    if peak <= 1:
+        return sound
+    logger.warning("%s reaches %.3g, and full scale is 1: it is turned down.", name, peak)
+    return Sound(sound.samples / peak, sound.rate_hz)
 
 
 def resample(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:
@@ -153,7 +162,7 @@ def to_mono(sound: Sound) -> Sound:
     if sound.num_channels == 1:
         return sound
     mono = torch.empty(1, sound.samples.shape[-1])
-    for start, piece in zip(range(0, mono.shape[-1], PIECE), _mono_pieces(sound.samples), strict=True):
+    for start, piece in zip(range(0, mono.shape[-1], PIECE), _mono_pieces(sound), strict=True):
         mono[0, start : start + PIECE] = piece
     return Sound(mono, sound.rate_hz)
 
@@ -163,7 +172,7 @@ def to_mono_16k(sound: Sound) -> Tensor:
     check(sound)
     if sound.rate_hz == SAMPLE_RATE_HZ:
         return to_mono(sound).samples[0].float()
-    pieces = (piece[None] for piece in _mono_pieces(sound.samples))
+    pieces = (piece[None] for piece in _mono_pieces(sound))
     return _resample(pieces, 1, sound.samples.shape[-1], sound.rate_hz, SAMPLE_RATE_HZ)[0]
 
 
@@ -232,9 +241,9 @@ def remove_offset(mono: Tensor) -> Tensor:
     return filtered
 
 
-def _mono_pieces(samples: Tensor) -> Iterator[Tensor]:
-    """The mix of `c n` to one channel, piece by piece, `PIECE` samples each but for the last."""
-    channel = _only_voice(samples)
+def _mono_pieces(sound: Sound) -> Iterator[Tensor]:
+    """The mix to one channel, piece by piece, `PIECE` samples each but for the last."""
+    samples, channel = sound.samples, _only_voice(sound)
     weights = torch.tensor(DOWNMIX.get(len(samples), ()))[:, None]
     for start in range(0, samples.shape[-1], PIECE):
         piece = samples[:, start : start + PIECE].float()
@@ -245,21 +254,25 @@ def _mix_piece(piece: Tensor, weights: Tensor) -> Tensor:
     return (weights * piece).sum(dim=0) / weights.sum() if len(weights) else piece.mean(dim=0)
 
 
-def _only_voice(samples: Tensor) -> int | None:
-    """The loudest channel of `c n`, where the mix to mono loses it; else None."""
+def _only_voice(sound: Sound) -> int | None:
+    """The loudest channel, where the mix to mono loses it; else None."""
+    samples, rate_hz = sound.samples, sound.rate_hz
     if len(samples) == 1:
         return 0
     weights = torch.tensor(DOWNMIX.get(len(samples), ()))[:, None]
     has_weight = weights[:, 0] > 0 if len(weights) else torch.ones(len(samples), dtype=torch.bool)
     powers, power, cancelled = torch.zeros(len(samples), dtype=torch.float64), 0.0, 0.0
+    slopes = torch.zeros_like(powers)  # of a tone: its power times (2 pi f / rate)^2
     for piece in samples.split(CANCELLED_BLOCK, dim=-1):
         piece_powers = piece.float().square().sum(dim=1)
         loudest = (piece_powers * has_weight).max().item()
         mixed = _mix_piece(piece.float(), weights).square().sum().item()
         powers, power = powers + piece_powers, power + mixed
+        slopes[~has_weight] += piece[~has_weight].float().diff(dim=1).square().sum(dim=1)
         cancelled += loudest if mixed < CANCELLED**2 * loudest else 0
-    if (powers * has_weight).any():  # else all of it is in the LFE channel, as of a recorder with six inputs
-        powers *= has_weight
+    is_voice = slopes > (2 * math.pi * LFE_HZ / rate_hz) ** 2 * powers  # of six microphones the fourth is no LFE
+    if (powers * (has_weight | is_voice)).any():
+        powers *= has_weight | is_voice
     loudest = powers.max().item()
     is_lost = power < CANCELLED**2 * loudest or cancelled > CANCELLED_SHARE * loudest
     return int(powers.argmax()) if is_lost else None

@@ -1,4 +1,4 @@
-"""Files that are joined of several, one after the other: raw FLAC and chained Ogg."""
+"""Files that are joined of several, one after the other: raw FLAC, chained Ogg, and WAV."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .files import open_regular
 
 FLAC_HEAD = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the marker, and a block of 34 bytes: STREAMINFO
 OGG_FIRST_PAGE = re.compile(rb"OggS\x00[\x02\x06].{20}(.)", re.DOTALL)  # of a stream; the group counts its segments
+WAVE_HEAD = re.compile(rb"RIFF.{4}WAVE", re.DOTALL)
 MAX_PARTS = 1000  # a day of radio, with a new link for each song, has half as many
 
 
@@ -25,7 +26,7 @@ class Part(NamedTuple):
 
 
 def joined_parts(path: str | Path) -> list[Part]:
-    """The parts of a file that have headers of their own: one, unless it is raw FLAC or Ogg and joined of several.
+    """The parts of a file that have headers of their own: one, unless it is raw FLAC, Ogg or WAV and joined of several.
 
     FFmpeg takes the first header for all of it, and leaves out what does not fit to that.
 
@@ -58,9 +59,19 @@ def _ogg_starts(data: mmap.mmap) -> Iterator[int]:
         row_end = page.end() + num_segments + sum(data[page.end() : page.end() + num_segments])
 
 
+def _wave_starts(data: mmap.mmap) -> Iterator[int]:
+    """The headers at the ends that the headers before them say; a length that nobody knew leads beyond the file."""
+    start = 0
+    while WAVE_HEAD.match(data, start):
+        yield start
+        start += 8 + int.from_bytes(data[start + 4 : start + 8], "little")
+        start += start % 2
+
+
 STARTS: dict[bytes, Callable[[mmap.mmap], Iterator[int]]] = {
     b"OggS": _ogg_starts,
     b"fLaC": _flac_starts,
+    b"RIFF": _wave_starts,
     b"ID3\x03": _flac_starts,  # FLAC, or another format, behind a tag
     b"ID3\x04": _flac_starts,
 }

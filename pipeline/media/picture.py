@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from ..errors import ImageError
@@ -40,14 +42,23 @@ GREY_SCALES = (1, 2**8 - 1, 2**16 - 1)  # of white, in files of numbers
 
 
 def read_image(path: str | Path) -> Tensor:
-    """The picture in the file, uint8 `h w c` in sRGB, turned upright as its EXIF data say.
+    """The picture in the file, uint8 `h w c` in sRGB, turned upright as its EXIF data say; transparent parts are white.
+
+    Raises:
+        ImageError: the file is missing, no picture, cut off, or too large.
+    """
+    return to_rgb(read_levels(path))
+
+
+def read_levels(path: str | Path) -> Tensor:
+    """The picture in the file as `to_rgb` takes it, its alpha too.
 
     Raises:
         ImageError: the file is missing, no picture, cut off, or too large.
     """
     try:
         with open_regular(path, ImageError) as file:
-            levels = _read(file)
+            return _read(file)
     except UnidentifiedImageError as error:
         raise ImageError(f"{path} is not an image that can be read. Use PNG, JPEG or WebP.") from error
     except Image.DecompressionBombError as error:
@@ -56,7 +67,6 @@ def read_image(path: str | Path) -> Tensor:
         raise
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for broken data and for exotic colour spaces
         raise ImageError(f"{path} is damaged or of an unusual kind: {error}. Save it as PNG.") from error
-    return to_rgb(levels)
 
 
 def is_picture(path: str | Path) -> bool:
@@ -153,7 +163,7 @@ def _levels(file: BinaryIO, profile: bytes | None = None) -> Tensor:
     Args:
         profile: its ICC profile, where the file has none.
     """
-    with Image.open(file, formats=FORMATS) as picture:
+    with _open(file) as picture:
         _bound_size(picture)
         if profile is not None:
             picture.info["icc_profile"] = profile
@@ -166,11 +176,23 @@ def _levels(file: BinaryIO, profile: bytes | None = None) -> Tensor:
         return torch.from_numpy(np.array(colors if colors.mode == mode else colors.convert(mode)))
 
 
+def _open(file: BinaryIO) -> ImageFile:
+    """The picture's header. Pillow refuses one beyond its own limit, but a JPEG can be read at a part of its size."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        file.seek(0)
+        if file.read(len(JPEG_START)) != JPEG_START:
+            raise
+        file.seek(0)
+        return JpegImageFile(file)
+
+
 def _bound_size(picture: ImageFile) -> None:
     """Raises ImageError for too many pixels; a JPEG is reduced instead, as far as its format can."""
     width, height = picture.size
     max_pixels = MAX_PIXELS // 2 if picture.format in COPIED_FORMATS else MAX_PIXELS
-    for factor in JPEG_REDUCTIONS:
+    for factor in JPEG_REDUCTIONS if width * height <= _max_stored(picture) else ():
         if picture.width * picture.height > max_pixels:
             picture.draft(None, (width // factor, height // factor))
     if picture.width * picture.height > max_pixels:
@@ -180,6 +202,11 @@ def _bound_size(picture: ImageFile) -> None:
         )
     if picture.size != (width, height):
         logger.info("The image is %dx%d; it is read at %dx%d.", width, height, *picture.size)
+
+
+def _max_stored(picture: ImageFile) -> float:
+    """Pixels of a file that is read at a part of its size: a progressive JPEG is held as a whole for all that."""
+    return 2 * MAX_PIXELS if picture.info.get("progressive") else math.inf
 
 
 def _set_upright(picture: Image.Image) -> None:

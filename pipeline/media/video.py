@@ -22,7 +22,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from ..audio.waveform import Sound, check, fit_length, resample, to_mono
+from ..audio.waveform import Sound, check, fit_length, resample, to_mono, within_full_scale
 from ..errors import ConfigError, ImageError, MultiTalkError
 from ..shapes import FPS
 from .files import atomic_write, check_output, decodable, decoded, moving_pictures, open_container
@@ -364,6 +364,7 @@ def _encodable(sound: Sound) -> Sound:
     check(sound)
     if sound.num_channels not in AAC_LAYOUTS:
         sound = to_mono(sound)
+    sound = within_full_scale(sound, "The video's sound")
     samples, rate_hz = sound.samples.float().cpu(), sound.rate_hz
     if rate_hz not in AAC_RATES_HZ:
         rate_hz = min((rate for rate in AAC_RATES_HZ if rate > sound.rate_hz), default=AAC_RATES_HZ[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import wave
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..audio.waveform import Sound, peak_of, to_mono
+from ..audio.waveform import Sound, to_mono, within_full_scale
 from ..errors import ImageError, RemoteError
 from ..media.files import decodable, decoded, moving_pictures, open_container
 from ..media.picture import to_rgb
 from ..shapes import FPS
-
-logger = logging.getLogger(__name__)
 
 MAX_UPLOAD_BYTES = 20 * 2**20
 MAX_PNG_BYTES = 8 * 2**20  # above, JPEG: a noisy 2048x2048 picture is 12.6 MB as PNG and 4.9 MB as JPEG
@@ -88,10 +85,7 @@ def encode_sound(sound: Sound, duration_s: float | None = None, file_name: str =
         sound = Sound(sound.samples[:, : round((duration_s + TAIL_S) * sound.rate_hz)], sound.rate_hz)
     mono = to_mono(sound).samples
     samples = sound.samples if sound.num_channels == 2 and not _cancels(sound.samples, mono) else mono
-    peak = peak_of(samples)
-    if peak > 1:
-        logger.warning("%s reaches %.3g, and full scale is 1: it is turned down.", file_name, peak)
-        samples = samples / peak
+    samples = within_full_scale(Sound(samples, sound.rate_hz), file_name).samples
     return Media(_wav(samples.mul(32767).round().to(torch.int16), sound.rate_hz), "audio/wav", file_name)
 
 

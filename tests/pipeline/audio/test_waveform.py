@@ -153,6 +153,8 @@ def test_the_lfe_channel_is_no_voice():
     samples[2] = 0  # a recorder with six inputs, of which one is used
     samples[3] = voice
     assert torch.equal(to_mono(Sound(samples, 48000)).samples[0], voice)
+    samples += 1e-3 * torch.randn(samples.shape, generator=torch.Generator().manual_seed(0))  # its inputs' noise
+    assert correlation(to_mono(Sound(samples, 48000)).samples, voice) > 0.99
 
 
 def test_channels_that_do_not_cancel_are_averaged_to_the_bit():
@@ -173,11 +175,12 @@ def test_the_centre_of_surround_sound_counts_most(num_channels):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "scale"), [(torch.uint8, 128), (torch.int16, 2**15), (torch.int32, 2**31), (torch.float32, 1)]
+    ("dtype", "scale"),
+    [(torch.uint8, 128), (torch.uint16, 2**15), (torch.int16, 2**15), (torch.int32, 2**31), (torch.float32, 1)],
 )
 def test_samples_of_any_type_are_brought_to_one_range(dtype, scale):
     samples = sweep(0.1, 8000).samples
-    numbers = samples * scale + (128 if dtype is torch.uint8 else 0)
+    numbers = samples * scale + (0 if dtype.is_signed else scale)
     assert torch.allclose(to_float(numbers.to(dtype)), samples, atol=2 / scale)
 
 

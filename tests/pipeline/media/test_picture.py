@@ -337,6 +337,19 @@ def test_a_jpeg_of_too_many_pixels_is_reduced(tmp_path):
     assert (image[0, 0].int() - torch.tensor(SKIN)).abs().max() <= 2
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_photo_of_two_hundred_megapixels_is_reduced_where_it_fits_into_memory(tmp_path, progressive):
+    """16320x12240 is what telephones make; a progressive JPEG of that size takes 1.2 GB to decode."""
+    path = tmp_path / "photo.jpg"
+    Image.new("L", (16320, 12240), 90).save(path, quality=90, progressive=progressive)
+    if progressive:
+        with pytest.raises(ImageError, match="16320x12240; of this kind"):
+            read_image(path)
+    else:
+        image = read_image(path)
+        assert image.shape == (6120, 8160, 3) and (image[::100, ::100].int() - 90).abs().max() <= 1
+
+
 READING = """
 from multitalk_pack.benchmarks.measure import PeakMemory
 from multitalk_pack.pipeline.media import picture as picture_module

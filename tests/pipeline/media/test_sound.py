@@ -149,7 +149,7 @@ def test_a_rate_or_channels_that_change_give_one_sound(tmp_path, suffix, rate_hz
 
 JOINED = {  # rates and channels of what follows 44.1 kHz mono, or 48 kHz where the codec knows no other
     "flac": ("flac", [(96000, 1), (44100, 1)]), "oga": ("flac", [(96000, 1), (32000, 2)]),
-    "opus": ("libopus", [(48000, 2), (48000, 1)]),
+    "opus": ("libopus", [(48000, 2), (48000, 1)]), "wav": ("pcm_s16le", [(96000, 1), (32000, 2)]),
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from multitalk_pack.pipeline.media.video import (
     read_video,
     resample_frame_times,
 )
-from support.media import damage_picture, hum, sweep, write_video
+from support.media import correlation, damage_picture, hum, sweep, write_video
 from support.pack import PACK
 
 DURATIONS_S = [0.2, 1, 3.24, 3.25, 10, pytest.param(59.97, marks=pytest.mark.long)]
@@ -320,6 +320,15 @@ def test_a_growing_file_can_be_watched_and_becomes_the_ordinary_one(tmp_path):
     assert torch.equal(grown.frames, whole.frames) and torch.equal(grown.times_s, whole.times_s)
     assert torch.equal(grown.sound.samples, whole.sound.samples)
     assert not part.exists()
+
+
+def test_sound_beyond_full_scale_is_turned_down_as_a_whole(tmp_path, caplog):
+    """Recorders of floats write it; players would clip it."""
+    loud = Sound(3 * sweep(2, 16000).samples, 16000)
+    write(tmp_path / "talk.mp4", ONE_FRAME.expand(50, -1, -1, -1), sound=loud)
+    sound = read_sound(tmp_path / "talk.mp4")
+    assert 0.9 < sound.samples.abs().max() < 1.1 and correlation(sound.samples, loud.samples) > 0.99
+    assert "full scale is 1: it is turned down" in caplog.text
 
 
 def test_a_damaged_packet_of_a_video_leaves_the_other_frames_in_their_time(tmp_path, caplog):
