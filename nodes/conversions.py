@@ -97,6 +97,16 @@ def from_mask(mask: object, name: str) -> Tensor:
     return from_masks(mask, name)[0]
 
 
+def to_mask(levels: Tensor) -> Tensor:
+    """The transparency of a picture (uint8, `h w` or `h w c`) to MASK `1 h w`, 1 where nothing is seen.
+
+    A picture without any has the empty mask of core's Load Image.
+    """
+    if levels.ndim == 2 or levels.shape[-1] not in (2, 4):
+        return torch.zeros(1, 64, 64)
+    return 1 - levels[None, ..., -1].float() / 255
+
+
 def from_boxes(boxes: object, width: int, height: int, name: str) -> list[Place]:
     """BOUNDING_BOX to places in percent of a picture of `width x height` pixels.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
 import folder_paths
@@ -70,6 +70,11 @@ def check_media(name: str) -> bool | str:
 def media_path(name: str) -> Path:
     """The file behind a name that `media_files` listed, or that the page has made from one."""
     return Path(folder_paths.get_annotated_filepath(name))
+
+
+def is_painted(name: str) -> bool:
+    """True for a file of the page's mask editor: what it paints is kept as transparency, and the colours stay."""
+    return PurePosixPath(name).parts[0] == "clipspace"
 
 
 def media_version(name: str) -> str:

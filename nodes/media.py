@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..pipeline.media.picture import read_levels, to_levels, to_rgb
 from ..pipeline.media.sound import read_sound
 from . import folders
-from .conversions import to_audio
+from .conversions import to_audio, to_mask
 
 CATEGORY = "MultiTalk/loaders"
 
 
 class MultiTalkLoadImage(io.ComfyNode):
-    """Core's Load Image with the bundled examples in its list."""
+    """A picture of the bundled examples or of ComfyUI's input folder, read as the command line reads it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -45,9 +46,9 @@ class MultiTalkLoadImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: str) -> io.NodeOutput:
-        from nodes import LoadImage  # pyright: ignore[reportAttributeAccessIssue] - core's, with its painted masks
-
-        return io.NodeOutput(*LoadImage().load_image(image))
+        levels = to_levels(read_levels(folders.media_path(image)))
+        colors = levels[..., :3] if folders.is_painted(image) and levels.ndim == 3 else levels
+        return io.NodeOutput(to_rgb(colors)[None].float() / 255, to_mask(levels))
 
 
 class MultiTalkLoadAudio(io.ComfyNode):

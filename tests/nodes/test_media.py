@@ -1,7 +1,10 @@
 """Loaders of pictures and voices: the bundled examples and the user's own files, each where it belongs."""
 
+import numpy as np
 import pytest
 import torch
+from multitalk_pack.pipeline.media.picture import read_image
+from PIL import Image
 from support import pack
 from support.workflow_files import PICTURE, RATE_HZ, VOICE_S, VOICES, write_inputs
 
@@ -43,6 +46,29 @@ def test_an_example_and_a_file_of_ones_own_are_loaded(nodes):
     assert picture.min() >= 0 and picture.max() <= 1
     (audio,) = nodes["MultiTalkLoadAudio"].execute(next(iter(VOICES))).args
     assert (audio["waveform"].shape, audio["sample_rate"]) == ((1, 1, round(VOICE_S * RATE_HZ)), RATE_HZ)
+
+
+def test_a_picture_is_read_as_the_command_line_reads_it(nodes, work):
+    picture, exif = Image.new("RGB", (48, 32), (200, 120, 90)), Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture.save(work / "input" / "phone.jpg", exif=exif, quality=95)
+    image, mask = nodes["MultiTalkLoadImage"].execute("phone.jpg").args
+    assert image.shape == (1, 48, 32, 3) and not mask.any()
+    assert torch.equal((image[0] * 255).round().byte(), read_image(work / "input" / "phone.jpg"))
+
+
+def test_transparent_parts_are_white_but_for_what_the_mask_editor_painted(nodes, work):
+    """The editor keeps its files in a folder of its own, colours and all."""
+    pixels = np.full((32, 48, 4), 90, np.uint8)
+    pixels[:, :24, 3], pixels[:, 24:, 3] = 0, 255
+    (work / "input" / "clipspace").mkdir()
+    for name in ("cut_out.png", "clipspace/clipspace-painted-masked-1.png"):
+        Image.fromarray(pixels).save(work / "input" / name)
+    for name, left in (("cut_out.png", 255), ("clipspace/clipspace-painted-masked-1.png", 90)):
+        image, mask = nodes["MultiTalkLoadImage"].execute(name).args
+        assert image.shape == (1, 32, 48, 3) and mask.shape == (1, 32, 48)
+        assert (image[0, 0, [0, 47], 0] * 255).tolist() == pytest.approx([left, 90])
+        assert (mask[..., :24] == 1).all() and (mask[..., 24:] == 0).all()
 
 
 @pytest.mark.parametrize("name", ["gone.png", "../models/vae.safetensors", "gone.png [temp]"])

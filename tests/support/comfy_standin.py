@@ -12,9 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 COMFYUI_VERSION = "0.14.0"
 COMMON = frozenset({"display_name", "optional", "tooltip", "lazy", "extra_dict", "raw_link", "advanced"})
@@ -171,14 +169,6 @@ class ComfyAPI:
             """Shows nothing."""
 
 
-class LoadImage:
-    """Core's loader of pictures."""
-
-    def load_image(self, image: str) -> tuple[torch.Tensor, torch.Tensor]:
-        picture = Image.open(sys.modules["folder_paths"].get_annotated_filepath(image)).convert("RGB")
-        return torch.from_numpy(np.asarray(picture).astype("float32") / 255)[None], torch.zeros(1, 64, 64)
-
-
 class PromptQueue:
     """The queue, of which the running item is `(number, id, graph, ...)`."""
 
@@ -255,7 +245,6 @@ def install(models: Path, work: Path) -> None:
     _module("comfyui_version", __version__=COMFYUI_VERSION)
     _module("comfy", model_management=management, utils=utils, cli_args=cli_args)
     _module("folder_paths", **_folder_paths(models, work))
-    _module("nodes", LoadImage=LoadImage)
 
 
 def _module(name: str, **attributes: Any) -> types.ModuleType:
