@@ -6,7 +6,7 @@ import pickle
 import pickletools
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -47,7 +47,10 @@ def read_pytorch(path: Path) -> Source:
         raise WeightsError(f"{path.name} needs to run code to open; convert it to safetensors first.") from error
     except DAMAGED_PICKLE as error:
         raise WeightsError(f"{path.name} is incomplete or no PyTorch weights file; download it again.") from error
-    return TensorSource(path, _tensors(state, path.name))
+    tensors = _tensors(state, path.name)
+    if _stored_bytes(tensors.values()) > path.stat().st_size:  # a tensor may be made of a size alone
+        raise WeightsError(f"{path.name} is incomplete or no PyTorch weights file; download it again.")
+    return TensorSource(path, tensors)
 
 
 def _check_pickles(path: Path) -> None:
@@ -100,6 +103,12 @@ def _tensors(state: Any, name: str) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{name} holds no named tensors; choose a file of weights.")
     return tensors
+
+
+def _stored_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the numbers behind tensors, of which several may share some."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _is_plain(value: Any) -> bool:

@@ -177,6 +177,18 @@ def test_a_compressed_zip_is_refused(tmp_path):
         open_source(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_tensor_that_is_made_of_a_size_alone_is_refused(is_zip, tmp_path):
+    """Torch carries out `torch.FloatTensor(10**9)`: 4 GB of whatever stands in memory, from a file of a few bytes."""
+    state = b"\x80\x02}X\x01\x00\x00\x00actorch\nFloatTensor\nJ" + struct.pack("<i", 10**9) + b"\x85Rs."
+    if is_zip:
+        save_zip(tmp_path / "x.pth", state)
+    else:
+        (tmp_path / "x.pth").write_bytes(state)
+    with pytest.raises(WeightsError, match=r"is incomplete or no PyTorch weights file|needs to run code"):
+        open_source(tmp_path / "x.pth")
+
+
 EMPTY_SET = b"\x8f"
 INFLATING = {  # pickles whose objects take far more than their bytes
     "many objects": b"\x80\x02(" + EMPTY_SET * 300_000 + b"l.",
