@@ -14,6 +14,7 @@ from typing import Any
 
 from ..__main__ import parse_options
 from ..errors import ConfigError
+from ..media.files import open_regular
 
 ID_PATTERN = re.compile(r"\w([\w .+-]{0,98}\w)?")  # a file's name everywhere
 OWN_OPTIONS = {  # a batch chooses these for its lines
@@ -108,12 +109,9 @@ class Manifest:
                 yield self._parse(line)
 
     def _rest(self) -> bytes:
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                return file.read()
-        except OSError as error:
-            raise ConfigError(f"The manifest {self._path} cannot be read ({error.strerror}). Check the path.") from None
+        with open_regular(self._path) as file:
+            file.seek(self._offset)
+            return file.read()
 
     def _parse(self, line: bytes) -> Job | InvalidLine:
         number, id_ = self._number, str(self._number)

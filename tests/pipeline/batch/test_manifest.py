@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from pathlib import Path
 
 import pytest
 from multitalk_pack.pipeline.__main__ import make_request
@@ -104,5 +105,12 @@ def test_the_digest_changes_with_the_line_and_its_files_and_with_nothing_else(re
 
 
 def test_a_manifest_that_is_not_there_is_said(tmp_path):
-    with pytest.raises(ConfigError, match=r"manifest\.jsonl cannot be read"):
+    with pytest.raises(ConfigError, match=r"There is no file .*manifest\.jsonl"):
         Manifest(tmp_path / "manifest.jsonl")
+
+
+def test_a_manifest_without_end_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+        with pytest.raises(ConfigError, match=f"is {kind}, not a file"):
+            Manifest(path)
