@@ -26,6 +26,7 @@ from pipeline.audio.dialogue import Arrangement, Speech
 from pipeline.audio.embeds import encode_audio
 from pipeline.audio.waveform import SAMPLE_RATE_HZ, Sound
 from pipeline.conditioning.conditioning import Conditioning
+from pipeline.conditioning.prompts import DEFAULT_NEGATIVE_PROMPT
 from pipeline.conditioning.speakers import Place, speaker_masks
 from pipeline.config import Acceleration, GenerationConfig, Recipe
 from pipeline.generate import generate
@@ -33,7 +34,6 @@ from pipeline.generation.recipes import RECIPES
 from pipeline.generation.run_spec import make_run_spec
 from pipeline.generation.windows import WindowConfig, plan_windows
 from pipeline.host import Host, TorchHost
-from pipeline.models.text_encoder import DEFAULT_NEGATIVE_PROMPT
 from pipeline.weights import build
 from pipeline.weights.handles import Precision
 

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import sentencepiece
 
-from pipeline.models.text_encoder import DEFAULT_NEGATIVE_PROMPT
+from pipeline.conditioning.prompts import DEFAULT_NEGATIVE_PROMPT
 
 MOODS = {1: ("smiling", "happy", "cheerful"), -1: ("serious", "sad", "grave")}
 BROWS = {1: ("raised", "lifted", "high"), -1: ("lowered", "knitted", "low")}

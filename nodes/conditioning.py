@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..pipeline.conditioning.prompts import encode_prompts
 from ..pipeline.conditioning.reference_image import BUCKETS, bucket, check_size, fit_frames
 from ..pipeline.conditioning.speakers import draw_places
 from ..pipeline.config import FPS_RANGE, Resolution, check_fps
@@ -195,8 +196,6 @@ def _encode_prompts(
     text_encoder: Lazy | None, prompt: str, negative_prompt: str, positive: list | None, negative: list | None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Prompt embeddings for each window, and the negative ones."""
-    from ..pipeline.models.text_encoder import encode_prompts
-
     if text_encoder is None and (positive is None or negative is None):
         raise ConfigError("There is nothing to encode the prompt with. Connect text_encoder, or positive and negative.")
     prompts = None if positive is None else (from_conditioning(positive, "positive"),)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .acceleration.presets import AccelerationOptions
 from .audio.embeds import AudioEmbeds, encode_audio
 from .audio.waveform import Sound
+from .conditioning.prompts import encode_prompts, split_prompts
 from .conditioning.reference_image import fit_frames
 from .conditioning.speakers import count_speakers
 from .config import GenerationConfig
@@ -246,7 +247,9 @@ class MultiTalkPipeline:
             return render_request(request, Path(output), remote, self.host, problems, Path(ledger_folder), resume)
         run = self.check(request, Path(output), None if resume_folder is None else Path(resume_folder), problems)
         audio_embeds, conditioning = self.encode(run)
-        return self.write(audio_embeds, conditioning, run.spec, run.setup, run.estimate, restart=restart)
+        spec, setup, estimate = run.spec, run.setup, run.estimate
+        del run  # the picture, or the whole video to dub, at its own size
+        return self.write(audio_embeds, conditioning, spec, setup, estimate, restart=restart)
 
     def check(
         self,
@@ -275,7 +278,12 @@ class MultiTalkPipeline:
         num_speakers, num_places = count_speakers(len(request.voices), num_boxes)
         spec = make_run_spec(config, self.model.recipe, size, num_frames, max(1, num_speakers))
         setup = RunSetup(self.files, self.model.dtype, self.model.memory, resume_folder, resume_folder, output)
-        inputs = RunInputs(num_places, 1 if media.frames is None else len(media.frames), media.sound_bytes)
+        inputs = RunInputs(
+            num_places=num_places,
+            num_source_frames=1 if media.frames is None else len(media.frames),
+            num_prompts=len(split_prompts(request.prompt)),
+            sound_bytes=media.sound_bytes,
+        )
         estimate = check_run(spec, inputs, setup, problems, self.host)
         problems.raise_errors()
         logger.log(logging.WARNING if problems.notes else logging.INFO, "%s", describe(problems, estimate))
@@ -309,7 +317,6 @@ class MultiTalkPipeline:
     def encode_conditioning(self, run: CheckedRequest) -> Conditioning:
         """The fitted picture and the encoded prompts; the text encoder, the largest of the encoders, is dropped."""
         from .conditioning.conditioning import Conditioning  # imports diffusers
-        from .models.text_encoder import encode_prompts
 
         files, frames, size = self.files, run.media.frames, run.spec.size
         assert files.text_encoder and files.vae and files.image_encoder, "checked before"

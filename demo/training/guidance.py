@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.models.text_encoder import DEFAULT_NEGATIVE_PROMPT
+from pipeline.conditioning.prompts import DEFAULT_NEGATIVE_PROMPT
 from pipeline.sampling.guidance import Pass
 
 from .. import prompts

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.models.text_encoder import DEFAULT_NEGATIVE_PROMPT
+from pipeline.conditioning.prompts import DEFAULT_NEGATIVE_PROMPT
 
 from .. import prompts
 from .clips import EYE_WEIGHT

@@ -16,27 +16,11 @@ from ..errors import WeightsError
 logger = logging.getLogger(__name__)
 
 TEXT_LEN = 512  # tokens that the video transformer attends to
-WINDOW_SEPARATOR = "|"
-
-DEFAULT_NEGATIVE_PROMPT = (  # published with MultiTalk
-    "bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, "
-    "overall gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, "
-    "poorly drawn hands, poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, "
-    "messy background, three legs, many people in the background, walking backwards"
-)
 
 
 def clean(text: str) -> str:
     """The text with its encoding mended, its HTML entities resolved and its white space collapsed."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
-
-
-def split_prompts(text: str) -> list[str]:
-    """The prompts of successive windows, parted by `|`; an empty part repeats the one before. At least one."""
-    prompts: list[str] = []
-    for part in text.split(WINDOW_SEPARATOR):
-        prompts.append(part.strip() or (prompts[-1] if prompts else ""))
-    return prompts
 
 
 class TextEncoder:
@@ -72,18 +56,6 @@ class TextEncoder:
         """The prompt's embeddings, `n d` in float32 on the CPU: a row for each token and no padding."""
         ids = torch.tensor(self.tokenize(text))
         return encode_ids(self.model, ids, torch.ones_like(ids))
-
-
-def encode_prompts(encoder: TextEncoder, prompt: str, negative_prompt: str) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The embeddings `n d` of the prompts of successive windows, and of the negative prompt.
-
-    Args:
-        encoder: umT5.
-        prompt: `|` parts it.
-        negative_prompt: empty takes the published one.
-    """
-    prompts = tuple(encoder.encode(part) for part in split_prompts(prompt))
-    return prompts, encoder.encode(negative_prompt.strip() or DEFAULT_NEGATIVE_PROMPT)
 
 
 @torch.no_grad()

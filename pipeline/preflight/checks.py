@@ -77,6 +77,7 @@ class RunInputs:
     Attributes:
         num_places: speakers in the picture; 1 where nobody is told apart.
         num_source_frames: of the picture, 25 a second; more than one are a video to dub.
+        num_prompts: of the windows, in turn.
         sound_bytes: of the sounds, which are in memory already.
         audio_embeds: encoded speech.
         conditioning: the encoded picture.
@@ -84,6 +85,7 @@ class RunInputs:
 
     num_places: int = 1
     num_source_frames: int = 1
+    num_prompts: int = 1
     sound_bytes: int = 0
     audio_embeds: AudioEmbeds | None = None
     conditioning: Conditioning | None = None
@@ -93,7 +95,14 @@ class RunInputs:
         """Those of a picture that is encoded."""
         soundtrack = None if audio_embeds is None else audio_embeds.soundtrack
         sound_bytes = 0 if soundtrack is None else soundtrack.samples.nbytes
-        return cls(conditioning.num_places, len(conditioning.source), sound_bytes, audio_embeds, conditioning)
+        return cls(
+            num_places=conditioning.num_places,
+            num_source_frames=len(conditioning.source),
+            num_prompts=len(conditioning.prompt_embeds),
+            sound_bytes=sound_bytes,
+            audio_embeds=audio_embeds,
+            conditioning=conditioning,
+        )
 
 
 def check_run(spec: RunSpec, inputs: RunInputs, setup: RunSetup, problems: Problems, host: Host) -> RunEstimate | None:
@@ -110,8 +119,14 @@ def check_run(spec: RunSpec, inputs: RunInputs, setup: RunSetup, problems: Probl
         problems.attempt("output", check_video_path, setup.output)
     if spec.size is None or spec.num_frames is None or options is None:
         return None
-    if problems.attempt("num_frames", lambda: spec.windows) is None:
+    windows = problems.attempt("num_frames", lambda: spec.windows)
+    if windows is None:
         return None
+    if inputs.num_prompts > len(windows):
+        problems.note(
+            f"The prompt has {inputs.num_prompts} parts, one for each window, and the video has {len(windows)}: the "
+            f"last {inputs.num_prompts - len(windows)} are not used."
+        )
     run = estimate(spec)
     if facts is not None:
         _check_float8(setup.files, facts, problems, host)

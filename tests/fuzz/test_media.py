@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from multitalk_pack.benchmarks.tiny_weights import write_tiny
 from multitalk_pack.pipeline.audio.dialogue import Arrangement, Speech, arrange, mix_soundtrack, plan_turns
 from multitalk_pack.pipeline.audio.waveform import Sound, check, normalize_loudness, to_mono_16k
+from multitalk_pack.pipeline.conditioning.prompts import split_prompts
 from multitalk_pack.pipeline.conditioning.reference_image import BUCKETS, bucket, check_size, fit
 from multitalk_pack.pipeline.conditioning.speakers import Place, draw_places, speaker_masks
 from multitalk_pack.pipeline.config import Resolution
@@ -20,7 +21,7 @@ from multitalk_pack.pipeline.errors import Problems
 from multitalk_pack.pipeline.media.picture import read_image, to_rgb
 from multitalk_pack.pipeline.media.sound import read_sound
 from multitalk_pack.pipeline.media.video import VideoWriter, read_video
-from multitalk_pack.pipeline.models.text_encoder import clean, split_prompts
+from multitalk_pack.pipeline.models.text_encoder import clean
 from multitalk_pack.pipeline.preflight.checks import check_masks, check_voices
 from multitalk_pack.pipeline.weights.build import load_text_encoder
 from PIL import Image

@@ -4,13 +4,12 @@ import logging
 import pytest
 import sentencepiece
 import torch
+from multitalk_pack.pipeline.conditioning.prompts import DEFAULT_NEGATIVE_PROMPT, split_prompts
 from multitalk_pack.pipeline.errors import WeightsError
 from multitalk_pack.pipeline.models.text_encoder import (
-    DEFAULT_NEGATIVE_PROMPT,
     TextEncoder,
     clean,
     encode_ids,
-    split_prompts,
 )
 from multitalk_pack.pipeline.weights.key_maps import rename_text
 from support.golden import Golden

@@ -110,6 +110,17 @@ def test_a_video_to_dub_that_is_shorter_than_the_speech_is_noted(num_source_fram
     assert (note in problems.notes) is is_noted and not problems.errors
 
 
+@pytest.mark.parametrize("num_prompts", [1, 3, 4, 6])
+def test_prompts_for_no_window_are_noted(num_prompts):
+    long = spec(dataclasses.replace(CONFIG, window_frames=81, motion_frames=9))  # 200 frames
+    problems, estimated = checked(long, inputs=RunInputs(num_prompts=num_prompts))
+    left = num_prompts - len(estimated.windows)
+    said = (
+        f"The prompt has {num_prompts} parts, one for each window, and the video has 3: the last {left} are not used."
+    )
+    assert (said in problems.notes) is (left > 0) and len(estimated.windows) == 3
+
+
 def test_sounds_are_counted_in_memory():
     silent, loud = (checked(inputs=RunInputs(sound_bytes=count))[1].ram_bytes for count in (0, 10**9))
     assert loud == silent + 10**9
