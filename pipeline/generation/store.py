@@ -166,7 +166,7 @@ class WindowStore:
             self._is_full = self._total_bytes > self._limit_bytes
             reason = f"{self._total_bytes / GB:.1f} GB are used, {self._limit_bytes / GB:.1f} are allowed"
         except (OSError, SafetensorError, FFmpegError) as error:
-            self._is_full, reason = True, str(error)
+            self._is_full, reason = True, (isinstance(error, OSError) and error.strerror) or str(error)
         if self._is_full:
             logger.warning("No more windows are kept in %s: %s. The run goes on.", self.folder, reason)
 

@@ -4,6 +4,9 @@ import dataclasses
 import os
 import resource
 import signal
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -264,6 +267,45 @@ def test_another_prompt_for_a_later_window_leaves_the_earlier_ones(model, tmp_pa
     third = frames(0, 1, 4, 3)
     assert len(calls) == 2 * run.config().steps * 3, "the third window, and the fourth that goes on from it"
     assert not torch.equal(third, first) and torch.equal(third[:, :13], first[:, :13])
+
+
+@contextmanager
+def without_rights():
+    """This process as a user who owns nothing, where it is root's."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_a_folder_that_may_not_be_written_is_refused_in_a_sentence_and_a_file_too(tmp_path):
+    with tempfile.TemporaryDirectory() as root:  # pytest's own folder lets nobody else pass
+        os.chmod(root, 0o555)
+        with without_rights():
+            with pytest.raises(ConfigError, match=r"runs cannot be used \(Permission denied\).*turn resuming off"):
+                store_of(Path(root) / "runs", "mine")
+            with pytest.raises(ConfigError, match=r"talk\.mp4 cannot be written \(Permission denied\)"):
+                check_video_path(Path(root) / "talk.mp4")
+
+
+def test_a_run_goes_on_when_its_folder_may_no_longer_be_written(caplog):
+    frames = run.random((3, *SHAPE), 1).clamp(-1, 1)
+    with tempfile.TemporaryDirectory() as root:
+        store = store_of(Path(root), "mine")
+        os.chmod(root, 0o555)
+        os.chmod(store.folder, 0o555)
+        with without_rights():
+            finished = store.save(0, frames, 5)
+            assert store.load(0, SHAPE) is None
+        os.chmod(root, 0o755)
+        os.chmod(store.folder, 0o755)
+    assert (
+        finished.frames - frames
+    ).abs().max() <= 1 / 255 + 1e-6 and ": Permission denied. The run goes on." in caplog.text
 
 
 @pytest.mark.parametrize("obstacle", ["a file", "a dangling link"])
