@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import BinaryIO
@@ -72,7 +73,7 @@ def read_levels(path: str | Path) -> Tensor:
 def is_picture(path: str | Path) -> bool:
     """True for a file of a kind that `read_image` takes; an animation counts, as its first picture."""
     try:
-        with open_regular(path, ImageError) as file, Image.open(file, formats=FORMATS):
+        with open_regular(path, ImageError) as file, _open(file):
             return True
     except Image.DecompressionBombError:
         return True
@@ -179,7 +180,9 @@ def _levels(file: BinaryIO, profile: bytes | None = None) -> Tensor:
 def _open(file: BinaryIO) -> ImageFile:
     """The picture's header. Pillow refuses one beyond its own limit, but a JPEG can be read at a part of its size."""
     try:
-        return Image.open(file, formats=FORMATS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # sizes are bounded here, see `_bound_size`
+            return Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:
         file.seek(0)
         if file.read(len(JPEG_START)) != JPEG_START:
