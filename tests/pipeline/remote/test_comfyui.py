@@ -3,13 +3,13 @@
 import json
 import os
 import time
-import wave
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from support.comfy_server import NEEDS_COMFYUI, ComfyServer
 from support.fake_fal import COMPLETED, KEY, FakeFal
+from support.media import hum, write_sound
 from support.remote import until
 
 pytestmark = NEEDS_COMFYUI
@@ -82,9 +82,7 @@ class Place:
         (base / "custom_nodes" / "trial" / "__init__.py").write_text(TRIAL)
         (base / "input").mkdir()
         Image.new("RGB", (32, 32), (90, 80, 70)).save(base / "input" / "face.png")
-        with wave.open(str(base / "input" / "voice.wav"), "wb") as file:
-            file.setparams((1, 2, 8000, 0, "NONE", ""))
-            file.writeframes(bytes(8000 * 2 * 7))
+        write_sound(base / "input" / "voice.wav", hum(7, 8000, 1), "pcm_s16le", "mono")
 
     def start(self, *options: str) -> ComfyServer:
         if self.server:
@@ -152,6 +150,12 @@ def status(history: dict) -> str:
     return [name for name, _ in history["status"]["messages"]][-1]
 
 
+def refusal(place: Place, prompt: dict) -> str:
+    """The message of a run that ends with one."""
+    messages = dict(place.server.wait(place.server.queue(prompt))["status"]["messages"])
+    return messages["execution_error"]["exception_message"]
+
+
 def running(place: Place, num_jobs: int = 1) -> None:
     """Waits until so many jobs have been looked at."""
     until(lambda: len({call.path for call in place.fal.calls(STATUS)}) == num_jobs, 30)
@@ -163,11 +167,7 @@ def test_the_schema_asks_for_no_key_and_keeps_the_seed(place):
     assert not [name for name in inputs if any(word in name.lower() for word in ("key", "token", "secret", "password"))]
     assert node["input"].get("hidden", {}).keys() <= {"unique_id"} and not node["api_node"] and not node["output_node"]
     assert inputs["seed"][1]["control_after_generate"] is False
-    assert (inputs["num_frames"][1]["min"], inputs["num_frames"][1]["max"], inputs["num_frames"][1]["step"]) == (
-        41,
-        241,
-        4,
-    )
+    assert [inputs["num_frames"][1][name] for name in ("min", "max", "step")] == [41, 721, 4]
     assert node["output_name"] == ["video", "seed", "request_id", "info"]
 
 
@@ -273,10 +273,9 @@ def test_a_video_is_collected_by_its_id(place):
     assert len(place.fal.submits) == 1
 
 
-def test_bad_inputs_are_told_before_anything_runs(place):
-    for changes, message in (({"prompt": " "}, "prompt is empty"), ({"num_frames": 300}, "241")):
-        with pytest.raises(ValueError, match=message):
-            place.server.queue(graph(12, **changes))
+def test_bad_inputs_are_told_before_anything_is_sent(place):
+    for changes, message in (({"prompt": " "}, "prompt is empty"), ({"num_frames": 301}, "241")):
+        assert message in refusal(place, graph(12, **changes))
     assert place.fal.log == []
 
 
@@ -321,7 +320,6 @@ def test_control_c_right_after_an_interrupt_still_cancels(place):
 
 
 def test_without_api_nodes_nothing_is_bought(place):
-    server = place.start("--disable-api-nodes")
-    with pytest.raises(ValueError, match="--disable-api-nodes"):
-        server.queue(graph(16))
+    place.start("--disable-api-nodes")
+    assert "--disable-api-nodes" in refusal(place, graph(16))
     assert place.fal.log == []
