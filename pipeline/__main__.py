@@ -36,6 +36,8 @@ from .remote.endpoints import ENDPOINTS
 from .request import Request
 from .weights.handles import Precision
 
+# As it was called: by the name that an installation gives it, or as a module.
+PROGRAM = "multitalk" if Path(sys.argv[0]).stem == "multitalk" else "python -m pipeline"
 SILENT = "silent"  # instead of a file of sound
 ASSETS = Path(__file__).parents[1] / "demo" / "assets"
 PROMPT = "A person is talking to the camera."
@@ -119,7 +121,7 @@ def make_request(args: argparse.Namespace, problems: Problems) -> Request:
 
 @cache
 def _parser(exit_on_error: bool = True) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__, exit_on_error=exit_on_error)
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, exit_on_error=exit_on_error)
     _add_media(parser.add_argument_group("picture, voices, prompt"))
     _add_video(parser.add_argument_group("video"))
     _add_sampling(parser.add_argument_group("sampling (what is left out is the model's own)"))

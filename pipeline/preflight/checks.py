@@ -349,7 +349,7 @@ def _with_seconds(run: RunEstimate, spec: RunSpec, timings: Path | None, host: H
     if timings is None:
         return run
     seconds = Timings(timings).seconds(_run_kind(run, spec, host), run.size.num_tokens)
-    return run if seconds is None else replace(run, seconds=seconds * run.forwards)
+    return replace(run, is_timed=True, seconds=None if seconds is None else seconds * run.forwards)
 
 
 def _run_kind(run: RunEstimate, spec: RunSpec, host: Host) -> str:

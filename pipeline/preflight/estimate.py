@@ -28,6 +28,7 @@ class RunEstimate:
         free_bytes: of the device.
         ram_bytes: of the machine's memory, beside what the device holds.
         free_ram_bytes: of it.
+        is_timed: it is measured, and the next of its kind then has `seconds`.
         seconds: None where no such run was measured here.
     """
 
@@ -41,6 +42,7 @@ class RunEstimate:
     free_bytes: int = 0
     ram_bytes: int = 0
     free_ram_bytes: int = 0
+    is_timed: bool = False
     seconds: float | None = None
 
     @property
@@ -62,9 +64,9 @@ class RunEstimate:
 
     def describe(self) -> str:
         """A line for each quantity."""
-        duration = (
-            "not measured on this machine yet" if self.seconds is None else f"about {format_duration(self.seconds)}"
-        )
+        duration = "time: not measured on this machine yet" if self.is_timed else ""
+        if self.seconds is not None:
+            duration = f"time: about {format_duration(self.seconds)}"
         disk = f"disk: up to {_gb(self.disk_bytes)} until the video is written" if self.disk_bytes else ""
         memory = "" if self.placement is None else f"memory: {self.placement.describe()} of {_gb(self.free_bytes)} free"
         lines = (
@@ -73,7 +75,7 @@ class RunEstimate:
                 f"({self.frames / 25:.1f} s) of {self.width}x{self.height}"
             ),
             f"forwards: at most {self.forwards}, {self.size.num_tokens} tokens each",
-            f"time: {duration}",
+            duration,
             memory,
             f"RAM: about {_gb(self.ram_bytes)} of {_gb(self.free_ram_bytes)} free",
             disk,

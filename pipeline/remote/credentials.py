@@ -57,8 +57,8 @@ def find_key(private: Path, environ: Mapping[str, str] = os.environ) -> Key:
     path = private / KEY_FILE
     if not os.path.lexists(path):
         raise RemoteError(
-            f"No key for fal was found. Set the environment variable FAL_KEY before ComfyUI starts, or write the key "
-            f"into {path} and run: chmod 600 {path}. Take a key of API scope from fal.ai/dashboard/keys."
+            f"No key for fal was found. Set the environment variable FAL_KEY, for ComfyUI before it starts, or write "
+            f"the key into {path} and run: chmod 600 {path}. Take a key of API scope from fal.ai/dashboard/keys."
         )
     return _check(_read_private(path), f"the file {path}")
 

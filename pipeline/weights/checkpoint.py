@@ -95,7 +95,9 @@ def open_file(path: Path) -> Source:
         return _read_safetensors(path)
     if start.startswith(b"PK") or start[:1] == b"\x80":
         return read_pytorch(path)
-    raise WeightsError(f"{path.name} is no weights file: it is neither safetensors, GGUF nor a PyTorch file.")
+    raise WeightsError(
+        f"{path.name} is no weights file: it is neither safetensors, GGUF nor a PyTorch file; choose one of these."
+    )
 
 
 def _read_safetensors(path: Path) -> Source:
