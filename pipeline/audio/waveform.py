@@ -128,7 +128,7 @@ def within_full_scale(sound: Sound, name: str) -> Sound:
 
 def resample(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """`... n` to another rate, `ceil(n to_hz / from_hz)` samples, by soxr's high quality."""
-    if from_hz == to_hz:
+    if from_hz == to_hz or not samples.shape[-1]:
         return samples
     channels = samples.reshape(-1, samples.shape[-1])
     num_channels, num_samples = channels.shape

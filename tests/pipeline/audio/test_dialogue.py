@@ -108,5 +108,12 @@ def test_a_mix_is_turned_down_rather_than_clipped():
     assert track.samples.max() == 1
 
 
+def test_a_voice_that_starts_after_the_videos_end_is_left_out_whatever_its_rate():
+    first, late = hum(2, 48000, 1), hum(2, 44100, 1)
+    track = mix_soundtrack([Speech(first), Speech(late)], IN_TURN, 25)
+    assert torch.equal(track.samples, first.samples[:, :48000])
+    assert not arrange([Speech(first), Speech(late)], IN_TURN, max_duration_s=1.0)[1].any()
+
+
 def test_silent_speakers_have_no_soundtrack():
     assert mix_soundtrack([Speech(None)], TOGETHER, num_frames=25) is None
