@@ -44,7 +44,7 @@ class MultiTalkFal(io.ComfyNode):
             node_id="MultiTalkFal",
             display_name="MultiTalk on fal",
             category="MultiTalk",
-            description="Has fal make the video from a portrait, a voice and a prompt, for $0.02 to $0.25 a second. "
+            description="Has fal make the video from a portrait, a voice and a prompt, for $0.02 to $0.50 a second. "
             "The key comes from the environment variable FAL_KEY or a private file, never from the workflow.",
             inputs=[
                 io.Image.Input(

@@ -22,6 +22,7 @@ from ..pipeline.host import format_duration
 from ..pipeline.memory.placement import GB
 from ..pipeline.model_files import ModelFiles
 from ..pipeline.multitalk_pipeline import MultiTalkPipeline
+from ..pipeline.parallel.split import Split
 from ..pipeline.preflight.checks import RunInputs, RunSetup, check_run, describe
 from ..pipeline.preflight.estimate import RunEstimate
 from ..pipeline.weights.handles import TransformerFiles
@@ -198,7 +199,14 @@ def run_setup(model: TransformerFiles, options: SamplerOptions, keep_frames: boo
     files = ModelFiles(base=model.base, adapter=model.adapter, loras=model.loras)
     runs = folders.runs_directory()
     return RunSetup(
-        files, model.dtype, model.memory, runs if options.resume else None, timings=runs, keeps_frames=keep_frames
+        files,
+        model.dtype,
+        model.memory,
+        runs if options.resume else None,
+        timings=runs,
+        keeps_frames=keep_frames,
+        num_devices=1 if options.ranks is None else len(options.ranks.devices),
+        split=Split.AUTO if options.ranks is None else options.ranks.split,
     )
 
 

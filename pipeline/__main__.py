@@ -149,13 +149,13 @@ def _add_media(group: argparse._ArgumentGroup) -> None:
         help="a speaker's place in percent of the image; once for each",
     )  # fmt: skip
     add("--soundtrack", type=Path, help="the video's sound, if not the voices: the mix they were separated from")
-    add("--prompt", default=PROMPT, help="| parts prompts for the windows")
+    add("--prompt", default=PROMPT, help="for a long video one for each window, parted by |")
     add("--negative-prompt", default="", help="empty takes the published one")
 
 
 def _add_video(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--output", type=Path, default=Path("output/multitalk.mp4"))
+    add("--output", type=Path, default=Path("output/multitalk.mp4"), help="the video, replaced where it exists")
     add("--num-frames", type=int, default=0, help="25 a second; 0, the default, is as long as the speech")
     add("--fps", type=_rate, default=GenerationConfig.fps, help="frames a second of the file, such as 24 or 30000/1001")
     add("--resolution", choices=_words(Resolution), default=GenerationConfig.resolution.value)

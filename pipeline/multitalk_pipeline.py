@@ -277,7 +277,16 @@ class MultiTalkPipeline:
         num_boxes = sum(voice.box is not None for voice in request.voices)
         num_speakers, num_places = count_speakers(len(request.voices), num_boxes)
         spec = make_run_spec(config, self.model.recipe, size, num_frames, max(1, num_speakers))
-        setup = RunSetup(self.files, self.model.dtype, self.model.memory, resume_folder, resume_folder, output)
+        setup = RunSetup(
+            self.files,
+            self.model.dtype,
+            self.model.memory,
+            store=resume_folder,
+            timings=resume_folder,
+            output=output,
+            num_devices=1 if self.ranks is None else len(self.ranks.devices),
+            split=Split.AUTO if self.ranks is None else self.ranks.split,
+        )
         inputs = RunInputs(
             num_places=num_places,
             num_source_frames=1 if media.frames is None else len(media.frames),

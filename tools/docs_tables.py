@@ -161,7 +161,7 @@ def cards() -> str:
 
 
 def _fit(spec: RunSpec, footprint: Footprint, free: int) -> str:
-    problems, facts = Problems(), TransformerFacts(footprint, (12, 768), 4096, 1280)
+    problems, facts = Problems(), TransformerFacts(footprint, 40, (12, 768), 4096, 1280)
     run = with_memory(estimate_run(spec), spec, facts, MemoryConfig(), problems, CardHost(free))
     if problems.errors:
         _, _, cure = str(problems.errors[0]).partition(" are free. ")

@@ -53,12 +53,15 @@ def check_size(height: int, width: int) -> tuple[int, int]:
     Raises:
         ConfigError: a side is no multiple of 16, or above 4096.
     """
-    for name, side in (("height", height), ("width", width)):
+    faults = []
+    for name, side in (("width", width), ("height", height)):
         if side > LARGEST_SIDE:
-            raise ConfigError(f"{name} must be at most {LARGEST_SIDE}, got {side}. 960x960 is 720p's square.")
-        if side < TOKEN_PIXELS or side % TOKEN_PIXELS:
+            faults.append(f"{name} must be at most {LARGEST_SIDE}, got {side}. 960x960 is 720p's square.")
+        elif side < TOKEN_PIXELS or side % TOKEN_PIXELS:
             nearest = max(1, round(side / TOKEN_PIXELS)) * TOKEN_PIXELS
-            raise ConfigError(f"{name} must be a multiple of {TOKEN_PIXELS}, got {side}. The nearest is {nearest}.")
+            faults.append(f"{name} must be a multiple of {TOKEN_PIXELS}, got {side}. The nearest is {nearest}.")
+    if faults:
+        raise ConfigError(" ".join(faults))
     return height, width
 
 

@@ -32,6 +32,7 @@ from ..host import Host
 from ..media.video import check_video_path
 from ..memory.placement import GB, MemoryConfig, MemoryLimit, Placement, plan_placement
 from ..model_files import ModelFiles
+from ..parallel.split import Split, choose_layout
 from ..shapes import FPS, LatentSize
 from ..weights.fit import TransformerFacts, check_weights, few_step_lora
 from ..weights.quantization import decodes_float8
@@ -59,6 +60,8 @@ class RunSetup:
         timings: the folder that remembers how long runs took; None measures nothing.
         output: the file to write.
         keeps_frames: whether all frames are kept in memory too.
+        num_devices: that share the work.
+        split: the part of it that each takes.
     """
 
     files: ModelFiles = ModelFiles()
@@ -68,6 +71,8 @@ class RunSetup:
     timings: Path | None = None
     output: Path | None = None
     keeps_frames: bool = False
+    num_devices: int = 1
+    split: Split = Split.AUTO
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,9 @@ def check_run(spec: RunSpec, inputs: RunInputs, setup: RunSetup, problems: Probl
         )
     run = estimate(spec)
     if facts is not None:
+        if setup.num_devices > 1:
+            sizes = len(spec.new_guidance().passes), facts.num_heads, run.size.tokens_per_frame
+            problems.attempt("devices", choose_layout, setup.split, setup.num_devices, *sizes)
         _check_float8(setup.files, facts, problems, host)
         run = with_memory(run, spec, facts, setup.memory, problems, host)
         run = _with_seconds(run, spec, setup.timings, host)
@@ -167,6 +175,12 @@ def check_masks(
     masks = problems.attempt("speakers", speaker_masks, places, image_hw, target)
     if masks is None:
         return None
+    for number, place in enumerate(places, start=1):
+        if place.percent and place.box is not None and not all(0 <= edge <= 100 for edge in place.box):
+            problems.note(
+                f"The box of speaker {number} goes beyond the picture and is cut at its edge: boxes are in percent, 0 "
+                f"to 100, got {place.box}."
+            )
     for (first, a), (second, b) in combinations(enumerate(masks[:-1], start=1), 2):
         share = float((a * b).sum() / min(a.sum(), b.sum()))
         if share > SAME_PLACE:

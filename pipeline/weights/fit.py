@@ -67,6 +67,7 @@ class TransformerFacts:
     """The transformer's sizes, from the headers of its files.
 
     Attributes:
+        num_heads: of the attention.
         audio_features: layers and channels of the speech features that it takes.
         text_dim: channels of a prompt token.
         image_dim: channels of an image token.
@@ -74,6 +75,7 @@ class TransformerFacts:
     """
 
     footprint: Footprint
+    num_heads: int
     audio_features: tuple[int, int]
     text_dim: int
     image_dim: int
@@ -142,6 +144,7 @@ def _facts(
         config = transformer_config({name: weight.shape for name, weight in weights.items()}, sources)
         return TransformerFacts(
             Footprint(len(blocks), block_bytes, outer, weights["patch_embedding.weight"].shape[0]),
+            config["num_attention_heads"],
             config["audio_features"],
             config["text_dim"],
             config["image_dim"],

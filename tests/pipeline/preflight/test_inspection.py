@@ -121,6 +121,19 @@ def test_prompts_for_no_window_are_noted(num_prompts):
     assert (said in problems.notes) is (left > 0) and len(estimated.windows) == 3
 
 
+def test_more_devices_than_can_share_a_forward_are_told(files, no_tensor_is_read):
+    assert not checked(files=weights(files))[0].errors
+    problems, _ = checked(files=weights(files), num_devices=50)
+    assert_matches(r"devices: 50 devices are too many: \d+ attention heads", problems.errors[0])
+
+
+def test_both_sides_of_a_size_are_told_at_once():
+    problems, _ = checked(spec(size=(100, 200)))
+    assert_matches(
+        r"size: width .* got 200. The nearest is 192. height .* got 100. The nearest is 96.", problems.errors[0]
+    )
+
+
 def test_sounds_are_counted_in_memory():
     silent, loud = (checked(inputs=RunInputs(sound_bytes=count))[1].ram_bytes for count in (0, 10**9))
     assert loud == silent + 10**9
